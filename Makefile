@@ -1,0 +1,65 @@
+# Everything a fresh machine with Python 3.11 or newer needs:
+#     make run     set up .venv and train FedEM on the embedded data set (ARGS="..." is passed to `fedem run`)
+#     make test    set up .venv with the developers' tools and run the tests (ARGS="..." is passed to pytest)
+# Set-up happens once; it is repeated when pyproject.toml or constraints.txt change.
+
+.DEFAULT_GOAL := help
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# A candidate must run, be new enough and be able to make environments. The version of the pins comes first.
+PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
+PYTHON_CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+# No usage reports are sent from runs and tests started here.
+export FLWR_TELEMETRY_ENABLED := 0
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help run test lint format typecheck ci clean
+
+help:
+	@echo "make run | test | lint | format | typecheck | ci | clean"
+
+run: $(VENV)/.installed
+	@$(BIN)/fedem run $(ARGS)
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+typecheck: $(VENV)/.installed-dev
+	@$(BIN)/mypy
+
+ci:
+	@.ci/run
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis fedem_flwr.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@for candidate in $(PYTHONS); do \
+	    if $$candidate -c '$(PYTHON_CHECK)' >/dev/null 2>&1; then \
+	        echo "setting up $(VENV) with $$($$candidate --version) (once; a few minutes)"; \
+	        exec $$candidate -m venv $(VENV); \
+	    fi; \
+	done; \
+	echo "error: no Python 3.11 or newer with the venv module found; install one, or name it: make PYTHON=/path/to/python3" >&2; \
+	exit 1
+
+# The interpreter is an order-only prerequisite: its date, that of the system's Python, says nothing about the set-up.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,128 @@
+"""The client of FedEM and FedMF: a cohort of k >= 1 users behind Flower's NumPyClient.
+
+Private: user embeddings p, own item tables Q, adapters Θ, merging weights ρ, interactions and evaluation targets. Up: the tables
+of the uploaders, or the cohort's row sums, with counts and metric sums. Down: one table a user, or one for all.
+
+Everything of a round is one message: what was downloaded is evaluated on receipt (that is the previous round's model), then the
+participants train.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from flwr.client import NumPyClient
+
+from fedem_flwr.evaluation.cohort import evaluate_cohort
+from fedem_flwr.runtime.node import NodeHost, as_tensor
+from fedem_flwr.training.cohort import Cohort, TrainResult
+from fedem_flwr.training.merge import GlobalTables
+
+Scalar = bool | bytes | float | int | str
+Arrays = list[np.ndarray]
+
+
+class CohortClient(NumPyClient):
+    """Hosts the users of one node.
+
+    Args:
+        host: where the node's data and state are.
+        node: the node's number.
+
+    Attributes:
+        DOWNLOAD: names and order of the arrays that `fit` and `evaluate` take: `participants` (p,) users to train, `uploaders`
+            (a,) those of them whose table goes up, `receivers` (r,) the users that `tables` (r, m, d) are for; one table
+            without receivers is for everybody.
+        UPLOADS: names of the arrays that `fit` returns, for each kind of upload that a strategy may ask for.
+    """
+
+    DOWNLOAD: ClassVar[tuple[str, ...]] = ("participants", "uploaders", "receivers", "tables")
+    UPLOADS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "tables": ("users", "tables"),
+        "average": ("table", "weight"),
+        "rows": ("rows", "counts"),
+    }
+
+    def __init__(self, host: NodeHost, node: int) -> None:
+        self.host, self.node = host, node
+        self.users = host.users(node)
+
+    def upload_names(self, config: dict[str, Scalar]) -> tuple[str, ...]:
+        """Names of the arrays that `fit` returns under this configuration."""
+        return self.UPLOADS[str(config["upload"])]
+
+    def introduce(self) -> dict[str, np.ndarray]:
+        """What the server must know before the first round: who lives here, and how much data each has.
+
+        Returns:
+            `users` (k,) and `samples` (k,), the counts behind the weights p_v of Eq. 13.
+        """
+        offsets = self.host.split.train_offsets
+        counts = np.asarray(offsets[self.users + 1]) - np.asarray(offsets[self.users])
+        return {"users": self.users, "samples": counts}
+
+    def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
+        """Evaluate what was received, train the participants, keep the state, and return what the method uploads."""
+        round_ = int(config["server-round"])
+        cohort = self.host.cohort(self.node, round_ - 1)
+        participants, uploaders, receivers, tables = parameters
+        downloaded = self.downloaded(receivers, tables)
+        metrics: dict[str, Scalar] = {}
+        if config.get("evaluate"):
+            metrics |= evaluate_cohort(cohort, self.host.split, downloaded)
+        upload_kind = str(config["upload"])
+        result = cohort.train(self._local(participants), downloaded, round_, sums=upload_kind != "tables")
+        upload = self.pack(upload_kind, cohort, result, uploaders)
+        self.keep(round_, cohort, config)
+        samples = int(result.samples.sum())
+        metrics["loss-total"] = float((result.loss.double() * result.samples).sum())
+        return upload, samples, metrics
+
+    def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate all users with what was received; only sums are returned."""
+        cohort = self.host.cohort(self.node, int(config["server-round"]))
+        _, _, receivers, tables = parameters
+        edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
+        metrics = evaluate_cohort(cohort, self.host.split, self.downloaded(receivers, tables), edges)
+        return 0.0, len(self.users), metrics
+
+    def keep(self, round_: int, cohort: Cohort, config: dict[str, Scalar]) -> None:
+        """Store the state after a round."""
+        durable, keep_from = bool(config.get("persist")), int(config.get("keep-from", 0))
+        self.host.keep(self.node, round_, cohort, durable=durable, keep_from=keep_from)
+
+    def downloaded(self, receivers: np.ndarray, tables: np.ndarray) -> GlobalTables | None:
+        """The tables of a message, with who they are for."""
+        if not len(tables):
+            return None
+        device = self.host.device()
+        if not len(receivers):
+            slot = torch.zeros(len(self.users), dtype=torch.int64, device=device)
+        else:
+            slot = torch.full((len(self.users),), -1, dtype=torch.int64, device=device)
+            slot[self._local(receivers)] = torch.arange(len(receivers), device=device)
+        return GlobalTables(as_tensor(tables, device), slot)
+
+    def pack(self, upload: str, cohort: Cohort, result: TrainResult, uploaders: np.ndarray) -> Arrays:
+        """The arrays that go up, in the order of `UPLOADS[upload]`."""
+        table = cohort.state.table
+        if upload == "tables":
+            if table is None:
+                raise ValueError("this method keeps no own tables to upload")
+            everyone = len(uploaders) == len(self.users)
+            chosen = table if everyone else table[self._local(uploaders)]
+            return [uploaders, chosen.cpu().numpy()]
+        sums = result.sums
+        if sums is None:
+            raise ValueError(f"no sums were collected for the upload '{upload}'")
+        first, second = (sums.mean_table(), sums.weight) if upload == "average" else (sums.touched, sums.count)
+        return [first.float().cpu().numpy(), second.float().reshape(-1).cpu().numpy()]
+
+    def _local(self, users: np.ndarray) -> torch.Tensor:
+        """Positions of users in this cohort."""
+        position = users - self.users[0]
+        if len(users) and (position.min() < 0 or position.max() >= len(self.users)):
+            raise ValueError(f"node {self.node} was asked for a user that it does not host")
+        return as_tensor(position.astype(np.int64), self.host.device())

@@ -1,0 +1,43 @@
+"""The client for stock Flower strategies (FedAvg, FedMedian, ...): one item table down, one item table up.
+
+Private: user embeddings p, interactions and evaluation targets. Up: the cohort's mean trained table, `num-examples` = samples. Down: the
+global table, which replaces the own one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from clients.cohort import Arrays, CohortClient, Scalar
+from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
+
+_NOBODY = np.empty(0, dtype=np.int64)
+
+
+class TableClient(CohortClient):
+    """Hosts the users of one node for a strategy that knows one global model."""
+
+    DOWNLOAD: ClassVar[tuple[str, ...]] = ("item_table",)
+
+    def upload_names(self, config: dict[str, Scalar]) -> tuple[str, ...]:
+        """The global model's only array."""
+        return self.DOWNLOAD
+
+    def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
+        """Train every user from the downloaded table; return the mean table and the samples behind it."""
+        round_ = int(config["server-round"])
+        cohort = self.host.cohort(self.node, round_ - 1)
+        tables = self.downloaded(_NOBODY, parameters[0][None])
+        result = cohort.train(self._local(self.users), tables, round_, sums=True)
+        self.keep(round_, cohort, config)
+        samples = int(result.samples.sum())
+        loss = float((result.loss.double() * result.samples).sum()) / max(1, samples)
+        return [self.pack("average", cohort, result, self.users)[0]], samples, {"train-loss": loss}
+
+    def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
+        """Means over this node's users; the strategy weights them by `num-examples`, here the number of users."""
+        cohort = self.host.cohort(self.node, int(config["server-round"]))
+        sums = evaluate_cohort(cohort, self.host.split, self.downloaded(_NOBODY, parameters[0][None]))
+        return 0.0, len(self.users), dict(means_of(sums))

@@ -1,0 +1,16 @@
+"""FedEM (elastic merging) and its comparison methods as a federated recommender on Flower.
+
+Dimensions, used in every docstring and shape comment:
+
+    k  users of a cohort (the leading client axis)
+    n  users of a run
+    m  items of the catalogue
+    d  embedding width
+    b  samples of a batch
+    s  samples of a user in one round (positives and drawn negatives)
+    t  touched rows: the items of a user that occur in a round's samples
+
+A table is ``(m, d)``; tables of a cohort are stacked as ``(k, m, d)``.
+"""
+
+__version__ = "0.1.0"

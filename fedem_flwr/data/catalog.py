@@ -1,0 +1,184 @@
+"""Find, fetch, verify and load data sets by name, or any delimited file by path."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from fedem_flwr.data.download import Progress, checksum_mismatch, download, extract_member, file_sha256
+from fedem_flwr.data.interactions import Interactions
+from fedem_flwr.data.known import KNOWN_DATASETS, KnownDataset, dataset_entry
+from fedem_flwr.data.loader import Columns, read_interactions
+from fedem_flwr.data.synthetic import SyntheticConfig, synthetic_interactions
+from fedem_flwr.errors import InputError, suggest
+
+SYNTHETIC: Final = "synthetic"
+_LOCAL_FILE: Final = "ratings.dat"
+_SOURCE_FILE: Final = "source.json"
+_log = logging.getLogger(__name__)
+
+Status = Literal["ok", "differs", "unverified"]
+
+
+@dataclass(frozen=True)
+class FoundDataset:
+    """A known data set's file on disk.
+
+    Attributes:
+        entry: its catalogue entry.
+        path: the rating file.
+        columns: that file's layout.
+        sha256: its checksum, in hex.
+        status: "ok" (a known checksum), "unverified" (as downloaded, none published) or "differs".
+        warning: one line for the user where the status is not "ok".
+    """
+
+    entry: KnownDataset
+    path: Path
+    columns: Columns
+    sha256: str
+    status: Status
+    warning: str | None
+
+
+def cache_dir() -> Path:
+    """Where downloads go: ``$XDG_CACHE_HOME/fedem-flwr/data``, by default under ``~/.cache``."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "fedem-flwr" / "data"
+
+
+def find_dataset(
+    name: str, data_dir: Path | None = None, *, fetch: bool = True, progress: Progress | None = None
+) -> FoundDataset:
+    """Look for a known data set in `data_dir`, `$FEDEM_DATA` and the cache, then download it into the cache.
+
+    Raises:
+        InputError: unknown name, no such `data_dir`, or a set that is nowhere and cannot be fetched.
+    """
+    entry = dataset_entry(name)
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"data folder {data_dir} does not exist; create it or name another")
+    from_environment = os.environ.get("FEDEM_DATA")
+    folders = [data_dir, Path(from_environment) if from_environment else None, cache_dir()]
+    for folder in folders:
+        found = None if folder is None else _in_folder(entry, folder)
+        if found is not None:
+            return found
+    if not fetch:
+        looked = ", ".join(str(folder) for folder in folders if folder is not None)
+        raise InputError(
+            f"data set {name} not found in {looked}; fetch it, or put it at <folder>/{name}/{_LOCAL_FILE}"
+        )
+    return fetch_dataset(name, progress=progress)
+
+
+def fetch_dataset(name: str, folder: Path | None = None, *, progress: Progress | None = None) -> FoundDataset:
+    """Download a known data set's archive into `folder` (the cache by default) and unpack its rating file.
+
+    Raises:
+        InputError: no network, a wrong checksum, or a bad archive; the message says how to fetch it by hand.
+    """
+    entry = dataset_entry(name)
+    home = (folder or cache_dir()) / name
+    url, archive_sha256 = _download_first(entry, home / _archive_name(entry), progress)
+    archive = home / _archive_name(entry)
+    path = extract_member(archive, entry.member, home)
+    archive.unlink()
+    source = {
+        "url": url,
+        "archive_sha256": archive_sha256,
+        "published_checksum": entry.archive_checksum,
+        "member": entry.member,
+        "sha256": file_sha256(path),
+    }
+    (home / _SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    return _inspect(entry, path, entry.member_columns)
+
+
+def _archive_name(entry: KnownDataset) -> str:
+    return entry.urls[0].rsplit("/", 1)[-1]
+
+
+def _download_first(entry: KnownDataset, target: Path, progress: Progress | None) -> tuple[str, str]:
+    """The first address that works, and the sha256 of what it gave."""
+    *mirrors, last = entry.urls
+    for url in mirrors:
+        try:
+            return url, download(url, target, checksum=entry.archive_checksum, progress=progress)
+        except InputError as error:
+            _log.warning("%s; trying the next address", error)
+    return last, download(last, target, checksum=entry.archive_checksum, progress=progress)
+
+
+def _in_folder(entry: KnownDataset, folder: Path) -> FoundDataset | None:
+    member_file = entry.member.rsplit("/", 1)[-1]
+    for file, columns in ((_LOCAL_FILE, entry.local_columns), (member_file, entry.member_columns)):
+        path = folder / entry.name / file
+        if path.is_file():
+            return _inspect(entry, path, columns)
+    return None
+
+
+def _inspect(entry: KnownDataset, path: Path, columns: Columns) -> FoundDataset:
+    """Compare a file with the known checksums, then with what was recorded when it was downloaded."""
+    sha256 = file_sha256(path)
+    status: Status = "differs"
+    warning: str | None = (
+        f"{path} is not a known copy of {entry.name} (sha256 {sha256}): its figures may differ"
+    )
+    if any(checksum_mismatch(path, known) is None for known in entry.known_checksums):
+        status, warning = "ok", None
+    elif _recorded_sha256(path.with_name(_SOURCE_FILE)) == sha256:
+        status, warning = "ok", None
+        if entry.archive_checksum is None:
+            status = "unverified"
+            warning = f"{entry.name} has no published checksum to verify {path} with; its sha256 is {sha256}"
+    return FoundDataset(entry, path, columns, sha256, status, warning)
+
+
+def _recorded_sha256(source: Path) -> str | None:
+    try:
+        recorded = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # no or unreadable record: nothing vouches for the file
+    return str(recorded.get("sha256")) if isinstance(recorded, dict) else None
+
+
+def load_dataset(
+    name_or_path: str,
+    data_dir: Path | None = None,
+    *,
+    columns: Columns | None = None,
+    seed: int = 0,
+    synthetic: SyntheticConfig | None = None,
+) -> Interactions:
+    """Load "synthetic", a known data set by name, or any delimited file by path.
+
+    Args:
+        name_or_path: a name in `KNOWN_DATASETS`, "synthetic", or a path.
+        data_dir: where known data sets are looked for first.
+        columns: layout of the file, where detection is not wanted.
+        seed: of the synthetic data set.
+        synthetic: its configuration; the default one where None.
+
+    Raises:
+        InputError: neither a name nor a file, or a file that cannot be read.
+    """
+    if name_or_path == SYNTHETIC:
+        return synthetic_interactions(synthetic or SyntheticConfig(), seed)
+    if name_or_path in KNOWN_DATASETS:
+        found = find_dataset(name_or_path, data_dir)
+        if found.warning is not None:
+            _log.warning("%s", found.warning)
+        return read_interactions(found.path, columns or found.columns, name=name_or_path)
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        names = [*KNOWN_DATASETS, SYNTHETIC]
+        raise InputError(
+            f"'{name_or_path}' is neither a known data set nor a file{suggest(name_or_path, names)}"
+        )
+    return read_interactions(path, columns)

@@ -1,0 +1,23 @@
+"""Errors whose message is meant for a person: one line that says what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedemError(Exception):
+    """A failure that the program foresaw; shown as one line, never as a traceback."""
+
+
+class InputError(FedemError):
+    """Bad input: a file, an option or a configuration value. The command line exits with code 2."""
+
+
+def suggest(name: str, valid: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest valid name, or the list of valid names if none is near."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; valid: {', '.join(names)}" if names else ""

@@ -1,0 +1,33 @@
+"""Ranking metrics and the controls that every result is measured against."""
+
+from fedem_flwr.evaluation.controls import (
+    Control,
+    cached_controls,
+    compute_controls,
+    evaluate_scorer,
+    headline,
+)
+from fedem_flwr.evaluation.ranking import (
+    CUTOFFS,
+    METRICS,
+    MetricSums,
+    Part,
+    evaluate_scores,
+    full_ranks,
+    sampled_ranks,
+)
+
+__all__ = [
+    "CUTOFFS",
+    "METRICS",
+    "Control",
+    "MetricSums",
+    "Part",
+    "cached_controls",
+    "compute_controls",
+    "evaluate_scorer",
+    "evaluate_scores",
+    "full_ranks",
+    "headline",
+    "sampled_ranks",
+]

@@ -1,0 +1,108 @@
+"""Evaluation on the client: users are scored with the tables they hold, and only sums leave.
+
+A cohort's result is a flat mapping of sums, `PART/LIST/METRIC` with PART in validation, test and LIST in full (the whole catalogue),
+sampled99; plus `users`, `nonfinite`, and sums about ρ. Sums of cohorts add up, whatever the partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedem_flwr.evaluation.ranking import METRICS, evaluate_scores
+from fedem_flwr.models.mf import scores
+from fedem_flwr.protocol.splits import Split
+from fedem_flwr.training.cohort import Cohort, RhoSums
+from fedem_flwr.training.merge import GlobalTables
+
+Sums = dict[str, float]
+PARTS = ("validation", "test")
+LISTS = ("full", "sampled99")
+
+
+def evaluate_cohort(
+    cohort: Cohort, split: Split, tables: GlobalTables | None, group_edges: Sequence[float] = ()
+) -> Sums:
+    """Rank every user's validation and test item with the merged tables.
+
+    Args:
+        cohort: the users and their state.
+        split: where their held-out items and evaluation negatives are.
+        tables: what they downloaded, or None.
+        group_edges: numbers of training interactions that separate groups; with them, each group's sums are returned too, as
+            `group-0/...`, in ascending order of activity.
+    """
+    sums: Sums = {"users": 0.0}
+    rho = RhoSums()
+    everyone = torch.arange(len(cohort.histories.users), device=cohort.state.user.device)
+    activity = cohort.histories.counts().cpu().numpy()
+    for part in cohort.merge_blocks(everyone):
+        logits = scores(cohort.state.user[part], cohort.merged(part, tables, rho)).cpu()  # (k', m)
+        users = cohort.histories.users[part].cpu().numpy()
+        add_sums(sums, _ranked(split, users, logits))
+        if group_edges:
+            group = np.searchsorted(np.asarray(group_edges), activity[part.cpu().numpy()], side="left")
+            for g in np.unique(group):
+                members = np.flatnonzero(group == g)
+                inside = _ranked(split, users[members], logits[torch.from_numpy(members)])
+                add_sums(sums, {f"group-{g}/{key}": value for key, value in inside.items()})
+                add_sums(
+                    sums, {f"group-{g}/interactions": float(activity[part.cpu().numpy()][members].sum())}
+                )
+    if rho.count:
+        add_sums(sums, {"rho/total": rho.total, "rho/squares": rho.squares, "rho/count": float(rho.count)})
+        add_sums(sums, {f"rho/bin-{b:02d}": float(count) for b, count in enumerate(rho.histogram.tolist())})
+    return sums
+
+
+def _ranked(split: Split, users: np.ndarray, logits: torch.Tensor) -> Sums:
+    out: Sums = {"users": float(len(users)), "nonfinite": 0.0}
+    for part in PARTS:
+        for name, metrics in evaluate_scores(split, users, logits, which=part).items():
+            out["nonfinite"] += metrics.nonfinite if name == "full" else 0
+            out |= {f"{part}/{name}/{key}": value for key, value in metrics.sums.items()}
+    return out
+
+
+def add_sums(total: MutableMapping[str, float], more: Mapping[str, float]) -> None:
+    """Add one mapping of sums to another, key by key."""
+    for key, value in more.items():
+        total[key] = total.get(key, 0.0) + value
+
+
+def means_of(sums: Mapping[str, float], prefix: str = "") -> Sums:
+    """Means over users of the metric sums under a prefix; empty where nobody was evaluated."""
+    users = sums.get(f"{prefix}users", 0.0)
+    keys = [f"{part}/{name}/{metric}" for part in PARTS for name in LISTS for metric in METRICS]
+    return {key: sums[prefix + key] / users for key in keys if prefix + key in sums} if users else {}
+
+
+def nested(means: Mapping[str, float], protocol: str) -> dict[str, Any]:
+    """The form that metrics.jsonl and summary.json use, from flat means.
+
+    Returns:
+        {"validation": {...}, "test": {...}}, each with the protocol's headline metrics at its top level (99 negatives under `paper`,
+        whole catalogue under `strict`), and `sampled99` and `full` beneath.
+    """
+    out: dict[str, Any] = {}
+    for part in PARTS:
+        lists = {
+            name: {m: means[f"{part}/{name}/{m}"] for m in METRICS if f"{part}/{name}/{m}" in means}
+            for name in LISTS
+        }
+        out[part] = {**lists["sampled99" if protocol == "paper" else "full"], **lists}
+    return out
+
+
+def rho_statistics(sums: Mapping[str, float]) -> dict[str, Any] | None:
+    """Mean, standard deviation and 20-bin histogram of ρ over items and users; None where nothing was merged."""
+    count = sums.get("rho/count", 0.0)
+    if not count:
+        return None
+    mean = sums["rho/total"] / count
+    variance = max(0.0, sums["rho/squares"] / count - mean**2)
+    bins = sorted(key for key in sums if key.startswith("rho/bin-"))
+    return {"mean": mean, "std": variance**0.5, "histogram": [sums[key] for key in bins]}

@@ -1,0 +1,117 @@
+"""The private adapter: a small MLP a client, `[2d, 16, 8, 1]`, that turns (own row, discrepancy) into a merging weight ρ.
+
+FedEM (AAAI 2026) Eq. 9. All clients' parameters are stacked flat as (k, P), so that one Adam step serves a cohort. Forward and
+backward are written out: the gradients are three batched matrix products, and no autograd graph is built in the hot loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.randomness import keyed_uniform
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What `Adapter.forward` leaves for `Adapter.backward`: the input of every layer and the weight ρ it gave."""
+
+    inputs: tuple[Tensor, ...]  # one (k, b, width) a layer
+    rho: Tensor  # (k, b)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Shape of the adapter; the parameters themselves are always passed in as (k, P).
+
+    Attributes:
+        dim: embedding width d; the input has 2d features, `[own row, global row − own row]`.
+        hidden: widths of the hidden layers (ReLU); the paper's are 16 and 8.
+        bias: added to the output layer's initial bias; > 0 starts ρ nearer to the global table.
+    """
+
+    dim: int
+    hidden: tuple[int, ...] = (16, 8)
+    bias: float = 0.0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Layer widths from the 2d inputs to the single output."""
+        return (2 * self.dim, *self.hidden, 1)
+
+    @property
+    def parameters(self) -> int:
+        """P: the number of parameters of one client's adapter."""
+        return sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
+
+    def initial(self, seed: int) -> Tensor:
+        """(P,) initial parameters, the same for every client: torch's default Linear init, U(±1/√fan_in), keyed by seed."""
+        parts = []
+        for layer, (n_in, n_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+            uniform = keyed_uniform(seed, f"adapter/layer-{layer}", torch.arange((n_in + 1) * n_out))
+            parts.append((2 * uniform - 1) / math.sqrt(n_in))
+        parts[-1][-1] += self.bias
+        return torch.cat(parts).to(torch.float32)
+
+    def layers(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """View (k, P) as [(weight (k, out, in), bias (k, 1, out)), ...]; writing to the views writes to theta."""
+        views, start = [], 0
+        for n_in, n_out in zip(self.widths, self.widths[1:], strict=False):
+            weight = theta[:, start : start + n_in * n_out].view(-1, n_out, n_in)
+            start += n_in * n_out
+            views.append((weight, theta[:, start : start + n_out].unsqueeze(1)))
+            start += n_out
+        return views
+
+    def forward(self, theta: Tensor, local: Tensor, glob: Tensor) -> Activations:
+        """Eq. 9 for a batch of rows.
+
+        Args:
+            theta: (k, P) parameters.
+            local: (k, b, d) rows of each client's own table.
+            glob: (k, b, d) the same rows of the table it downloaded.
+
+        Returns:
+            Activations with ρ (k, b) in (0, 1).
+        """
+        x = torch.cat([local, glob - local], dim=-1)  # (k, b, 2d)
+        inputs = []
+        views = self.layers(theta)
+        for depth, (weight, bias) in enumerate(views):
+            inputs.append(x)
+            x = torch.baddbmm(bias, x, weight.transpose(1, 2))  # (k, b, out)
+            if depth < len(views) - 1:
+                x = x.relu_()
+        return Activations(tuple(inputs), x.squeeze(-1).sigmoid_())
+
+    def backward(
+        self, theta: Tensor, seen: Activations, d_rho: Tensor, wrt: str
+    ) -> Tensor:
+        """Gradient of a loss through ρ, given its derivative `d_rho` (k, b).
+
+        Args:
+            theta: (k, P) the parameters that `seen` was computed with.
+            seen: what `forward` returned.
+            d_rho: (k, b) derivative of the loss with respect to ρ.
+            wrt: "theta" for (k, P), or "local" for (k, b, d): the own rows enter as `[L, G − L]`, so their derivative is the
+                first half of the input's minus the second.
+        """
+        views = self.layers(theta)
+        grad = torch.empty_like(theta) if wrt == "theta" else None
+        grad_views: Sequence[tuple[Tensor, Tensor]] = self.layers(grad) if grad is not None else []
+        upstream = (d_rho * seen.rho * (1 - seen.rho)).unsqueeze(-1)  # (k, b, 1)
+        for depth in range(len(views) - 1, -1, -1):
+            weight, _ = views[depth]
+            if grad is not None:
+                grad_views[depth][0].copy_(torch.bmm(upstream.transpose(1, 2), seen.inputs[depth]))
+                grad_views[depth][1].copy_(upstream.sum(1, keepdim=True))
+                if depth == 0:
+                    return grad
+            upstream = torch.bmm(upstream, weight)  # (k, b, in)
+            if depth > 0:
+                upstream = upstream * (seen.inputs[depth] > 0)  # ReLU: its output is this layer's input
+        return upstream[..., : self.dim] - upstream[..., self.dim :]

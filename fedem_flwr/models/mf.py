@@ -1,0 +1,45 @@
+"""Matrix factorisation, the backbone of FedMF and FedEM: score z = p · q, binary cross-entropy on the logit.
+
+Everything has a leading client axis and works on *rows with a count*: a row that occurs several times in a batch is computed
+once and weighted, which is the same sum as sample by sample.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from fedem_flwr.randomness import keyed_normal
+
+
+def initial_table(items: int, dim: int, std: float, seed: int) -> Tensor:
+    """(m, d) the item table that every client and the server start from: N(0, std²), keyed by seed."""
+    return keyed_normal(seed, "init/items", torch.arange(items)[:, None], torch.arange(dim)) * std
+
+
+def initial_user(dim: int, std: float, seed: int) -> Tensor:
+    """(d,) the user embedding that every client starts from: N(0, std²), keyed by seed."""
+    return keyed_normal(seed, "init/user", torch.arange(dim)) * std
+
+
+def scores(user: Tensor, items: Tensor) -> Tensor:
+    """Logits (k, t) of user embeddings (k, d) for rows (k, t, d)."""
+    return torch.bmm(items, user.unsqueeze(-1)).squeeze(-1)
+
+
+def loss_and_residual(logits: Tensor, sign: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted binary cross-entropy and its derivative with respect to the logit.
+
+    Args:
+        logits: (k, t).
+        sign: (k, t), −1 for positives and +1 for negatives, so that sign · logit is the logit of being wrong.
+        weight: (k, t) how much each row counts; 0 for padding.
+
+    Returns:
+        loss (k,) = Σ w · softplus(sign · z), and residual (k, t) = w · sign · σ(sign · z). Written this way the residual of a
+        well-fitted positive keeps its relative precision, where σ(z) − 1 would cancel: Adam divides by its magnitude.
+    """
+    wrong = sign * logits
+    loss = (weight * softplus(wrong)).sum(-1)
+    return loss, weight * sign * torch.sigmoid(wrong)

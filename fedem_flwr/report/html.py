@@ -1,0 +1,244 @@
+"""The report of a run as one HTML file that needs nothing else: no network, no scripts, images inside.
+
+Every text that comes from a file of the run is escaped (the template's auto-escape), and the page forbids
+itself to load anything. What a run lacks is named in the report instead of failing it; only a directory
+without a run fails.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from fedem_flwr import __version__
+from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.report import plots
+from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at, write_atomically
+from fedem_flwr.report.tables import (
+    ABSENT,
+    bytes_text,
+    figure_text,
+    headline_text,
+    result_rows,
+    selected_key,
+    text_at,
+    title_text,
+    verdict,
+)
+
+PAPER_WARNING = (
+    "This protocol leaks: training never draws the validation and the test item as negatives, and the "
+    "reported round is chosen on the test set. Its figures can be set beside published ones; they say "
+    "nothing about how well a method recommends. Those of the protocol 'strict' do."
+)
+_FAILURES_SHOWN = 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the report, or the reason why it is not there."""
+
+    title: str
+    caption: str
+    data_uri: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that could be read of a run directory; ``gaps`` says what could not, and why."""
+
+    directory: RunDirectory
+    summary: Json = field(default_factory=dict)
+    metrics: list[Json] = field(default_factory=list)
+    diagnostics: Json = field(default_factory=dict)
+    config: str = ""
+    gaps: tuple[str, ...] = ()
+
+
+def _load(directory: RunDirectory) -> _Run:
+    """Read a run; a part that is missing or damaged stays empty and is named in ``gaps``."""
+    directory.open()
+    gaps: list[str] = []
+
+    def attempt(read: Callable[[], T], otherwise: T) -> T:
+        try:
+            return read()
+        except FedemError as error:
+            gaps.append(str(error))
+            return otherwise
+
+    return _Run(
+        directory=directory,
+        summary=attempt(directory.read_summary, {}),
+        metrics=attempt(directory.read_metrics, []),
+        diagnostics=attempt(directory.read_diagnostics, {}),
+        config=attempt(directory.read_config, ""),
+        gaps=tuple(gaps),
+    )
+
+
+def _check_comparable(summary: Mapping[str, object], other: Mapping[str, object], path: Path) -> None:
+    """Refuse to draw runs side by side whose figures do not measure the same."""
+    for key in ("dataset", "protocol"):
+        if text_at(summary, key) != text_at(other, key):
+            raise InputError(
+                f"{path} was measured with {key} '{text_at(other, key)}', this run with "
+                f"'{text_at(summary, key)}': compare runs of the same data set and protocol"
+            )
+
+
+def _picture(title: str, caption: str, draw: Callable[[], bytes]) -> Picture:
+    try:
+        image = draw()
+    except FedemError as error:
+        return Picture(title, caption, None, f"Not drawn: {error}.")
+    return Picture(title, caption, f"data:image/svg+xml;base64,{base64.b64encode(image).decode('ascii')}")
+
+
+def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
+    controls = run.summary.get("controls")
+    curves = [_curve(each, with_name=bool(others)) for each in (run, *others)]
+    return [
+        _picture(
+            "Convergence",
+            f"Loss and headline metrics ({headline_text(run.summary)}) by round. Dot: the reported round. "
+            "Dotted levels: controls on the test set of the same split.",
+            partial(plots.convergence, curves, controls if isinstance(controls, Mapping) else {}),
+        ),
+        _picture(
+            "Elastic merging: ρ",
+            "How far a client moves its own item rows towards the global ones, over all clients and items.",
+            partial(plots.rho_distribution, run.metrics, run.diagnostics),
+        ),
+        _picture(
+            "Aggregation weights",
+            "Whose item tables a client's global table is made of, in the last aggregation.",
+            partial(plots.aggregation_weights, run.diagnostics),
+        ),
+        _picture(
+            "Users by number of interactions",
+            "Test metrics of five groups of users, from the sparsest to the densest, in the reported round.",
+            partial(plots.sparsity_groups, run.diagnostics.get("groups")),
+        ),
+    ]
+
+
+def _curve(run: _Run, *, with_name: bool) -> plots.Curve:
+    chosen = number_at(run.summary, "metrics", selected_key(run.summary), "round")
+    label = text_at(run.summary, "method", run.directory.path.name)
+    seed = run.summary.get("seed")
+    if with_name and seed is not None:
+        label += f" (seed {seed})"
+    return plots.Curve(label, run.metrics, None if chosen is None else int(chosen))
+
+
+def _facts(summary: Json, metrics: Sequence[Json]) -> list[tuple[str, str]]:
+    """Return the figures beside the result table, as (name, value)."""
+
+    def count(key: str) -> str:
+        value = number_at(summary, key)
+        return ABSENT if value is None else f"{value:,.0f}"
+
+    seconds = number_at(summary, "seconds_per_round")
+    return [
+        ("data set", text_at(summary, "dataset", ABSENT)),
+        ("users × items", f"{count('users')} × {count('items')}"),
+        ("interactions", count("interactions")),
+        ("runtime", text_at(summary, "runtime", ABSENT)),
+        ("seed", text_at(summary, "seed", ABSENT)),
+        ("rounds finished", f"{len(metrics)} of {count('rounds')}"),
+        ("seconds per round (median)", ABSENT if seconds is None else f"{seconds:.3g} s"),
+        ("sent up per user and round", bytes_text(number_at(summary, "bytes_up"))),
+        ("sent down per user and round", bytes_text(number_at(summary, "bytes_down"))),
+        ("peak memory (resident)", bytes_text(number_at(summary, "peak_rss_bytes"))),
+        ("failures", count("failures")),
+    ]
+
+
+def _notes(run: _Run) -> list[str]:
+    """Return what a reader must know: the leak, what is missing, the run's own notes."""
+    recorded = run.summary.get("notes")
+    own = [str(note) for note in recorded] if isinstance(recorded, list) else []
+    warning = [PAPER_WARNING] if run.summary.get("protocol") == "paper" else []
+    return warning + own + [f"Missing here: {gap}" for gap in run.gaps]
+
+
+def _failures(diagnostics: Json) -> tuple[list[tuple[str, str, str]], int]:
+    """Return the first failures as (round, node, reason), and how many there are."""
+    recorded = diagnostics.get("failures")
+    rows = [row for row in recorded if isinstance(row, Mapping)] if isinstance(recorded, list) else []
+    shown = [
+        (text_at(row, "round"), text_at(row, "node"), text_at(row, "reason"))
+        for row in rows[:_FAILURES_SHOWN]
+    ]
+    return shown, len(rows)
+
+
+def _verdict_marks(summary: Json) -> list[tuple[str, str, str]]:
+    """Return the two answers as (question, answer, class of the badge)."""
+    said = verdict(summary)
+    # Under 'paper' a win proves nothing, so it gets no green.
+    good = "unknown" if summary.get("protocol") == "paper" else "good"
+    words = {True: ("yes", good), False: ("no", "bad"), None: ("not measured", "unknown")}
+    pairs = (("beats popularity", said.beats_popularity), ("beats local-only", said.beats_local_only))
+    return [(question, *words[answer]) for question, answer in pairs]
+
+
+def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
+    """Return the report of a run as the text of one HTML page; see ``write_report``."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    run = _load(RunDirectory(run_dir))
+    others = [_load(RunDirectory(path)) for path in against]
+    for other in others:
+        _check_comparable(run.summary, other.summary, other.directory.path)
+    loader = PackageLoader("fedem_flwr.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    failures, failure_count = _failures(run.diagnostics)
+    return environment.get_template("report.html.j2").render(
+        title=title_text(run.summary) if run.summary else f"{run.directory.path.name} (unfinished)",
+        verdict=verdict(run.summary).sentence
+        if run.summary
+        else "This run has not finished: there is no result yet.",
+        marks=_verdict_marks(run.summary) if run.summary else [],
+        is_paper=run.summary.get("protocol") == "paper",
+        notes=_notes(run),
+        headline=headline_text(run.summary),
+        rows=result_rows(run.summary, [other.summary for other in others]) if run.summary else [],
+        figure_text=figure_text,
+        absent=ABSENT,
+        facts=_facts(run.summary, run.metrics),
+        pictures=_pictures(run, others),
+        failures=failures,
+        failure_count=failure_count,
+        config=run.config,
+        command=text_at(run.summary, "command", f"fedem run {run.directory.path / CONFIG}"),
+        against=[str(other.directory.path) for other in others],
+        version=__version__,
+    )
+
+
+def write_report(run_dir: Path, against: Sequence[Path] = ()) -> Path:
+    """Write ``report.html`` into a run directory.
+
+    Args:
+        run_dir: the run; what it lacks (it has not finished, its method has no adapter) is named as missing.
+        against: directories of other runs to draw and list beside it.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: a directory holds no run, or the runs differ in data set or protocol.
+    """
+    path = RunDirectory(run_dir).report_path
+    write_atomically(path, render_report(run_dir, against))
+    return path

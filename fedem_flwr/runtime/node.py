@@ -1,0 +1,140 @@
+"""A Flower node's own side: its users' data, and their private state between rounds.
+
+One node hosts a cohort: users `node · k … node · k + k − 1`. In one process the cohorts stay alive between rounds and reach the
+disk at checkpoints. Anywhere else (Ray actors, networked processes) a message may meet a fresh process, so the state is
+read from and written to disk in every round.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.protocol.splits import Split, user_rows
+from fedem_flwr.runtime.state_store import DiskStateStore
+from fedem_flwr.settings import cohort_settings, resolve_device
+from fedem_flwr.training.cohort import Cohort, CohortState
+from fedem_flwr.training.samples import Histories
+
+SPLIT_FOLDER = "split"
+STATE_FOLDER = "checkpoint/nodes"
+CONFIG_FILE = "config.toml"
+
+
+def node_count(users: int, users_per_node: int) -> int:
+    """How many nodes host `users` users; 0 a node means all on one."""
+    return math.ceil(users / users_per_node) if users_per_node else 1
+
+
+def as_tensor(array: np.ndarray, device: torch.device | None = None) -> Tensor:
+    """A tensor over an array's memory. Arrays out of messages are read-only, and nothing here writes to them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device is None else tensor.to(device)
+
+
+@lru_cache(maxsize=4)
+def _opened(run_dir: Path) -> tuple[Config, Split, tuple[np.ndarray, np.ndarray]]:
+    """A run's immutable inputs, read once a process; the arrays of the split are mapped, not read."""
+    split = Split.load(run_dir / SPLIT_FOLDER)
+    return load_resolved(run_dir / CONFIG_FILE), split, split.forbidden()
+
+
+@dataclass
+class NodeHost:
+    """Makes the cohort of a node from the run's directory.
+
+    Attributes:
+        run_dir: the run's directory; a message carries no data, so every process that hosts nodes sees it.
+        nodes: how many nodes the users are spread over.
+        threads: torch threads for the process; 0 leaves them.
+        resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
+    """
+
+    run_dir: Path
+    nodes: int
+    threads: int = 0
+    resident: bool = False
+    _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> Config:
+        """The run's resolved configuration."""
+        return _opened(self.run_dir)[0]
+
+    @property
+    def split(self) -> Split:
+        """The run's split; a client uses its own users' part only."""
+        return _opened(self.run_dir)[1]
+
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        if self.threads and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        return resolve_device(self.config.run.device)
+
+    def users(self, node: int) -> np.ndarray:
+        """(k,) the users that a node hosts."""
+        each = math.ceil(self.split.users / self.nodes)
+        return np.arange(node * each, min(self.split.users, (node + 1) * each), dtype=np.int64)
+
+    def cohort(self, node: int, round_: int) -> Cohort:
+        """The cohort as it was after `round_`; users that never trained start from the common initial values."""
+        if node in self._cohorts and self._cohorts[node][0] <= round_:
+            return self._cohorts[node][1]
+        device = self.device()
+        histories = slice_histories(self.split, _opened(self.run_dir)[2], self.users(node), device)
+        settings = cohort_settings(self.config)
+        stored = self._store().load(_name(node), round_)
+        if stored is None:
+            state = CohortState.initial(len(histories.users), self.split.items, settings, device)
+        else:
+            fields = {name: as_tensor(stored[name], device) for name in stored}
+            state = CohortState(fields["user"], fields.get("table"), fields.get("adapter"))
+        return Cohort(histories, state, settings)
+
+    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
+        """Store the cohort's state after `round_`; `durable` states survive the process, older ones are pruned."""
+        if self.resident:
+            self._cohorts[node] = (round_, cohort)
+        if durable or not self.resident:
+            state = cohort.state
+            fields = {"user": state.user, "table": state.table, "adapter": state.adapter}
+            arrays = {name: x.cpu().numpy() for name, x in fields.items() if x is not None}
+            self._store().save(_name(node), round_, arrays)
+            self._store().prune(_name(node), keep_from)
+
+    def _store(self) -> DiskStateStore:
+        return DiskStateStore(self.run_dir / STATE_FOLDER)
+
+
+def _name(node: int) -> str:
+    return f"node-{node:06d}"
+
+
+def slice_histories(
+    split: Split, forbidden: tuple[np.ndarray, np.ndarray], users: np.ndarray, device: torch.device
+) -> Histories:
+    """The training items of some users, and what they may not draw as negatives."""
+
+    def part(offsets: np.ndarray, items: np.ndarray) -> tuple[Tensor, Tensor]:
+        _, positions = user_rows(offsets, users)
+        counts = np.asarray(offsets[users + 1]) - np.asarray(offsets[users])
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return as_tensor(starts, device), as_tensor(np.asarray(items[positions], np.int64), device)
+
+    return Histories(
+        as_tensor(users, device),
+        split.items,
+        *part(split.train_offsets, split.train_items),
+        *part(*forbidden),
+    )

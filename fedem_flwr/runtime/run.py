@@ -1,0 +1,215 @@
+"""A whole run: prepare the directory, reach the clients, carry out the rounds, write down what came out."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import resource
+import shlex
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedem_flwr.client_app import build_client_app
+from fedem_flwr.config import Config
+from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset
+from fedem_flwr.evaluation.cohort import means_of, nested
+from fedem_flwr.models.mf import initial_table
+from fedem_flwr.protocol.splits import Split, make_split
+from fedem_flwr.registry import STOCK_PREFIX, find
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
+from fedem_flwr.runtime.inprocess import run_inprocess
+from fedem_flwr.runtime.loop import Line, Outcome, Plan, run_rounds
+from fedem_flwr.runtime.node import SPLIT_FOLDER, NodeHost, node_count
+from fedem_flwr.settings import resolve_device
+
+GROUPS = 5
+DEFAULT_MIN_INTERACTIONS = 10
+
+
+def load_interactions(config: Config) -> Interactions:
+    """The data set that a configuration names."""
+    data = config.data
+    layout = Columns(
+        user=data.user_column,
+        item=data.item_column,
+        rating=data.rating_column,
+        time=data.time_column,
+        separator=data.separator,
+        header=data.header,
+    )
+    columns = None if layout == Columns() else layout
+    folder = Path(data.data_dir) if data.data_dir else None
+    return load_dataset(data.dataset, folder, columns=columns, seed=config.run.seed, synthetic=data.synthetic)
+
+
+def split_of(config: Config, interactions: Interactions) -> Split:
+    """The leave-one-out split under the configuration's protocol."""
+    data, known = config.data, KNOWN_DATASETS.get(config.data.dataset)
+    minimum = data.min_interactions or (known.min_interactions(data.protocol) if known else DEFAULT_MIN_INTERACTIONS)
+    return make_split(interactions, data.protocol, seed=config.run.seed, min_interactions=minimum)
+
+
+def build_strategy(config: Config, items: int) -> Strategy:
+    """The strategy a configuration names: ours take the configuration, stock ones their keyword arguments."""
+    kind = find("strategies", config.method.strategy)
+    options = dict(config.method.options)
+    if config.method.strategy.startswith(STOCK_PREFIX):
+        parameters = inspect.signature(kind).parameters
+        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            if name in parameters:
+                options.setdefault(name, 1)  # Flower's default of 2 waits for ever where one node hosts everybody
+    built: Strategy = kind(**options) if config.method.strategy.startswith(STOCK_PREFIX) else kind(config, items, **options)
+    return built
+
+
+@dataclass
+class PreparedRun:
+    """A run whose directory holds its configuration and split."""
+
+    directory: RunDirectory
+    config: Config
+    split: Split
+
+    @classmethod
+    def create(cls, directory: RunDirectory, config: Config, split: Split) -> PreparedRun:
+        """Write the inputs of a new run."""
+        directory.write_config(config.to_toml())
+        split.save(directory.path / SPLIT_FOLDER)
+        return cls(directory, config, split)
+
+    @property
+    def nodes(self) -> int:
+        """Flower nodes of the run; Ray gets two where nothing is said, as each is a process."""
+        run = self.config.run
+        each = run.users_per_node or (math.ceil(self.split.users / 2) if run.runtime == "ray" else 0)
+        return node_count(self.split.users, each)
+
+    def carry_out(self, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:
+        """Run the rounds that are left, on the configured runtime.
+
+        Args:
+            on_line: called with every finished metrics line, after it was written.
+            resume: go on from the newest checkpoint, if there is one.
+        """
+        config, run = self.config, self.config.run
+        device = resolve_device(run.device)
+        if run.threads and run.runtime == "inprocess":
+            torch.set_num_threads(run.threads)
+        checkpoints = Checkpoints(self.directory.checkpoint_dir)
+        start = checkpoints.load() if resume else None
+        if resume:
+            first_missing = 1 if start is None else start.round + (0 if start.pending else 1)
+            self.directory.truncate_metrics(first_missing)
+
+        def emit(line: Line) -> None:
+            self.directory.append_metrics(line)
+            on_line(line)
+
+        plan = Plan(
+            rounds=run.rounds,
+            timeout=run.round_timeout,
+            checkpoint_every=run.checkpoint_every,
+            protocol=config.data.protocol,
+            users=self.split.users,
+            emit=emit,
+            save=checkpoints.save,
+        )
+        model = config.model
+        table = initial_table(self.split.items, model.dim, model.init_std, run.seed).numpy()
+
+        def server(grid: Grid) -> Outcome:
+            return run_rounds(build_strategy(config, self.split.items), grid, {"item_table": table}, plan, start)
+
+        run_dir = self.directory.path.resolve()
+        if run.runtime == "inprocess":
+            host = NodeHost(run_dir, self.nodes, run.threads, resident=True)
+            return run_inprocess(build_client_app(host), server, nodes=self.nodes, run_config={})
+        from fedem_flwr.runtime.simulation import run_simulation_runtime  # Ray takes seconds to import
+
+        threads = max(1, run.threads)
+        host = NodeHost(run_dir, self.nodes, threads)
+        gpus = 0.0 if device.type == "cpu" else 1.0 / min(self.nodes, os.cpu_count() or 1)
+        return run_simulation_runtime(
+            build_client_app(host), server, nodes=self.nodes, run_config={}, cpus_per_node=threads, gpus_per_node=gpus
+        )
+
+
+def summarise(
+    run: PreparedRun, lines: list[Line], outcome: Outcome, controls: dict[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """summary.json of a finished run."""
+    config, split = run.config, run.split
+    by_validation = max(lines, key=lambda line: line["validation"]["ndcg@10"])
+    by_test = max(lines, key=lambda line: line["test"]["hr@10"])
+
+    def chosen(line: Line) -> dict[str, Any]:
+        return {"round": line["round"], **line["test"]}
+
+    warmed = [line["seconds"] for line in lines[1:]] or [line["seconds"] for line in lines]
+    return {
+        "dataset": split.dataset,
+        "method": config.method.name,
+        "title": config.method.title,
+        "protocol": split.protocol,
+        "runtime": config.run.runtime,
+        "nodes": run.nodes,
+        "seed": config.run.seed,
+        "rounds": len(lines),
+        "users": split.users,
+        "items": split.items,
+        "interactions": split.interactions,
+        "has_times": split.has_times,
+        "selected": "best_test" if split.protocol == "paper" else "best_validation",
+        "metrics": {"best_validation": chosen(by_validation), "best_test": chosen(by_test), "last": chosen(lines[-1])},
+        "controls": controls,
+        "seconds_per_round": statistics.median(warmed),
+        "bytes_up": statistics.mean(line["bytes_up"] for line in lines),
+        "bytes_down": statistics.mean(line["bytes_down"] for line in lines),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "failures": len(outcome.failures),
+        "device": str(resolve_device(config.run.device)),
+        "command": shlex.join(["fedem", *sys.argv[1:]]),
+        "notes": notes,
+    }
+
+
+def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str, Any]:
+    """diagnostics.json: what the report draws beyond the metrics lines."""
+    with_rho = {line["round"]: line["rho"]["histogram"] for line in lines if line.get("rho")}
+    shown = sorted({min(with_rho, key=lambda r, t=target: abs(r - t)) for target in (2, 10, 30, 100) if with_rho})
+    rho = {"edges": np.linspace(0, 1, 21).tolist(), "histograms": {str(r): with_rho[r] for r in shown}}
+    groups = []
+    names = ("1 (sparsest)", "2", "3", "4", "5 (most active)")
+    for index in range(GROUPS):
+        prefix = f"group-{index}/"
+        means = means_of(outcome.final_sums, prefix)
+        if means:
+            users = outcome.final_sums[f"{prefix}users"]
+            mean_interactions = outcome.final_sums[f"{prefix}interactions"] / users
+            test = nested(means, run.split.protocol)["test"]
+            groups.append({"label": names[index], "users": int(users), "mean_interactions": mean_interactions, **test})
+    weights = outcome.diagnostics.get("weights")
+    return {"rho": rho if with_rho else None, "weights": weights, "groups": groups or None, "failures": outcome.failures}
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident memory of this process so far; of its waited-for children where that is more."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return int(max(own, children)) * unit
+
+
+def checkpointed(directory: RunDirectory) -> Checkpoint | None:
+    """The newest checkpoint of a run, or None."""
+    return Checkpoints(directory.checkpoint_dir).load()

@@ -1,0 +1,302 @@
+"""Flower's Ray simulation as a runtime: the nodes, answers and errors of one process, spread over actors.
+
+Flower's ``run_simulation`` gives nodes an empty ``run_config``, so ours is bound to the client app, which Ray
+pickles to its actors; so are the ways errors are told (``inprocess.answer``). An actor is a process of its
+own, and a node's messages may go to a different one each time: a client has its ``Context``, its message and
+the disk, nothing else. Flower numbers the nodes at random: a node is known by ``partition-id`` in its
+``node_config``, not by its id.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.runtime import environment, quiet
+from fedem_flwr.runtime.inprocess import RunConfig, answer, one_line, task_identity
+
+if TYPE_CHECKING:
+    from flwr.supercore.run import Run
+
+T = TypeVar("T")
+
+PULL_INTERVAL = 0.05  # seconds between looks for replies; Flower hands out messages every 0.1 s
+LONGEST_RAY_DIRECTORY = (
+    40  # characters: Ray's sockets add about 62, and a socket's path has at most 103 to 107
+)
+
+
+def run_simulation_runtime(
+    client_app: ClientApp,
+    server_main: Callable[[Grid], T],
+    *,
+    nodes: int,
+    run_config: RunConfig,
+    cpus_per_node: int = 1,
+    gpus_per_node: float = 0.0,
+) -> T:
+    """Run ``server_main`` over nodes simulated by Ray and return what it returns, as ``run_inprocess`` does.
+
+    As many actors are started as there are nodes and the machine has room for. ``os.environ`` is as before on
+    return, and Ray is shut down.
+
+    Args:
+        client_app: must be picklable by cloudpickle, and is pickled for every message: bind paths to it, not
+            data.
+        server_main: gets the grid, in a thread of its own; its exceptions pass through.
+        nodes: how many nodes; node ``i`` has ``node_config`` ``{"partition-id": i, "num-partitions":
+            nodes}``.
+        run_config: what every node finds in ``Context.run_config``.
+        cpus_per_node: CPU cores, and so threads of torch, that a node works with.
+        gpus_per_node: GPUs that a node works with; a fraction lets nodes share one. 0 hides GPUs from the
+            nodes.
+
+    Raises:
+        InputError: no node, an impossible share, Ray missing or already running, or no usable temporary
+            directory.
+        FedemError: Ray or Flower broke down.
+    """
+    _check_request(nodes, cpus_per_node, gpus_per_node)
+    results: list[T] = []
+    failures: list[BaseException] = []
+    stopped = threading.Event()
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            _await_nodes(grid, nodes, stopped)
+            results.append(server_main(SimulationGrid(grid, stopped)))
+        except BaseException as error:  # carried to the caller's thread
+            failures.append(error)
+
+    import ray  # takes a second, and the other runtimes do not need it
+
+    with task_identity(), quiet(), _ray_directory() as directory, _environment(directory, cpus_per_node):
+        try:
+            run_simulation(
+                server_app,
+                BoundClientApp(client_app, run_config),
+                nodes,
+                backend_config=_backend_config(nodes, cpus_per_node, gpus_per_node, directory),
+            )
+        except Exception as error:
+            if not failures:
+                raise FedemError(f"the Ray simulation broke down: {one_line(str(_root(error)))}") from error
+        finally:
+            stopped.set()  # the server's thread must not wait for replies that will never come
+            ray.shutdown()
+    if failures:
+        raise failures[0]
+    if not results:
+        raise FedemError("the Ray simulation ended before the server did")
+    return results[0]
+
+
+class BoundClientApp(ClientApp):
+    """A client app that brings its ``run_config`` along and tells errors as the in-process runtime does."""
+
+    def __init__(self, client_app: ClientApp, run_config: RunConfig) -> None:
+        super().__init__()
+        self._client_app = client_app
+        self._bound_config = dict(run_config)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; see :func:`fedem_flwr.runtime.inprocess.answer`."""
+        return answer(self._client_app, message, context, self._bound_config)
+
+
+class SimulationGrid(Grid):
+    """Flower's grid, with replies handed over in the order of the messages, as soon as that order allows.
+
+    Args:
+        grid: Flower's.
+        stopped: set when no more replies can come.
+    """
+
+    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
+        self._grid = grid
+        self._stopped = stopped
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of Flower's grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of Flower's grid."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a node, as ``Message(...)`` does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """All node ids, sorted; they are random numbers, new in each run."""
+        return sorted(self._grid.get_node_ids())
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages and return their ids.
+
+        Raises:
+            FedemError: a message is to a node that does not exist.
+        """
+        known = set(self._grid.get_node_ids())
+        return list(self._grid.push_messages(_checked(messages, known)))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies that are there, to messages with these ids."""
+        return [_with_short_reason(reply) for reply in self._grid.pull_messages(message_ids)]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterator[Message]:
+        """Send all messages; iterate over the replies in the order of the messages.
+
+        Nodes whose reply is not there ``timeout`` seconds after sending are left out (they work on, in vain).
+        """
+        message_ids = self.push_messages(messages)
+        return self._in_order(message_ids, None if timeout is None else time.monotonic() + timeout)
+
+    def _in_order(self, message_ids: list[str], deadline: float | None) -> Iterator[Message]:
+        waiting = set(message_ids)
+        arrived: dict[str, Message] = {}
+        position = 0
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            if self._stopped.is_set():
+                raise FedemError("the simulation was stopped before all replies had come")
+            for reply in self.pull_messages(set(waiting)):
+                arrived[reply.metadata.reply_to_message_id] = reply
+            waiting -= arrived.keys()
+            while position < len(message_ids) and message_ids[position] in arrived:
+                yield arrived.pop(message_ids[position])
+                position += 1
+            if waiting:
+                self._stopped.wait(PULL_INTERVAL)
+        for message_id in message_ids[position:]:
+            if message_id in arrived:
+                yield arrived.pop(message_id)
+
+
+def _await_nodes(grid: Grid, nodes: int, stopped: threading.Event) -> None:
+    """Wait for all nodes: Flower starts the server before it registers the first."""
+    while len(list(grid.get_node_ids())) < nodes:
+        if stopped.wait(PULL_INTERVAL):
+            raise FedemError("the simulation was stopped before its nodes had started")
+
+
+def _checked(messages: Iterable[Message], known: set[int]) -> Iterator[Message]:
+    for message in messages:
+        if message.metadata.dst_node_id not in known:  # Flower would only log it, and the reply never come
+            raise FedemError(f"there is no node {message.metadata.dst_node_id} to send a message to")
+        yield message
+
+
+def _with_short_reason(reply: Message) -> Message:
+    if reply.has_error():  # of an actor that died, for instance: several lines
+        reply.error = Error(reply.error.code, one_line(reply.error.reason or "no reason given"))
+    return reply
+
+
+def _check_request(nodes: int, cpus_per_node: int, gpus_per_node: float) -> None:
+    if nodes < 1:
+        raise InputError(f"a run needs at least one node, not {nodes}: raise the number of users or nodes")
+    if cpus_per_node < 1 or gpus_per_node < 0:
+        raise InputError(
+            f"a node cannot work with {cpus_per_node} CPU cores and {gpus_per_node} GPUs: "
+            "give it at least 1 core and at least 0 GPUs"
+        )
+    if importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "the Ray runtime needs Ray: pip install 'flwr[simulation]', or use the in-process runtime"
+        )
+    import ray
+
+    if ray.is_initialized():
+        raise InputError("Ray is already running in this process: call ray.shutdown() before this run")
+    if gpus_per_node > 0:
+        import torch
+
+        if torch.cuda.device_count() < gpus_per_node:
+            raise InputError(
+                f"a node asks for {gpus_per_node} GPUs, this machine has {torch.cuda.device_count()}: "
+                "set gpus_per_node to 0 or to a smaller share"
+            )
+
+
+def _backend_config(nodes: int, cpus_per_node: int, gpus_per_node: float, directory: Path) -> dict[str, Any]:
+    actors = max(1, min(nodes, (os.cpu_count() or 1) // cpus_per_node))
+    initialise = {
+        "address": "local",  # never a cluster that happens to be running
+        "num_cpus": actors * cpus_per_node,  # else an actor for every core, however few the nodes
+        "include_dashboard": False,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "_temp_dir": str(directory),
+    }
+    if gpus_per_node == 0:
+        initialise["num_gpus"] = 0
+    # A process that dies (of memory, say) is started again and its message tried once more, which is safe because
+    # a node's rounds can be repeated; if it dies again, only this reply is lost.
+    restart = {"max_restarts": -1, "max_task_retries": 1}
+    resources = {"num_cpus": cpus_per_node, "num_gpus": gpus_per_node, **restart}
+    return {"init_args": initialise, "client_resources": resources, "actor": {"tensorflow": 0}}
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: Flower wraps it in general errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _environment(directory: Path, cpus_per_node: int) -> AbstractContextManager[None]:
+    """What Flower, Ray and its actors are to find in the environment."""
+    return environment(
+        FLWR_TELEMETRY_ENABLED="0",
+        FLWR_HOME=str(directory),  # else ~/.flwr is made
+        RAY_USAGE_STATS_ENABLED="0",
+        OMP_NUM_THREADS=str(cpus_per_node),
+        MKL_NUM_THREADS=str(cpus_per_node),
+    )
+
+
+@contextmanager
+def _ray_directory() -> Iterator[Path]:
+    """A new directory for Ray's sockets and logs, with a short path: old sockets and long paths break Ray."""
+    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
+    for parent in candidates:
+        short = len(str(parent)) + len("/fedem-12345678") <= LONGEST_RAY_DIRECTORY
+        if short and parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+            directory = Path(tempfile.mkdtemp(prefix="fedem-", dir=parent))
+            try:
+                yield directory
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)
+            return
+    raise InputError(
+        f"Ray needs a writable temporary directory with a short path, and {candidates[0]} is none: "
+        "set TMPDIR to one of at most 25 characters"
+    )

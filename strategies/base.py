@@ -1,0 +1,257 @@
+"""What every strategy here shares: who takes part, messages, validation of uploads, metric sums, checkpoints.
+
+A method's own file says which arrays go down (`download`), which go up (`expected`, `receive`) and what the server makes of them
+(`combine`). Users, not nodes, are what is sampled, so results do not depend on how users are spread over nodes.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedem_flwr.config import Config
+from fedem_flwr.errors import FedemError
+from fedem_flwr.evaluation.cohort import add_sums
+from fedem_flwr.randomness import keyed_permutation
+from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+
+Named = dict[str, np.ndarray]
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A contribution that was left out, and why."""
+
+    round: int
+    node: str
+    reason: str
+
+
+class CohortStrategy(Strategy):
+    """Base of the strategies whose clients are `clients.cohort.CohortClient`.
+
+    Args:
+        config: the run's configuration.
+        items: m, the catalogue's size.
+
+    Attributes:
+        failures: contributions left out so far; the run goes on without them.
+        samples: (n,) training interactions of each user, known after `meet`.
+        upload: the kind of upload asked for.
+    """
+
+    upload: str
+
+    def __init__(self, config: Config, items: int) -> None:
+        self.config, self.items = config, items
+        self.failures: list[Failure] = []
+        self.samples: np.ndarray = np.empty(0, dtype=np.int64)
+        self._nodes: dict[int, np.ndarray] = {}
+        self._open: dict[int, np.ndarray] = {}  # nodes that have not answered yet
+        self._asked: dict[int, np.ndarray] = {}  # whose uploads each node was asked for
+        self._names: dict[int, str] = {}
+
+    # What a method fills in.
+
+    @abstractmethod
+    def download(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What a node with these users is sent.
+
+        Returns:
+            receivers (r,) and tables (r, m, d); one table and no receivers is for everybody, no tables is nothing yet.
+        """
+
+    @abstractmethod
+    def expected(self, uploaders: np.ndarray) -> dict[str, Shape]:
+        """Names and shapes of an upload's arrays; None in a shape is any length."""
+
+    @abstractmethod
+    def receive(self, arrays: Named, participants: np.ndarray) -> None:
+        """Take in one node's valid upload."""
+
+    @abstractmethod
+    def combine(self, round_: int) -> None:
+        """Make of the round's uploads what the next `download` sends."""
+
+    @abstractmethod
+    def state(self) -> Named:
+        """What a checkpoint must hold to go on from here."""
+
+    @abstractmethod
+    def restore(self, state: Named) -> None:
+        """Go on from a checkpoint's `state`."""
+
+    def diagnostics(self) -> dict[str, object]:
+        """What the report shows of the server's side; may be empty."""
+        return {}
+
+    # Who takes part.
+
+    def meet(self, grid: Grid, timeout: float) -> None:
+        """Ask every node which users it hosts and how much data each has.
+
+        Raises:
+            FedemError: no node answered, or two nodes claim the same user.
+        """
+        messages = (Message(RecordDict(), node, "query") for node in grid.get_node_ids())
+        for reply in grid.send_and_receive(messages, timeout=timeout):
+            node = reply.metadata.src_node_id
+            if reply.has_error():
+                self.fail(0, node, reply.error.reason)
+                continue
+            arrays = unpack_arrays(reply.content.array_records["arrays"])
+            self._nodes[node] = arrays["users"]
+            self._names[node] = f"node of users {arrays['users'][0]}–{arrays['users'][-1]}" if len(arrays["users"]) else "empty node"
+            grown = max(len(self.samples), int(arrays["users"].max(initial=-1)) + 1)
+            self.samples = np.pad(self.samples, (0, grown - len(self.samples)))
+            if self.samples[arrays["users"]].any():
+                raise FedemError(f"two nodes claim the same users; the second is the {self._names[node]}")
+            self.samples[arrays["users"]] = arrays["samples"]
+        self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: entry[1][0] if len(entry[1]) else -1))
+        if not self._nodes:
+            reason = f": {self.failures[-1].reason}" if self.failures else ""
+            raise FedemError(f"no node answered{reason}")
+
+    def draw(self, purpose: str, users: np.ndarray, fraction: float, round_: int) -> np.ndarray:
+        """A random share of users, ascending; at least one. Keyed by the run's seed and the round."""
+        if fraction >= 1:
+            return users
+        order = keyed_permutation(len(users), self.config.run.seed, purpose, round_).numpy()
+        return np.sort(users[order[: max(1, int(fraction * len(users)))]])
+
+    def participants(self, round_: int) -> np.ndarray:
+        """(p,) the users that train in a round."""
+        everyone = np.flatnonzero(self.samples)
+        return self.draw("participants", everyone, self.config.run.participants, round_)
+
+    def uploaders(self, round_: int) -> np.ndarray:
+        """(a,) the participants whose uploads are aggregated."""
+        return self.draw("uploaders", self.participants(round_), self.config.aggregate.fraction, round_)
+
+    # Flower's protocol.
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """One message a node: what it downloads, who trains, who uploads. Nodes without participants are asked to evaluate."""
+        participants, uploaders = self.participants(server_round), self.uploaders(server_round)
+        settings = ConfigRecord({**config, "server-round": server_round, "upload": self.upload})
+        settings["evaluate"] = int(server_round > 1)
+        self._open = dict(self._nodes)
+        self._asked = {node: np.intersect1d(uploaders, users) for node, users in self._nodes.items()}
+        return (
+            self._message("train", node, settings, np.intersect1d(participants, users), self._asked[node])
+            for node, users in self._nodes.items()
+        )
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check every upload, leave out and name what is not right, and combine the rest.
+
+        Returns:
+            No arrays (they are the strategy's own), and the round's sums: `loss-total`, `num-examples`, and the metric sums of the
+            previous round's model.
+
+        Raises:
+            FedemError: not a single node contributed.
+        """
+        participants = self.participants(server_round)
+        sums: dict[str, float] = {}
+        contributions = 0
+        for reply, metrics in self._valid(server_round, replies):
+            node = reply.metadata.src_node_id
+            arrays = unpack_arrays(reply.content.array_records["arrays"])
+            add_sums(sums, metrics)
+            problem = self.problem(arrays, self._asked[node])
+            if problem:
+                self.fail(server_round, node, problem)
+                continue
+            self.receive(arrays, np.intersect1d(participants, self._nodes[node]))
+            contributions += 1
+        if not contributions:
+            raise FedemError(f"no usable reply in round {server_round}: {self.failures[-1].reason}")
+        self.combine(server_round)
+        return None, MetricRecord(dict(sums))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """Nothing, except after the last round: a round's model is evaluated on receipt, with the next round's training."""
+        self._open = dict(self._nodes) if config.get("final") else {}
+        settings = ConfigRecord({**config, "server-round": server_round})
+        nobody = np.empty(0, dtype=np.int64)
+        return (self._message("evaluate", node, settings, nobody, nobody) for node in list(self._open))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Add up the metric sums; nodes that failed are named and left out."""
+        sums: dict[str, float] = {}
+        for _, metrics in self._valid(server_round, replies):
+            add_sums(sums, metrics)
+        return MetricRecord(dict(sums)) if sums else None
+
+    def summary(self) -> None:
+        """Nothing to log: the run's directory holds the configuration."""
+
+    # Messages and their checks.
+
+    def fail(self, round_: int, node: int, reason: str) -> None:
+        """Count a contribution as lost."""
+        self.failures.append(Failure(round_, self._names.get(node, f"node {node}"), " ".join(reason.split())[:300]))
+
+    def _message(
+        self, kind: str, node: int, settings: ConfigRecord, participants: np.ndarray, uploaders: np.ndarray
+    ) -> Message:
+        receivers, tables = self.download(self._nodes[node])
+        arrays = {"participants": participants, "uploaders": uploaders, "receivers": receivers, "tables": tables}
+        content = RecordDict({"arrays": pack_arrays(arrays), "config": settings})
+        return Message(content, node, kind, group_id=str(settings["server-round"]))
+
+    def _valid(self, round_: int, replies: Iterable[Message]) -> Iterator[tuple[Message, Mapping[str, float]]]:
+        """Replies that are not errors, with their finite metrics; afterwards, who did not reply is counted."""
+        waiting = self._open
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if waiting.pop(node, None) is None:
+                self.fail(round_, node, "an answer that nobody asked for, or a second one")
+            elif reply.has_error():
+                self.fail(round_, node, reply.error.reason)
+            else:
+                metrics = {key: float(value) for key, value in reply.content.metric_records["metrics"].items()}
+                if all(np.isfinite(value) for value in metrics.values()):
+                    yield reply, metrics
+                else:
+                    self.fail(round_, node, "a metric that is not finite")
+        for node in waiting:
+            self.fail(round_, node, "no reply within the round's time")
+
+    def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
+        """What is wrong with an upload; empty if nothing is."""
+        for name, shape in self.expected(uploaders).items():
+            if name not in arrays:
+                return f"the upload lacks '{name}'"
+            got = arrays[name]
+            if got.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, got.shape, strict=True)):
+                return f"'{name}' has shape {got.shape}, not {shape}"
+            integer = name == "users"
+            if got.dtype != (np.int64 if integer else np.float32):
+                return f"'{name}' has type {got.dtype}, not {'int64' if integer else 'float32'}"
+            if not integer and (fault := _unsound(got, self.config.aggregate.max_norm)):
+                return f"'{name}' {fault}"
+        return ""
+
+
+def _unsound(values: np.ndarray, max_norm: float) -> str:
+    """Why an array's numbers cannot be used; empty if they can. The norm is taken a client (leading axis of three)."""
+    rows = values.reshape(len(values), -1) if values.ndim == 3 else values.reshape(1, -1)
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    if not np.isfinite(norms).all():
+        return "is not finite"
+    return "" if norms.max(initial=0.0) <= max_norm else f"has norm {norms.max():.3g}, more than {max_norm:.3g}"

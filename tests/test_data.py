@@ -1,0 +1,420 @@
+"""The loader, the catalogue and the synthetic data set."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedem_flwr.data import (
+    ABSENT,
+    KNOWN_DATASETS,
+    Columns,
+    Interactions,
+    SyntheticConfig,
+    dataset_entry,
+    find_dataset,
+    load_dataset,
+    read_interactions,
+    synthetic_interactions,
+)
+from fedem_flwr.errors import InputError
+
+SEPARATORS = ["\t", ",", "::", ";", "|", " "]
+Row = tuple[str, str, float, int]
+
+labels = st.text(string.ascii_letters + string.digits + "-_é", min_size=1, max_size=8)
+ratings = st.floats(0, 5, allow_nan=False).map(lambda x: round(x, 3))
+rows_of_a_file = st.lists(
+    st.tuples(labels, labels, ratings, st.integers(100_000_000, 2_000_000_000_000)), min_size=1, max_size=12
+)
+
+
+def write(folder: Path, text: str | bytes, name: str = "rows.csv") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def first_appearance_slowly(values: list[str]) -> tuple[list[int], list[str]]:
+    """The slow twin of the numbering: a dictionary, one row at a time."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(value, len(numbers)) for value in values], list(numbers)
+
+
+def assert_holds(data: Interactions, rows: list[Row], *, rating: bool, time: bool) -> None:
+    for codes, ids, column in ((data.user, data.user_ids, 0), (data.item, data.item_ids, 1)):
+        expected_codes, expected_ids = first_appearance_slowly([str(row[column]) for row in rows])
+        assert codes.dtype == np.int64
+        assert codes.tolist() == expected_codes
+        assert ids.tolist() == expected_ids
+        assert ids.dtype.kind == "U"
+    assert (data.rating is None) == (not rating)
+    assert (data.time is None) == (not time)
+    if data.rating is not None:
+        np.testing.assert_allclose(data.rating, [row[2] for row in rows], rtol=1e-15)
+    if data.time is not None:
+        assert data.time.tolist() == [row[3] for row in rows]
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+@pytest.mark.parametrize("header", [False, True])
+@pytest.mark.parametrize("numbers", ["", "rating", "time", "rating time"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=rows_of_a_file, newline=st.sampled_from(["\n", "\r\n"]), last_newline=st.booleans())
+@example(rows=[("007", "NA", 1.0, 10**9), ("7", "null", 2.0, 10**9)], newline="\n", last_newline=False)
+def test_every_layout_is_detected(
+    tmp_path: Path,
+    separator: str,
+    header: bool,
+    numbers: str,
+    rows: list[Row],
+    newline: str,
+    last_newline: bool,
+) -> None:
+    rating, time = "rating" in numbers, "time" in numbers
+    names = ["userId", "movieId"] + ["rating"] * rating + ["timestamp"] * time
+    lines = [separator.join(names)] if header else []
+    lines += [
+        separator.join([user, item] + [str(stars)] * rating + [str(when)] * time)
+        for user, item, stars, when in rows
+    ]
+    path = write(tmp_path, newline.join(lines) + newline * last_newline)
+    # labels that look like header names are ambiguous without it
+    columns = Columns(header=header)
+    assert_holds(read_interactions(path, columns), rows, rating=rating, time=time)
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_header_is_detected(tmp_path: Path, separator: str) -> None:
+    rows: list[Row] = [("a", "x", 1.5, 10**9), ("b", "x", 2.0, 10**9 + 1)]
+    body = "\n".join(separator.join(map(str, row)) for row in rows)
+    shuffled = "\n".join(separator.join(map(str, (row[3], row[1], row[2], row[0]))) for row in rows)
+    for text in (
+        body,
+        separator.join(["user_id", "item_id", "rating", "time"]) + "\n" + body,
+        separator.join(["who", "what", "much", "when"]) + "\n" + body,
+        separator.join(["timestamp", "movieId", "rating", "userId"]) + "\n" + shuffled,
+    ):
+        assert_holds(read_interactions(write(tmp_path, text)), rows, rating=True, time=True)
+
+
+def test_atomic_file_header_with_types(tmp_path: Path) -> None:
+    path = write(tmp_path, "user_id:token\titem_id:token\ttimestamp:float\n1\t2\t5\n3\t2\t6\n", "x.inter")
+    data = read_interactions(path)
+    assert (data.name, data.rating, data.users, data.items, data.rows) == ("x", None, 2, 1, 2)
+    assert data.time is not None and data.time.tolist() == [5, 6]
+
+
+def test_given_columns_by_name_and_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "a,b,c,d\n9,u1,i1,4\n8,u2,i1,3\n")
+    by_name = read_interactions(path, Columns(user="b", item="c", rating="d", time=ABSENT))
+    by_number = read_interactions(path, Columns(user=1, item="2", rating=3, time=ABSENT, header=True))
+    for data in (by_name, by_number):
+        assert data.user_ids.tolist() == ["u1", "u2"]
+        assert data.item.tolist() == [0, 0]
+        assert data.rating is not None and data.rating.tolist() == [4, 3]
+        assert data.time is None
+
+
+def test_absent_columns_are_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "1,2,rock,1200000000000\n1,3,jazz,1200000000001\n")
+    data = read_interactions(path, Columns(rating=ABSENT, time=3))
+    assert data.rating is None
+    assert data.time is not None and data.time.tolist() == [1200000000000, 1200000000001]
+
+
+def test_a_lone_third_column_is_a_time_only_where_it_looks_like_one(tmp_path: Path) -> None:
+    timed = read_interactions(write(tmp_path, "1,2,978300760\n1,3,978300761\n"))
+    rated = read_interactions(write(tmp_path, "1,2,5\n1,3,978300761\n"))
+    assert timed.rating is None and timed.time is not None
+    assert rated.time is None and rated.rating is not None
+
+
+def test_gzip_quotes_blank_lines_and_byte_order_mark(tmp_path: Path) -> None:
+    text = '\ufeffuser,item,rating\n\n"a, b",x,1\n   \nc," y ",2\n'
+    path = write(tmp_path, gzip.compress(text.encode()), "name.csv.gz")
+    data = read_interactions(path)
+    assert data.name == "name"
+    assert data.user_ids.tolist() == ["a, b", "c"]
+    assert data.item_ids.tolist() == ["x", "y"]
+
+
+BAD_FILES = {
+    "empty": (b"", None, "empty"),
+    "blank": (b" \n\n", None, "empty"),
+    "one column": (b"1\n2\n", None, "line 1: one column"),
+    "header only": (b"user,item,rating\n", None, "no rows"),
+    "short last row": (b"1,2,3,4\n5,6,7,8\n9,1,2\n", None, "line 3: 3 columns"),
+    "short row, unused columns": (
+        b"1,2,3,4\n5,6\n1,2,3,4\n",
+        Columns(rating=ABSENT, time=ABSENT),
+        "line 2: 2",
+    ),
+    "short and long row": (b"1,2,3\n5,6\n1,2,3,4\n", None, "line 2: 2 columns"),
+    "long row": (b"1,2,3,4\n1,2,3,4,5\n1,2,3,4\n", None, "line 2: 5 columns"),
+    "long first row": (b"1,2,3,4,5\n1,2,3,4\n1,2,3,4\n", None, "line 1: 5 columns"),
+    "letters in rating": (b"1 2 3\n\n1 3 good\n1 4 4\n", None, "line 3, column 2: the rating 'good'"),
+    "letters in time": (b"1::2::3::9\n1::2::3::noon\n", None, "line 2, column 3: the time 'noon'"),
+    "empty number": (b"1,2,3\n1,2,\n", None, "line 2, column 2"),
+    "nan": (b"1,2,3\n1,2,nan\n", None, "line 2, column 2: the rating 'nan' is not a finite number"),
+    "infinite": (b"1\t2\t3\t4\n1\t2\t3\t-inf\n", None, "line 2, column 3: the time '-inf'"),
+    "overflow": (b"1;2;3\n1;2;1e999\n", None, "line 2, column 2"),
+    "empty user": (b"1,2,3\n,2,3\n", None, "line 2, column 0: the user is empty"),
+    "long label": (b"1,2,3\n1," + b"x" * 300 + b",3\n", None, "line 2, column 1: the item is longer"),
+    "not text": (b"1,2,3\n\xff\xfe,2,3\n", None, "line 2: not UTF-8"),
+    "unknown column": (b"userId,film,rating\n1,2,3\n", Columns(item="flim"), "did you mean 'film'?"),
+    "unnamed item": (b"userId,film,rating\n1,2,3\n", None, "no item column in header 'userId,film,rating'"),
+    "name without header": (b"1,2,3\n", Columns(user="u", header=False), "no header"),
+    "column out of range": (b"1,2,3\n", Columns(time=7), "no column 7 for the time; the columns are 0 to 2"),
+    "column twice": (b"1,2,3\n", Columns(user=1, item=1), "column 1 is given as user and item"),
+    "bad separator": (b"1,2,3\n", Columns(separator="coma"), "did you mean 'comma'?"),
+    "broken gzip": (gzip.compress(b"1,2,3\n" * 99)[:-9], None, "gzip"),
+    "zip": (b"PK\x03\x04rest", None, "zip archive"),
+    "open quote": (b'1,2,3\n"1,2,3\n1,2,3\n', None, "line 2: 1 columns, expected 3"),
+    "control character": (b"1::2\n1\x1f::2\n", None, "0x1f"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_file_is_one_line_that_names_the_place(tmp_path: Path, case: str) -> None:
+    content, columns, expected = BAD_FILES[case]
+    path = write(tmp_path, content)
+    with pytest.raises(InputError) as caught:
+        read_interactions(path, columns)
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message
+    assert str(path) in message or case == "bad separator"
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_interactions(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="is a folder"):
+        read_interactions(tmp_path)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=60))
+def test_any_bytes_give_interactions_or_an_input_error(tmp_path: Path, content: bytes) -> None:
+    try:
+        data = read_interactions(write(tmp_path, content))
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert data.rows >= 1
+        assert data.user.max() == data.users - 1
+
+
+def test_take_renumbers_by_first_appearance(tmp_path: Path) -> None:
+    data = read_interactions(write(tmp_path, "a,x,1\nb,y,2\nc,x,3\nb,z,4\n"))
+    part = data.take(np.array([3, 2, 1]))
+    assert part.user_ids[part.user].tolist() == ["b", "c", "b"]
+    assert part.item_ids[part.item].tolist() == ["z", "x", "y"]
+    assert part.user.tolist() == [0, 1, 0]
+    assert part.rating is not None and part.rating.tolist() == [4, 3, 2]
+    assert data.take(data.user == 0).rows == 1
+
+
+def test_columns_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        Interactions(
+            "x", np.zeros(2, np.int64), np.zeros(3, np.int64), None, None, np.array(["a"]), np.array(["b"])
+        )
+
+
+@pytest.mark.parametrize("name", KNOWN_DATASETS)
+def test_known_dataset_has_its_size(data_dir: Path, name: str) -> None:
+    entry = dataset_entry(name)
+    found = find_dataset(name, data_dir)
+    assert (found.status, found.warning) == ("ok", None)
+    data = load_dataset(name, data_dir)
+    assert (data.name, data.users, data.items, data.rows) == (name, entry.users, entry.items, entry.rows)
+    assert (data.time is not None) == entry.has_times
+    assert (data.rating is None) == (name == "lastfm-2k")  # its third column is a tag
+    detected = read_interactions(found.path)
+    np.testing.assert_array_equal(detected.item, data.item)
+    assert (detected.time is not None) == entry.has_times
+
+
+def test_known_dataset_labels_and_rows(data_dir: Path) -> None:
+    data = load_dataset("ml-1m", data_dir)
+    with (data_dir / "ml-1m" / "ratings.dat").open(encoding="utf-8") as file:
+        for row, line in zip(range(3000), file, strict=False):
+            user, item, rating, time = line.strip().split("::")
+            assert (data.user_ids[data.user[row]], data.item_ids[data.item[row]]) == (user, item)
+            assert data.rating is not None and data.rating[row] == float(rating)
+            assert data.time is not None and data.time[row] == float(time)
+
+
+def test_minimum_rows_by_protocol() -> None:
+    assert dataset_entry("lastfm-2k").min_interactions("paper") == 5
+    assert dataset_entry("lastfm-2k").min_interactions("strict") == 10
+    assert dataset_entry("ml-1m").min_interactions("paper") == 10
+
+
+def test_search_order_and_differing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {key: tmp_path / key for key in ("given", "environment", "cache")}
+    for folder in folders.values():
+        folder.mkdir()
+    monkeypatch.setenv("FEDEM_DATA", str(folders["environment"]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folders["cache"]))
+    with pytest.raises(InputError, match=r"not found in .*given.*environment.*cache"):
+        find_dataset("filmtrust", folders["given"], fetch=False)
+    for key, place in (
+        ("cache", "cache/fedem-flwr/data"),
+        ("environment", "environment"),
+        ("given", "given"),
+    ):
+        home = tmp_path / place / "filmtrust"
+        home.mkdir(parents=True)
+        write(home, "1 1 2\n1 2 3\n", "ratings.txt" if key == "cache" else "ratings.dat")
+        found = find_dataset("filmtrust", folders["given"], fetch=False)
+        assert found.path.is_relative_to(folders[key])
+        assert found.status == "differs"
+        assert found.warning is not None and "not a known copy" in found.warning and "\n" not in found.warning
+    assert load_dataset("filmtrust", folders["given"]).rows == 2  # a warning, not an error
+
+
+def test_a_recorded_download_without_published_checksum_is_unverified(tmp_path: Path) -> None:
+    home = tmp_path / "filmtrust"
+    home.mkdir()
+    write(home, "1 1 2\n1 2 3\n", "ratings.txt")
+    sha256 = find_dataset("filmtrust", tmp_path).sha256
+    write(home, json.dumps({"sha256": sha256}), "source.json")
+    found = find_dataset("filmtrust", tmp_path)
+    assert found.status == "unverified"
+    assert found.warning is not None and sha256 in found.warning
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'ml-100k'"):
+        load_dataset("ml-100", None)
+    with pytest.raises(InputError, match="did you mean 'synthetic'"):
+        load_dataset("syntetic", None)
+    with pytest.raises(InputError, match="does not exist"):
+        load_dataset("ml-1m", tmp_path / "nowhere")
+
+
+def test_a_path_is_loaded(tmp_path: Path) -> None:
+    path = write(tmp_path, "1,2,3\n1,3,4\n")
+    assert load_dataset(str(path), None).rows == 2
+    assert load_dataset(str(path), None, columns=Columns(rating=ABSENT, time=ABSENT)).rating is None
+
+
+SMALL = SyntheticConfig(users=90, items=120, mean_interactions=20)
+
+
+def same(left: Interactions, right: Interactions) -> bool:
+    fields = ("user", "item", "time", "user_ids", "item_ids")
+    return all(np.array_equal(getattr(left, field), getattr(right, field)) for field in fields)
+
+
+def test_synthetic_is_a_function_of_the_seed_alone() -> None:
+    data = synthetic_interactions(SMALL, 3)
+    assert same(data, synthetic_interactions(SMALL, 3))
+    assert not same(data, synthetic_interactions(SMALL, 4))
+    assert same(data, load_dataset("synthetic", None, seed=3, synthetic=SMALL))
+    for block_users in (1, 7, 90):
+        assert same(data, synthetic_interactions(SMALL, 3, block_users=block_users))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    users=st.integers(2, 40),
+    items=st.integers(36, 80),
+    sharpness=st.sampled_from([0.0, 12.0, 60.0]),
+    seed=st.integers(0, 2**31),
+)
+@example(users=20, items=36, sharpness=500.0, seed=1)  # tastes too narrow: the catalogue completes the rows
+def test_synthetic_invariants(users: int, items: int, sharpness: float, seed: int) -> None:
+    config = SyntheticConfig(users=users, items=items, sharpness=sharpness)
+    data = synthetic_interactions(config, seed)
+    counts = np.bincount(data.user, minlength=users)
+    assert counts.min() >= config.min_interactions
+    assert counts.max() <= items // 3
+    assert len(np.unique(data.user * data.items + data.item)) == data.rows  # no pair twice
+    assert data.users == users
+    assert data.items <= items
+    assert data.rating is None
+    assert data.time is not None
+    same_user = np.diff(data.user) == 0
+    assert (np.diff(data.time)[same_user] >= 0).all()
+    assert set(np.diff(data.user).tolist()) <= {0, 1}
+    first = np.unique(data.item, return_index=True)[1]
+    assert (np.diff(first) > 0).all()  # codes by first appearance
+    assert len(set(data.item_ids.tolist())) == data.items
+
+
+def test_synthetic_activity_and_popularity_have_heavy_tails() -> None:
+    config = SyntheticConfig(users=4000, items=1000, drift=0, popularity_exponent=0.9, sharpness=0)
+    data = synthetic_interactions(config, 0)
+    counts = np.bincount(data.user)
+    assert abs(counts.mean() - config.mean_interactions) < 2
+    assert counts.max() > 5 * counts.mean()
+    popularity = np.sort(np.bincount(data.item))[::-1]
+    ranks = np.arange(20, 500)
+    slope = np.polyfit(np.log(ranks), np.log(popularity[ranks]), 1)[0]
+    assert -1.05 < slope < -0.7  # near -0.9; the head is flatter, since no user meets an item twice
+
+
+def hit_ratio(scores: np.ndarray, seen: np.ndarray, target: np.ndarray) -> float:
+    scores = np.where(seen, -np.inf, scores)
+    own = np.take_along_axis(scores, target[:, None], axis=1)
+    return float(((scores >= own).sum(axis=1) <= 10).mean())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_synthetic_rewards_collaborative_filtering(seed: int) -> None:
+    """Leave one out on the whole catalogue: EASE (Steck 2019) far above popularity, and far from perfect."""
+    data = load_dataset("synthetic", None, seed=seed)
+    last = np.cumsum(np.bincount(data.user)) - 1
+    seen = np.zeros((data.users, data.items), dtype=bool)
+    seen[data.user, data.item] = True
+    users, target = np.arange(data.users), data.item[last]
+    seen[users, target] = seen[users, data.item[last - 1]] = False
+    inverse = np.linalg.inv(seen.T.astype(float) @ seen + 100 * np.eye(data.items))
+    ease = -inverse / np.diag(inverse)
+    np.fill_diagonal(ease, 0)
+    popularity = hit_ratio(np.tile(seen.sum(axis=0), (data.users, 1)), seen, target)
+    collaborative = hit_ratio(seen @ ease, seen, target)
+    assert 0.04 < popularity < 0.14
+    assert 1.8 * popularity < collaborative < 0.6
+
+
+def early_late_affinity(drift: float) -> float:
+    """How much closer a user's first half is to the user's own last quarter than to another's (1: not at all)."""
+    config = SyntheticConfig(users=800, items=3000, mean_interactions=20, noise=0, drift=drift, dim=64)
+    data = synthetic_interactions(config, 0)
+    counts = np.bincount(data.user)
+    rank = (np.arange(data.rows) - np.repeat(np.cumsum(counts) - counts, counts)) / counts[data.user]
+    early, late = np.zeros((2, data.users, data.items))
+    early[data.user[rank < 0.5], data.item[rank < 0.5]] = 1
+    late[data.user[rank >= 0.75], data.item[rank >= 0.75]] = 1
+    norms = np.linalg.norm(early, axis=0) + 1e-9
+    alike = (early / norms).T @ (early / norms)  # cosine of items
+    np.fill_diagonal(alike, 0)
+    profile = early @ alike
+    return float((profile * late).sum() / (profile * np.roll(late, 1, axis=0)).sum())
+
+
+def test_synthetic_tastes_drift_to_another_cluster() -> None:
+    steady, drifting = early_late_affinity(0.0), early_late_affinity(0.9)
+    assert steady > 1.2
+    assert drifting - 1 < 0.6 * (steady - 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"users": 1}, {"mean_interactions": 5}, {"items": 33}, {"noise": 2.0}, {"unknown": 1}]
+)
+def test_synthetic_config_refuses_nonsense(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        SyntheticConfig.model_validate(wrong)
