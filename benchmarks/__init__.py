@@ -1,0 +1,1 @@
+"""Benchmarks: yardsticks and measurements, run by hand; results are committed as text."""

@@ -51,13 +51,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Read the options, run the comparison and print it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1000, help="clients, and weights a client")
-    parser.add_argument(
-        "--problems", type=int, default=12, help="solver problems to time, spread over the rounds"
-    )
+    parser.add_argument("--problems", type=int, default=12, help="solver problems to time, spread over the rounds")
     parser.add_argument("--rounds", type=int, default=4, help="alternations of the two sides")
     parser.add_argument("--alpha", type=float, default=0.9, help="α of Eq. 13")
     parser.add_argument("--seed", type=int, default=0)

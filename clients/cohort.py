@@ -1,10 +1,11 @@
 """The client of FedEM and FedMF: a cohort of k >= 1 users behind Flower's NumPyClient.
 
-Private: user embeddings p, own item tables Q, adapters Θ, merging weights ρ, interactions and evaluation targets. Up: the tables
-of the uploaders, or the cohort's row sums, with counts and metric sums. Down: one table a user, or one for all.
+Private: user embeddings p, own item tables Q, adapters Θ, merging weights ρ, interactions and evaluation targets. Up:
+the tables of the uploaders, or the cohort's row sums, with counts and metric sums. Down: one table a user, or one for
+all.
 
-Everything of a round is one message: what was downloaded is evaluated on receipt (that is the previous round's model), then the
-participants train.
+Everything of a round is one message: what was downloaded is evaluated on receipt (that is the previous round's
+model), then the participants train.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class CohortClient(NumPyClient):
         node: the node's number.
 
     Attributes:
-        DOWNLOAD: names and order of the arrays that `fit` and `evaluate` take: `participants` (p,) users to train, `uploaders`
-            (a,) those of them whose table goes up, `receivers` (r,) the users that `tables` (r, m, d) are for; one table
-            without receivers is for everybody.
+        DOWNLOAD: names and order of the arrays that `fit` and `evaluate` take: `participants` (p,) users to train,
+            `uploaders` (a,) those of them whose table goes up, `receivers` (r,) the users that `tables` (r, m, d) are
+            for; one table without receivers is for everybody.
         UPLOADS: names of the arrays that `fit` returns, for each kind of upload that a strategy may ask for.
     """
 
@@ -86,7 +87,7 @@ class CohortClient(NumPyClient):
         _, _, receivers, tables = parameters
         edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
         metrics = evaluate_cohort(cohort, self.host.split, self.downloaded(receivers, tables), edges)
-        return 0.0, len(self.users), metrics
+        return 0.0, len(self.users), dict(metrics)
 
     def keep(self, round_: int, cohort: Cohort, config: dict[str, Scalar]) -> None:
         """Store the state after a round."""

@@ -1,7 +1,7 @@
 """The client for stock Flower strategies (FedAvg, FedMedian, ...): one item table down, one item table up.
 
-Private: user embeddings p, interactions and evaluation targets. Up: the cohort's mean trained table, `num-examples` = samples. Down: the
-global table, which replaces the own one.
+Private: user embeddings p, interactions and evaluation targets. Up: the cohort's mean trained table, `num-examples` =
+samples. Down: the global table, which replaces the own one.
 """
 
 from __future__ import annotations

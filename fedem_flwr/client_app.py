@@ -52,7 +52,9 @@ def build_client_app(host: NodeHost | None = None) -> ClientApp:
 
 def _host_from(context: Context) -> NodeHost:
     settings = context.run_config
-    return NodeHost(Path(str(settings["run-dir"])), int(context.node_config["num-partitions"]), int(settings["threads"]))
+    return NodeHost(
+        Path(str(settings["run-dir"])), int(context.node_config["num-partitions"]), int(settings["threads"])
+    )
 
 
 def _config(message: Message) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A run's configuration: frozen, validated, layered from TOML files, written resolved into the run's directory.
 
-Layers, later ones win: field defaults · `configs/methods/METHOD.toml` · the data set file's `[settings.METHOD]` and `[data]` ·
-the experiment file · command-line options. Symbols in the descriptions are those of the FedEM paper (AAAI 2026).
+Layers, later ones win: field defaults · `configs/methods/METHOD.toml` · the data set file's `[settings.METHOD]` and
+`[data]` · the experiment file · command-line options. Symbols in the descriptions are those of the FedEM paper (AAAI
+2026).
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ class DataConfig(_Section):
 
     dataset: str = Field("synthetic", description="a known name, or the path of a delimited file")
     protocol: Literal["strict", "paper"] = Field("strict", description="evaluation protocol; `paper` leaks")
-    data_dir: str | None = Field(None, description="folder with known data sets; else $FEDEM_DATA, the cache, a download")
-    min_interactions: int | None = Field(None, ge=3, description="rows a user must have; default: the data set's own, or 10")
+    data_dir: str | None = Field(
+        None, description="folder with known data sets; else $FEDEM_DATA, the cache, a download"
+    )
+    min_interactions: int | None = Field(
+        None, ge=3, description="rows a user must have; default: the data set's own, or 10"
+    )
     separator: str | None = Field(None, description="of a delimited file; default: detected")
     header: bool | None = Field(None, description="whether the file has a header line; default: detected")
     user_column: str | int | None = Field(None, description="name or number (from 0)")
@@ -66,13 +71,17 @@ class LocalConfig(_Section):
     negatives: int = Field(4, ge=0, le=100, description="drawn for each positive, fresh every round")
     lr_user: float = Field(0.1, gt=0, description="η for p_u (Adam)")
     lr_item: float = Field(0.1, gt=0, description="η for Q_u (Adam)")
-    early_stop: float = Field(0.0, ge=0, description="relative change of the running loss at which a client stops; 0 never")
+    early_stop: float = Field(
+        0.0, ge=0, description="relative change of the running loss at which a client stops; 0 never"
+    )
 
 
 class MergeConfig(_Section):
     """Elastic merging, Eq. 9–11, and the variants of Table 2."""
 
-    mode: Literal["none", "replace", "static", "scalar", "elastic"] = Field("replace", description="how G and Q become one")
+    mode: Literal["none", "replace", "static", "scalar", "elastic"] = Field(
+        "replace", description="how G and Q become one"
+    )
     schedule: Literal["paper", "released"] = Field("paper", description="merge once a round, or again in every batch")
     rho: float = Field(0.5, ge=0, le=1, description="ρ of `static`")
     hidden: tuple[int, ...] = Field((16, 8), min_length=1, description="hidden widths of the adapter")
@@ -85,7 +94,8 @@ class AggregateConfig(_Section):
     """What the server makes of the uploads, Eq. 13 and its alternatives."""
 
     weights: Literal["average", "rows", "eq13", "released", "cvxpy"] = Field(
-        "average", description="average: w = p_v; rows: each row over the clients that trained it; others: one w a client"
+        "average",
+        description="average: w = p_v; rows: each row over the clients that trained it; others: one w a client",
     )
     similarity: Literal["frobenius", "pca", "cosine"] = Field("frobenius", description="σ between two clients' tables")
     alpha: float = Field(0.9, ge=0, description="α, weight of similarity")
@@ -103,10 +113,14 @@ class RunConfig(_Section):
     seed: int = Field(0, ge=0, description="of every draw")
     participants: float = Field(1.0, gt=0, le=1, description="share of users that train in a round")
     runtime: Literal["inprocess", "ray"] = Field("inprocess", description="where clients run")
-    users_per_node: int = Field(0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray: two nodes)")
+    users_per_node: int = Field(
+        0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray: two nodes)"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     threads: int = Field(0, ge=0, description="torch threads; 0: torch's own choice")
-    round_timeout: float = Field(3600.0, gt=0, description="seconds after which a round goes on without missing replies")
+    round_timeout: float = Field(
+        3600.0, gt=0, description="seconds after which a round goes on without missing replies"
+    )
     checkpoint_every: int = Field(5, ge=1, description="rounds between checkpoints; the last round always has one")
 
 

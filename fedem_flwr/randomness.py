@@ -1,7 +1,8 @@
 """Counter-based random numbers: a draw is a function of (seed, purpose, coordinates), never of call order.
 
-Any partition of users over nodes, any runtime and any replay therefore sees the same draws, on CPU and on CUDA alike. The
-generator is the SplitMix64 finaliser (Steele, Lea, Flood 2014) chained over the coordinates, in wrapping int64 arithmetic.
+Any partition of users over nodes, any runtime and any replay therefore sees the same draws, on CPU and on CUDA alike.
+The generator is the SplitMix64 finaliser (Steele, Lea, Flood 2014) chained over the coordinates, in wrapping int64
+arithmetic.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def find(kind: Literal["strategies", "clients"], name: str) -> Any:
             return entry.load()
         except (ImportError, AttributeError) as error:
             raise InputError(f"the {kind} entry point '{name}' ({entry.value}) cannot be loaded: {error}") from None
-    raise InputError(f"unknown {kind.removesuffix('s')} '{name}'{suggest(name, names(kind))}".replace("strategie ", "strategy "))
+    raise InputError(
+        f"unknown {kind.removesuffix('s')} '{name}'{suggest(name, names(kind))}".replace("strategie ", "strategy ")
+    )
 
 
 def _stock_strategy(name: str) -> Any:

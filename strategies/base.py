@@ -1,7 +1,8 @@
 """What every strategy here shares: who takes part, messages, validation of uploads, metric sums, checkpoints.
 
-A method's own file says which arrays go down (`download`), which go up (`expected`, `receive`) and what the server makes of them
-(`combine`). Users, not nodes, are what is sampled, so results do not depend on how users are spread over nodes.
+A method's own file says which arrays go down (`download`), which go up (`expected`, `receive`) and what the server
+makes of them (`combine`). Users, not nodes, are what is sampled, so results do not depend on how users are spread
+over nodes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.randomness import keyed_permutation
-from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+from fedem_flwr.runtime.wire import pack_arrays, plain_numbers, unpack_arrays
 
 Named = dict[str, np.ndarray]
 Shape = tuple[int | None, ...]
@@ -104,11 +105,13 @@ class CohortStrategy(Strategy):
         for reply in grid.send_and_receive(messages, timeout=timeout):
             node = reply.metadata.src_node_id
             if reply.has_error():
-                self.fail(0, node, reply.error.reason)
+                self.fail(0, node, reply.error.reason or "")
                 continue
             arrays = unpack_arrays(reply.content.array_records["arrays"])
             self._nodes[node] = arrays["users"]
-            self._names[node] = f"node of users {arrays['users'][0]}–{arrays['users'][-1]}" if len(arrays["users"]) else "empty node"
+            self._names[node] = (
+                f"node of users {arrays['users'][0]}–{arrays['users'][-1]}" if len(arrays["users"]) else "empty node"
+            )
             grown = max(len(self.samples), int(arrays["users"].max(initial=-1)) + 1)
             self.samples = np.pad(self.samples, (0, grown - len(self.samples)))
             if self.samples[arrays["users"]].any():
@@ -140,7 +143,10 @@ class CohortStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """One message a node: what it downloads, who trains, who uploads. Nodes without participants are asked to evaluate."""
+        """One message a node.
+
+        It says what the node downloads, who trains and who uploads; a node without participants only evaluates.
+        """
         participants, uploaders = self.participants(server_round), self.uploaders(server_round)
         settings = ConfigRecord({**config, "server-round": server_round, "upload": self.upload})
         settings["evaluate"] = int(server_round > 1)
@@ -157,8 +163,8 @@ class CohortStrategy(Strategy):
         """Check every upload, leave out and name what is not right, and combine the rest.
 
         Returns:
-            No arrays (they are the strategy's own), and the round's sums: `loss-total`, `num-examples`, and the metric sums of the
-            previous round's model.
+            No arrays (they are the strategy's own), and the round's sums: `loss-total`, `num-examples`, and the
+            metric sums of the previous round's model.
 
         Raises:
             FedemError: not a single node contributed.
@@ -184,7 +190,10 @@ class CohortStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """Nothing, except after the last round: a round's model is evaluated on receipt, with the next round's training."""
+        """Nothing, except after the last round.
+
+        A round's model is evaluated on receipt, with the next round's training.
+        """
         self._open = dict(self._nodes) if config.get("final") else {}
         settings = ConfigRecord({**config, "server-round": server_round})
         nobody = np.empty(0, dtype=np.int64)
@@ -222,9 +231,9 @@ class CohortStrategy(Strategy):
             if waiting.pop(node, None) is None:
                 self.fail(round_, node, "an answer that nobody asked for, or a second one")
             elif reply.has_error():
-                self.fail(round_, node, reply.error.reason)
+                self.fail(round_, node, reply.error.reason or "")
             else:
-                metrics = {key: float(value) for key, value in reply.content.metric_records["metrics"].items()}
+                metrics = plain_numbers(reply.content.metric_records["metrics"])
                 if all(np.isfinite(value) for value in metrics.values()):
                     yield reply, metrics
                 else:
@@ -238,7 +247,9 @@ class CohortStrategy(Strategy):
             if name not in arrays:
                 return f"the upload lacks '{name}'"
             got = arrays[name]
-            if got.ndim != len(shape) or any(want not in (None, have) for want, have in zip(shape, got.shape, strict=True)):
+            if got.ndim != len(shape) or any(
+                want not in (None, have) for want, have in zip(shape, got.shape, strict=True)
+            ):
                 return f"'{name}' has shape {got.shape}, not {shape}"
             integer = name == "users"
             if got.dtype != (np.int64 if integer else np.float32):

@@ -1,12 +1,12 @@
 """FedEM (elastic merging): Chen et al., "Breaking the Aggregation Bottleneck in Federated Recommendation", AAAI 2026.
 
-Private: p_u, the adapter Θ_u, ρ. Up: the trained item table Q_u of each uploader. Server: weights by Eq. 13 from the similarity of
-the tables and the shares p_v of the data, and G_u = Σ_v w_uv Q_v for every uploader u. Down: each uploader its own G_u; the others
-get nothing and train their own table on.
+Private: p_u, the adapter Θ_u, ρ. Up: the trained item table Q_u of each uploader. Server: weights by Eq. 13 from the
+similarity of the tables and the shares p_v of the data, and G_u = Σ_v w_uv Q_v for every uploader u. Down: each
+uploader its own G_u; the others get nothing and train their own table on.
 
-Options that deviate from the paper, as the released program does: `aggregate.fraction` (a tenth uploads), `aggregate.weights =
-"released"` (the objective's quadratic term is not scaled by 1 + α), `aggregate.similarity = "pca"`, `aggregate.saturate`.
-With `merge.mode = "none"` nothing is sent down: every client trains alone.
+Options that deviate from the paper, as the released program does: `aggregate.fraction` (a tenth uploads),
+`aggregate.weights = "released"` (the objective's quadratic term is not scaled by 1 + α), `aggregate.similarity =
+"pca"`, `aggregate.saturate`. With `merge.mode = "none"` nothing is sent down: every client trains alone.
 """
 
 from __future__ import annotations

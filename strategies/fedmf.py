@@ -1,10 +1,12 @@
 """FedMF: federated matrix factorisation with one item table for all (Ammad-ud-din et al. 2019; Chai et al. 2020).
 
-Private: p_u. Up: a cohort's sums of trained rows (k = 1: the client's own rows). Server: the new table. Down: the table.
+Private: p_u. Up: a cohort's sums of trained rows (k = 1: the client's own rows). Server: the new table. Down: the
+table.
 
-`aggregate.weights = "average"`: whole tables weighted by p_v (FedAvg, what the FedEM paper compares with). `"rows"`: each item row
-is averaged over the clients that trained it; rows that nobody trained stay. Averaging over everybody shrinks the steps of rare
-items by the share of clients that never saw them, so `rows` is what learns under the strict protocol.
+`aggregate.weights = "average"`: whole tables weighted by p_v (FedAvg, what the FedEM paper compares with). `"rows"`:
+each item row is averaged over the clients that trained it; rows that nobody trained stay. Averaging over everybody
+shrinks the steps of rare items by the share of clients that never saw them, so `rows` is what learns under the strict
+protocol.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before anything imports Flower, which decides then
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

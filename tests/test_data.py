@@ -83,8 +83,7 @@ def test_every_layout_is_detected(
     names = ["userId", "movieId"] + ["rating"] * rating + ["timestamp"] * time
     lines = [separator.join(names)] if header else []
     lines += [
-        separator.join([user, item] + [str(stars)] * rating + [str(when)] * time)
-        for user, item, stars, when in rows
+        separator.join([user, item] + [str(stars)] * rating + [str(when)] * time) for user, item, stars, when in rows
     ]
     path = write(tmp_path, newline.join(lines) + newline * last_newline)
     # labels that look like header names are ambiguous without it
@@ -226,9 +225,7 @@ def test_take_renumbers_by_first_appearance(tmp_path: Path) -> None:
 
 def test_columns_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in length"):
-        Interactions(
-            "x", np.zeros(2, np.int64), np.zeros(3, np.int64), None, None, np.array(["a"]), np.array(["b"])
-        )
+        Interactions("x", np.zeros(2, np.int64), np.zeros(3, np.int64), None, None, np.array(["a"]), np.array(["b"]))
 
 
 @pytest.mark.parametrize("name", KNOWN_DATASETS)
@@ -391,7 +388,7 @@ def test_synthetic_rewards_collaborative_filtering(seed: int) -> None:
 
 
 def early_late_affinity(drift: float) -> float:
-    """How much closer a user's first half is to the user's own last quarter than to another's (1: not at all)."""
+    """How much nearer a user's first half is to the user's own last quarter than to another's."""
     config = SyntheticConfig(users=800, items=3000, mean_interactions=20, noise=0, drift=drift, dim=64)
     data = synthetic_interactions(config, 0)
     counts = np.bincount(data.user)

@@ -151,9 +151,7 @@ def test_server_without_ranges_starts_over(server: Server, tmp_path: Path) -> No
     assert len(server.asked) == 2
 
 
-def test_a_transfer_that_stays_truncated_fails_and_the_next_call_continues(
-    server: Server, tmp_path: Path
-) -> None:
+def test_a_transfer_that_stays_truncated_fails_and_the_next_call_continues(server: Server, tmp_path: Path) -> None:
     server.cut_first = 3
     with pytest.raises(InputError, match=r"truncated: \d+ of \d+ bytes, tried 3 times"):
         fetch(server, tmp_path / "file.bin", checksum=SHA256)
@@ -274,9 +272,7 @@ def test_extract_damaged_archives(tmp_path: Path) -> None:
 def test_fetch_a_known_dataset(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool
 ) -> None:
-    archive = zipped(
-        tmp_path / "served.zip", {"ml-100k/u.data": b"1\t10\t5\t881250949\n2\t10\t3\t881250950\n"}
-    )
+    archive = zipped(tmp_path / "served.zip", {"ml-100k/u.data": b"1\t10\t5\t881250949\n2\t10\t3\t881250950\n"})
     server.body = archive.read_bytes()
     server.status = [404]  # the first address is dead, the second works
     checksum = "sha256:" + hashlib.sha256(server.body).hexdigest()
@@ -300,9 +296,7 @@ def test_fetch_a_known_dataset(
     assert len(server.asked) == 2  # the second look-up came from the cache
     (home / "u.data").write_bytes(b"1\t10\t5\t881250949\n")
     assert find_dataset("ml-100k", None).status == "differs"
-    assert (
-        fetch_dataset("ml-100k", tmp_path / "elsewhere").path == tmp_path / "elsewhere" / "ml-100k" / "u.data"
-    )
+    assert fetch_dataset("ml-100k", tmp_path / "elsewhere").path == tmp_path / "elsewhere" / "ml-100k" / "u.data"
 
 
 def test_fetch_with_a_wrong_checksum_leaves_no_dataset(

@@ -36,9 +36,7 @@ def source_files() -> list[Path]:
         names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True, text=True).stdout
         found = [ROOT / name for name in names.split("\0") if name]
     else:
-        found = [
-            path for path in ROOT.rglob("*") if not any(p[0] == "." for p in path.relative_to(ROOT).parts)
-        ]
+        found = [path for path in ROOT.rglob("*") if not any(p[0] == "." for p in path.relative_to(ROOT).parts)]
     return [path for path in found if path.is_file()]
 
 
@@ -73,9 +71,7 @@ def test_configurations_are_found_as_a_package() -> None:
 
 @pytest.mark.parametrize("target", ["run", "test"])
 def test_readme_commands_are_targets(target: str) -> None:
-    assert re.search(
-        rf"^\s*\$?\s*make {target}\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    assert re.search(rf"^\s*\$?\s*make {target}\b", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
@@ -124,9 +120,7 @@ def test_modules_stay_short(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_folder_with_modules_is_a_package(package: str) -> None:
     folders = {path.parent for path in (ROOT / package).rglob("*.py")}
-    assert [
-        str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").exists()
-    ] == []
+    assert [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
 def test_no_file_names_a_package_index() -> None:

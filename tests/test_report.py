@@ -118,9 +118,7 @@ class TestRunDirectory:
         assert run.read_summary() == example_summary()
         assert run.read_diagnostics() == plain(example_diagnostics())
         assert run.checkpoint_dir == tmp_path / "deep" / "run" / "checkpoint"
-        assert not [
-            path for path in run.path.iterdir() if path.name.startswith(".")
-        ]  # no temporary file is left
+        assert not [path for path in run.path.iterdir() if path.name.startswith(".")]  # no temporary file is left
 
     def test_what_is_not_finite_is_null(self, tmp_path: Path) -> None:
         run = RunDirectory(tmp_path).create()
@@ -256,9 +254,7 @@ class TestTables:
 
     def test_audit_table(self) -> None:
         console = Console(width=80, file=io.StringIO(), record=True)
-        console.print(
-            audit_table([{"protocol": "paper", "leaks": True}, {"protocol": "strict", "hr@10": 0.5}])
-        )
+        console.print(audit_table([{"protocol": "paper", "leaks": True}, {"protocol": "strict", "hr@10": 0.5}]))
         text = console.export_text()
         assert re.search(r"paper +│ yes +│ +–", text)
         assert re.search(r"strict +│ – +│ +0\.5000", text)
@@ -454,9 +450,7 @@ class TestReport:
 
     def test_texts_are_escaped(self, tmp_path: Path) -> None:
         evil = "<script>alert(1)</script>"
-        run = example_run(
-            tmp_path / "run", dataset=evil, method=evil, command=evil, notes=[evil], runtime=evil
-        )
+        run = example_run(tmp_path / "run", dataset=evil, method=evil, command=evil, notes=[evil], runtime=evil)
         run.write_config(evil)
         diagnostics = example_diagnostics()
         diagnostics["failures"] = [{"round": evil, "node": evil, "reason": evil}]
@@ -477,9 +471,7 @@ class TestReport:
     def test_each_file_may_be_missing_or_cut(
         self, tmp_path: Path, name: str, damage: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            "fedem_flwr.report.plots._bytes", lambda figure, image_format: b""
-        )  # draw, do not encode
+        monkeypatch.setattr("fedem_flwr.report.plots._bytes", lambda figure, image_format: b"")  # draw, do not encode
         run = example_run(tmp_path / "run")
         if damage == "missing":
             (run.path / name).unlink()
@@ -496,9 +488,7 @@ class TestReport:
     def test_each_field_of_the_summary_may_be_missing(
         self, tmp_path: Path, key: str, gone: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            "fedem_flwr.report.html._pictures", lambda run, others: []
-        )  # slow, and tested above
+        monkeypatch.setattr("fedem_flwr.report.html._pictures", lambda run, others: [])  # slow, and tested above
         run = example_run(tmp_path / "run")
         summary = example_summary()
         del summary[key]

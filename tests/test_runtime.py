@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedem_flwr import runtime
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime import inprocess, simulation
 from fedem_flwr.runtime.inprocess import run_inprocess, task_identity
@@ -89,8 +91,7 @@ def three_rounds(grid: Grid) -> dict[str, Any]:
     errors = [(reply.error.code, reply.error.reason) for reply in failed if reply.has_error()]
     last = list(grid.send_and_receive(orders(grid)))
     seen = sorted(
-        tuple(reply.content["seen"][key] for key in ("partition", "partitions", "read_only"))
-        for reply in last
+        tuple(reply.content["seen"][key] for key in ("partition", "partitions", "read_only")) for reply in last
     )
     return {"first": first, "errors": errors, "last": by_partition(iter(last)), "seen": seen}
 
@@ -306,6 +307,7 @@ def test_server_errors_pass_and_the_identity_is_restored() -> None:
     assert inprocess._identity("node_id") == before
     with pytest.raises(InputError, match="at least one node"):
         run_inprocess(toy_app(), server, nodes=0, run_config={})
+    assert simulation.PROCESS_LOST == ErrorCode.UNKNOWN
     assert inprocess.CLIENT_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
@@ -323,16 +325,16 @@ def test_ray_requests_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with monkeypatch.context() as patch:
         patch.setattr(simulation.importlib.util, "find_spec", lambda _: None)
         refused("needs Ray: pip install")
-    monkeypatch.setattr(simulation, "LONGEST_RAY_DIRECTORY", 5)
+    monkeypatch.setattr(runtime, "LONGEST_DIRECTORY", 5)
     refused("short path")
 
 
 def test_ray_directory_avoids_long_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     deep = tmp_path / ("deep" * 20)
     deep.mkdir()
-    monkeypatch.setattr(simulation.tempfile, "tempdir", str(deep))
-    with simulation._ray_directory() as directory:
-        assert directory.is_dir() and len(str(directory)) <= simulation.LONGEST_RAY_DIRECTORY
+    monkeypatch.setattr(runtime.tempfile, "tempdir", str(deep))
+    with runtime.short_directory() as directory:
+        assert directory.is_dir() and len(str(directory)) <= runtime.LONGEST_DIRECTORY
         assert list(deep.iterdir()) == []
     assert not directory.exists()
 
@@ -357,7 +359,7 @@ def test_replies_come_in_the_order_of_messages() -> None:
 
     with task_identity():
         grid = simulation.SimulationGrid(
-            Backwards(toy_app(), nodes=4, run_config={"scale": 1.0}), stopped := simulation.threading.Event()
+            Backwards(toy_app(), nodes=4, run_config={"scale": 1.0}), stopped := threading.Event()
         )
         replies = list(grid.send_and_receive(orders(grid), timeout=0.5))
         assert [reply.metadata.src_node_id for reply in replies] == [2, 3, 4]
@@ -366,6 +368,27 @@ def test_replies_come_in_the_order_of_messages() -> None:
         stopped.set()
         with pytest.raises(FedemError, match="stopped"):
             list(grid.send_and_receive(orders(grid)))
+
+
+def test_a_message_is_sent_again_while_a_process_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    deaths = {0: 2, 2: 1000}  # by partition; node 2 never comes back
+
+    def mortal(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        if deaths.get(partition, 0) > 0:
+            deaths[partition] -= 1
+            return Message(Error(simulation.PROCESS_LOST, "died\n of  it"), reply_to=message)
+        return Message(RecordDict(), reply_to=message)
+
+    monkeypatch.setattr(simulation, "RESTART_PAUSE", 0.01)
+    monkeypatch.setattr(simulation, "RESTART_SECONDS", 0.3)
+    with task_identity():
+        below = inprocess.InProcessGrid(echo_app(mortal), nodes=3, run_config={})
+        grid = simulation.SimulationGrid(below, threading.Event())
+        replies = list(grid.send_and_receive(plain_message(node) for node in grid.get_node_ids()))
+    assert [reply.metadata.src_node_id for reply in replies] == [2, 3, 4]
+    assert [reply.has_error() for reply in replies] == [False, False, True]
+    assert replies[2].error.reason == "died of it"
 
 
 def server_under_ray(grid: Grid) -> dict[str, Any]:
@@ -381,8 +404,12 @@ def server_under_ray(grid: Grid) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[str]) -> None:
+def test_ray_gives_the_same_results_as_one_process(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
+
+    monkeypatch.setattr(simulation, "RESTART_SECONDS", 1.0)
 
     environment = dict(os.environ)
     here = run_inprocess(toy_app(), three_rounds, nodes=2, run_config={"scale": 10.0})
@@ -394,7 +421,7 @@ def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[
                 np.testing.assert_array_equal(there[phase][partition][name], values)
     assert there["errors"] == here["errors"] and there["seen"] == here["seen"]
     assert len(there["dead"]) == 1 and "\n" not in there["dead"][0], (
-        "a process that dies costs its own reply only"
+        "a process that keeps dying costs its own reply only"
     )
     assert sorted(there["after"]) == [0, 1] and there["threads"] == [1, 1] and there["hurried"] == 0
     assert not ray.is_initialized() and dict(os.environ) == environment

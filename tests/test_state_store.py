@@ -101,9 +101,7 @@ def test_loaded_arrays_are_mapped_and_may_be_written_to(tmp_path: Path) -> None:
     assert_state(store, "a", 2, 3)
 
 
-def test_crash_before_the_rename_leaves_the_old_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crash_before_the_rename_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Crash(BaseException):
         pass
 
@@ -191,13 +189,8 @@ def test_prune_never_changes_what_a_later_load_gives(rounds: set[int], keep_from
         before = [store.load("a", asked) for asked in range(keep_from, 15)]
         store.prune("a", keep_from)
         assert [store.load("a", asked) for asked in range(keep_from, 15)] == before
-        assert sum(number < keep_from for number in rounds if store.load("a", number) is not None) <= 1 + sum(
-            number <= keep_from for number in rounds
-        )
         kept = len(files(Path(directory)))
-        assert kept == sum(number > keep_from for number in rounds) + any(
-            number <= keep_from for number in rounds
-        )
+        assert kept == sum(number > keep_from for number in rounds) + any(number <= keep_from for number in rounds)
 
 
 def test_memory_is_flushed_for_a_checkpoint(tmp_path: Path) -> None:
@@ -212,9 +205,7 @@ def test_memory_is_flushed_for_a_checkpoint(tmp_path: Path) -> None:
     assert_state(disk, "a", 1, 1)
     written = next(tmp_path.rglob("*.safetensors")).stat().st_mtime_ns
     store.flush()
-    assert next(tmp_path.rglob("*.safetensors")).stat().st_mtime_ns == written, (
-        "nothing changed, nothing written"
-    )
+    assert next(tmp_path.rglob("*.safetensors")).stat().st_mtime_ns == written, "nothing changed, nothing written"
     store.save("a", 2, table(2))
     assert_state(store, "a", 1, 1)  # from disk
     store.save("a", 2, table(3))

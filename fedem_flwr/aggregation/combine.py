@@ -30,9 +30,7 @@ def item_blocks(items: int, bytes_per_item: int, block_items: int | None = None)
         yield slice(start, min(start + block_items, items))
 
 
-def combine_blocks(
-    weights: Tensor, tables: Tensor, block_items: int | None = None
-) -> Iterator[tuple[slice, Tensor]]:
+def combine_blocks(weights: Tensor, tables: Tensor, block_items: int | None = None) -> Iterator[tuple[slice, Tensor]]:
     """Form `G_u = Σ_v w_uv Q_v` one item block at a time, so that a caller may spill or send each block.
 
     Temporary memory is O((K + r) · block · d). Half-precision tables are summed in float32.
@@ -50,8 +48,7 @@ def combine_blocks(
     """
     if weights.ndim != 2 or tables.ndim != 3 or weights.shape[1] != tables.shape[0]:
         raise ValueError(
-            f"weights {tuple(weights.shape)} do not fit tables {tuple(tables.shape)};"
-            " want (r, K) and (K, m, d)"
+            f"weights {tuple(weights.shape)} do not fit tables {tuple(tables.shape)}; want (r, K) and (K, m, d)"
         )
     clients, items, width = tables.shape
     precision = torch.promote_types(tables.dtype, torch.float32)
@@ -107,13 +104,12 @@ def average_rows(sums: Tensor, counts: Tensor, previous: Tensor) -> Tensor:
     """
     if sums.shape != previous.shape or counts.shape != sums.shape[:1]:
         raise ValueError(
-            f"sums {tuple(sums.shape)}, counts {tuple(counts.shape)} and previous {tuple(previous.shape)}"
-            " disagree"
+            f"sums {tuple(sums.shape)}, counts {tuple(counts.shape)} and previous {tuple(previous.shape)} disagree"
         )
     valid = (counts >= 0) & counts.isfinite()
     if not bool(valid.all()):
         row = int((~valid).nonzero()[0])
         raise ValueError(f"counts row {row} is {float(counts[row])}; it must be finite and not negative")
-    touched = (counts > 1).unsqueeze(-1)  # (m, 1)
+    touched = (counts > 0).unsqueeze(-1)  # (m, 1)
     divisor = counts.where(counts > 0, torch.ones_like(counts)).unsqueeze(-1)  # (m, 1) avoids 0 / 0
     return torch.where(touched, sums / divisor, previous).to(previous.dtype)

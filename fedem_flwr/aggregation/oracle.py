@@ -79,9 +79,7 @@ def _compile(
     try:
         import cvxpy as cp  # on demand: it takes a second to import, and only this path needs it
     except ImportError as error:
-        raise InputError(
-            "the weight solver needs cvxpy, which is not installed: pip install cvxpy"
-        ) from error
+        raise InputError("the weight solver needs cvxpy, which is not installed: pip install cvxpy") from error
     weights = cp.Variable(len(prior))
     linear, bound = cp.Parameter(len(prior)), cp.Parameter(len(prior), nonneg=True)
     if objective == "eq13":  # divided by 1 + α: numbers that the solver can handle when α is huge
@@ -130,9 +128,7 @@ def _solve(problem: Any, variable: Any, upper: FloatArray, row: int) -> FloatArr
                 f"row {row}: no weights satisfy the caps, banned neighbours and floors;"
                 " raise the cap, ban fewer neighbours or lower a floor"
             )
-    raise InputError(
-        f"row {row}: the weight solver failed ({status}); use a smaller alpha or looser constraints"
-    )
+    raise InputError(f"row {row}: the weight solver failed ({status}); use a smaller alpha or looser constraints")
 
 
 def _attempt(problem: Any, tolerance: float) -> str:
@@ -165,9 +161,7 @@ def _upper_bounds(shape: tuple[int, ...], caps: float | None, banned: Tensor | N
 
 def _check(prior: FloatArray, rows: FloatArray, alpha: float) -> None:
     if rows.ndim != 2 or prior.shape != rows.shape[1:]:
-        raise ValueError(
-            f"similarity {rows.shape} does not fit proportions {prior.shape}; want (k, n) and (n,)"
-        )
+        raise ValueError(f"similarity {rows.shape} does not fit proportions {prior.shape}; want (k, n) and (n,)")
     if not (np.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"alpha is {alpha}; it must be finite and not negative")
     finite = np.isfinite(rows).all(axis=1)

@@ -70,9 +70,7 @@ def find_dataset(
             return found
     if not fetch:
         looked = ", ".join(str(folder) for folder in folders if folder is not None)
-        raise InputError(
-            f"data set {name} not found in {looked}; fetch it, or put it at <folder>/{name}/{_LOCAL_FILE}"
-        )
+        raise InputError(f"data set {name} not found in {looked}; fetch it, or put it at <folder>/{name}/{_LOCAL_FILE}")
     return fetch_dataset(name, progress=progress)
 
 
@@ -127,9 +125,7 @@ def _inspect(entry: KnownDataset, path: Path, columns: Columns) -> FoundDataset:
     """Compare a file with the known checksums, then with what was recorded when it was downloaded."""
     sha256 = file_sha256(path)
     status: Status = "differs"
-    warning: str | None = (
-        f"{path} is not a known copy of {entry.name} (sha256 {sha256}): its figures may differ"
-    )
+    warning: str | None = f"{path} is not a known copy of {entry.name} (sha256 {sha256}): its figures may differ"
     if any(checksum_mismatch(path, known) is None for known in entry.known_checksums):
         status, warning = "ok", None
     elif _recorded_sha256(path.with_name(_SOURCE_FILE)) == sha256:
@@ -178,7 +174,5 @@ def load_dataset(
     path = Path(name_or_path).expanduser()
     if not path.exists():
         names = [*KNOWN_DATASETS, SYNTHETIC]
-        raise InputError(
-            f"'{name_or_path}' is neither a known data set nor a file{suggest(name_or_path, names)}"
-        )
+        raise InputError(f"'{name_or_path}' is neither a known data set nor a file{suggest(name_or_path, names)}")
     return read_interactions(path, columns)

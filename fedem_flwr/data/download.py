@@ -81,9 +81,7 @@ def download(
     fault = None if checksum is None else checksum_mismatch(part, checksum)
     if fault is not None:
         part.unlink()
-        raise InputError(
-            f"{url}: wrong checksum, {fault}; the file changed or was damaged on its way: {by_hand}"
-        )
+        raise InputError(f"{url}: wrong checksum, {fault}; the file changed or was damaged on its way: {by_hand}")
     seen = file_sha256(part)
     _move_into_place(part, target)
     return seen
@@ -102,9 +100,7 @@ def _transfer(
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in _PERMANENT and error.code not in _WORTH_RETRYING:
-                raise InputError(
-                    f"cannot download {url} (HTTP {error.code} {error.reason}); {by_hand}"
-                ) from None
+                raise InputError(f"cannot download {url} (HTTP {error.code} {error.reason}); {by_hand}") from None
             reason = f"HTTP {error.code} {error.reason}"
         except (
             urllib.error.URLError,
@@ -149,9 +145,7 @@ def _range_start(content_range: str | None) -> int:
     return int(match.group(1)) if match else -1
 
 
-def _copy(
-    source: IO[bytes], sink: IO[bytes], done: int, total: int | None, progress: Progress | None
-) -> None:
+def _copy(source: IO[bytes], sink: IO[bytes], done: int, total: int | None, progress: Progress | None) -> None:
     """Copy to the end of the stream; what arrived is on disk even if the transfer breaks."""
     try:
         while block := source.read(_BLOCK_BYTES):
@@ -205,18 +199,14 @@ def extract_member(archive: Path, member: str, folder: Path) -> Path:
     """
     name = PurePosixPath(member.replace("\\", "/"))
     if name.is_absolute() or ".." in name.parts or not name.name or ":" in name.parts[0]:
-        raise InputError(
-            f"{archive}: refusing member '{member}': its name points outside the archive's folder"
-        )
+        raise InputError(f"{archive}: refusing member '{member}': its name points outside the archive's folder")
     target = folder / name.name
     part = target.with_name(target.name + ".part")
     try:
         with zipfile.ZipFile(archive) as zipped:
             info = zipped.getinfo(_member_name(archive, zipped.namelist(), member))
             if info.file_size > _LARGEST_MEMBER_BYTES:
-                raise InputError(
-                    f"{archive}: '{member}' unpacks to {info.file_size} bytes; that is no rating file"
-                )
+                raise InputError(f"{archive}: '{member}' unpacks to {info.file_size} bytes; that is no rating file")
             folder.mkdir(parents=True, exist_ok=True)
             with zipped.open(info) as source, part.open("wb") as sink:
                 shutil.copyfileobj(source, sink, _BLOCK_BYTES)
@@ -224,9 +214,7 @@ def extract_member(archive: Path, member: str, folder: Path) -> Path:
                 os.fsync(sink.fileno())
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        raise InputError(
-            f"{archive}: damaged or not a zip archive ({error}); delete it and fetch it again"
-        ) from None
+        raise InputError(f"{archive}: damaged or not a zip archive ({error}); delete it and fetch it again") from None
     except OSError as error:
         part.unlink(missing_ok=True)
         raise InputError(f"{archive}: cannot unpack into {folder} ({error.strerror or error})") from None
@@ -239,7 +227,5 @@ def _member_name(archive: Path, names: list[str], member: str) -> str:
         return member
     same_base = [name for name in names if name.split("/")[-1] == PurePosixPath(member).name]
     if len(same_base) != 1:
-        raise InputError(
-            f"{archive}: no '{member}' in the archive; it holds {', '.join(names[:5]) or 'nothing'}"
-        )
+        raise InputError(f"{archive}: no '{member}' in the archive; it holds {', '.join(names[:5]) or 'nothing'}")
     return same_base[0]

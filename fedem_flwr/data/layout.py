@@ -71,13 +71,13 @@ class Columns:
     def given(self) -> dict[str, int | str]:
         """The columns that need no detection, by role; digits in a string count as a number."""
         wanted = {role: getattr(self, role) for role in _ROLES if getattr(self, role) is not None}
-        return {
-            role: int(at) if isinstance(at, str) and at.isdecimal() else at for role, at in wanted.items()
-        }
+        return {role: int(at) if isinstance(at, str) and at.isdecimal() else at for role, at in wanted.items()}
 
 
 @dataclass(frozen=True)
 class Layout:
+    """How a file's lines are read: separator, lines above the first row, and the place of each column."""
+
     separator: str
     skip: int  # lines before the first row: the header and blank lines above it
     header: bool
@@ -99,6 +99,7 @@ def numbered_lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
 
 
 def split_line(line: str, separator: str) -> list[str]:
+    """Fields of a line; runs of blanks count as one separator where it is a space."""
     if separator == " ":
         return re.split(r"[ \t]+", line.strip(" \t"))
     if separator in ",;" and '"' in line:
@@ -107,6 +108,7 @@ def split_line(line: str, separator: str) -> list[str]:
 
 
 def is_number(text: str) -> bool:
+    """Whether a field is a finite number."""
     try:
         return math.isfinite(float(text)) and "_" not in text
     except ValueError:
@@ -120,6 +122,7 @@ def shortened(text: str) -> str:
 
 
 def detect_layout(path: Path, data: bytes, columns: Columns) -> Layout:
+    """Find a file's layout from its first lines; what `columns` gives is not guessed."""
     sample = [line for line, _ in zip(numbered_lines(path, data), range(_SAMPLE_LINES), strict=False)]
     first_number, first_line = sample[0]
     separator = _separator(path, [line for _, line in sample], columns.separator)
@@ -127,9 +130,7 @@ def detect_layout(path: Path, data: bytes, columns: Columns) -> Layout:
     header = columns.header if columns.header is not None else _has_header(first, below, columns)
     rows = below if header else [first, *below]
     if not rows:
-        raise InputError(
-            f"{path}: a header and no rows; expected rows of user, item[, rating][, time] below it"
-        )
+        raise InputError(f"{path}: a header and no rows; expected rows of user, item[, rating][, time] below it")
     width = len(first) if header else Counter(map(len, rows)).most_common(1)[0][0]
     where = f"{path}, line {first_number}"
     at = _named(where, first if header else None, width, columns)
@@ -147,9 +148,7 @@ def _separator(path: Path, lines: Sequence[str], given: str | None) -> str:
     if given is not None:
         separator = _SEPARATOR_NAMES.get(given, given)
         if separator not in SEPARATORS:
-            raise InputError(
-                f"unknown separator '{given}'{suggest(given, [*_SEPARATOR_NAMES, '::', ';', '|', ','])}"
-            )
+            raise InputError(f"unknown separator '{given}'{suggest(given, [*_SEPARATOR_NAMES, '::', ';', '|', ','])}")
         return separator
 
     def quality(separator: str) -> tuple[int, bool, int]:
@@ -167,7 +166,7 @@ def _separator(path: Path, lines: Sequence[str], given: str | None) -> str:
 
 def _plain(name: str) -> str:
     """A header name without case, punctuation and type suffix: "user_id:token", "userId" -> "userid"."""
-    return re.sub(r"[^a-z0-9]", "", name.split(":")[0].lower())
+    return re.sub(r"[^a-z0-9]", "", name.split(":", maxsplit=1)[0].lower())
 
 
 def _has_header(first: list[str], below: list[list[str]], columns: Columns) -> bool:
@@ -189,14 +188,10 @@ def _named(where: str, names: list[str] | None, width: int, columns: Columns) ->
             continue
         if isinstance(wanted, int):
             if not 0 <= wanted < width:
-                raise InputError(
-                    f"{where}: no column {wanted} for the {role}; the columns are 0 to {width - 1}"
-                )
+                raise InputError(f"{where}: no column {wanted} for the {role}; the columns are 0 to {width - 1}")
             at[role] = wanted
         elif names is None:
-            raise InputError(
-                f"{where}: no header to look up the {role} column '{wanted}' in; give a column number"
-            )
+            raise InputError(f"{where}: no header to look up the {role} column '{wanted}' in; give a column number")
         elif wanted in names:
             at[role] = names.index(wanted)
         else:

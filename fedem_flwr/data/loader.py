@@ -32,9 +32,7 @@ from fedem_flwr.errors import InputError
 
 __all__ = ["ABSENT", "Columns", "read_interactions"]
 
-_UNIT: Final = (
-    b"\x1f"  # the C parser takes one-character separators only, so "::" becomes this control character
-)
+_UNIT: Final = b"\x1f"  # the C parser takes one-character separators only, so "::" becomes this control character
 _LONGEST_LABEL: Final = 256  # labels are kept in fixed-width arrays, which one runaway field would blow up
 
 
@@ -53,16 +51,13 @@ def read_interactions(path: Path, columns: Columns | None = None, name: str | No
     layout = detect_layout(path, data, columns or Columns())
     frame = _parse(path, data, layout)
     numbers: dict[str, Float64Array] = {
-        role: frame[layout.at[role]].to_numpy(dtype=np.float64)
-        for role in ("rating", "time")
-        if role in layout.at
+        role: frame[layout.at[role]].to_numpy(dtype=np.float64) for role in ("rating", "time") if role in layout.at
     }
     user, user_ids = _labels(frame, layout.at["user"])
     item, item_ids = _labels(frame, layout.at["item"])
     separators = data.count(layout.separator.encode())
     if (
-        separators
-        != (layout.width - 1) * (len(frame) + layout.header)  # a row too short or too long, or quoted text
+        separators != (layout.width - 1) * (len(frame) + layout.header)  # a row too short or too long, or quoted text
         or not all(np.isfinite(values).all() for values in numbers.values())
         or any(not 0 < len(label) <= _LONGEST_LABEL for ids in (user_ids, item_ids) for label in ids)
     ):
@@ -105,9 +100,7 @@ def _parse(path: Path, data: bytes, layout: Layout) -> pd.DataFrame:
     text, separator = data, layout.separator
     if separator == "::":
         if _UNIT in data:
-            raise InputError(
-                f"{path}: holds the control character 0x1f; remove it, or separate columns by tabs"
-            )
+            raise InputError(f"{path}: holds the control character 0x1f; remove it, or separate columns by tabs")
         text, separator = data.replace(b"::", _UNIT), _UNIT.decode()
     kinds = {number: object if role in ("user", "item") else np.float64 for role, number in layout.at.items()}
     try:
@@ -147,9 +140,7 @@ def _raise_for_first_bad_line(path: Path, data: bytes, layout: Layout) -> None:
         where = f"{path}, line {number}"
         if len(fields) != layout.width:
             cause = "truncated?" if len(fields) < layout.width else "a separator inside a label needs quotes"
-            raise InputError(
-                f"{where}: {len(fields)} columns, expected {layout.width} ({cause}): '{shortened(line)}'"
-            )
+            raise InputError(f"{where}: {len(fields)} columns, expected {layout.width} ({cause}): '{shortened(line)}'")
         for role, column in layout.at.items():
             field = fields[column]
             if role in ("rating", "time") and not is_number(field):

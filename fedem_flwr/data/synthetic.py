@@ -30,23 +30,15 @@ class SyntheticConfig(BaseModel):
 
     users: int = Field(default=600, ge=2, description="n, number of users")
     items: int = Field(default=800, ge=30, description="m, number of items in the catalogue")
-    mean_interactions: float = Field(
-        default=40.0, gt=0, description="mean rows of a user, before the cap of m / 3"
-    )
+    mean_interactions: float = Field(default=40.0, gt=0, description="mean rows of a user, before the cap of m / 3")
     min_interactions: int = Field(default=12, ge=1, description="fewest rows of a user")
     clusters: int = Field(default=12, ge=1, description="number of taste clusters")
     dim: int = Field(default=16, ge=1, description="width of the latent item vectors")
-    sharpness: float = Field(
-        default=12.0, ge=0, description="how much a cluster prefers items that are near it"
-    )
-    popularity_exponent: float = Field(
-        default=0.6, ge=0, description="an item of rank r is r ** -exponent popular"
-    )
+    sharpness: float = Field(default=12.0, ge=0, description="how much a cluster prefers items that are near it")
+    popularity_exponent: float = Field(default=0.6, ge=0, description="an item of rank r is r ** -exponent popular")
     activity_exponent: float = Field(default=2.5, gt=1, description="tail exponent of rows a user (Lomax)")
     noise: float = Field(default=0.1, ge=0, le=0.99, description="share of rows drawn by popularity alone")
-    drift: float = Field(
-        default=0.2, ge=0, le=0.99, description="share of a user's last rows from a new cluster"
-    )
+    drift: float = Field(default=0.2, ge=0, le=0.99, description="share of a user's last rows from a new cluster")
 
     @model_validator(mode="after")
     def _consistent(self) -> SyntheticConfig:
@@ -160,9 +152,7 @@ def _block(
 
 def _uniform(seed: int, purpose: str, user: Int64Array, position: Int64Array) -> Float64Array:
     """(rows,) uniform draws in [0, 1), one for each (user, position)."""
-    drawn: Float64Array = keyed_uniform(
-        seed, purpose, torch.from_numpy(user), torch.from_numpy(position)
-    ).numpy()
+    drawn: Float64Array = keyed_uniform(seed, purpose, torch.from_numpy(user), torch.from_numpy(position)).numpy()
     return drawn
 
 
@@ -190,9 +180,7 @@ def _draw(
     drifted = config.drift * moment
     slot = np.searchsorted(_TASTE_ENDS, (own - drifted) / (1 - drifted), side="right")
     slot[own < drifted] = len(_TASTE_ENDS) + 1  # the slot after the user's own is the cluster drifted to
-    chosen = keyed_integers(
-        config.clusters, seed, "synthetic/taste", torch.from_numpy(user), torch.from_numpy(slot)
-    )
+    chosen = keyed_integers(config.clusters, seed, "synthetic/taste", torch.from_numpy(user), torch.from_numpy(slot))
     row = np.where(share < config.noise, config.clusters, chosen.numpy())
     within = _uniform(seed, "synthetic/draw", user, position)
     found: Int64Array = np.searchsorted(cumulative, row + within, side="right") - row * config.items

@@ -1,7 +1,8 @@
 """Evaluation on the client: users are scored with the tables they hold, and only sums leave.
 
-A cohort's result is a flat mapping of sums, `PART/LIST/METRIC` with PART in validation, test and LIST in full (the whole catalogue),
-sampled99; plus `users`, `nonfinite`, and sums about ρ. Sums of cohorts add up, whatever the partition.
+A cohort's result is a flat mapping of sums, `PART/LIST/METRIC` with PART in validation, test and LIST in full (the
+whole catalogue), sampled99; plus `users`, `nonfinite`, and sums about ρ. Sums of cohorts add up, whatever the
+partition.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedem_flwr.evaluation.ranking import METRICS, evaluate_scores
+from fedem_flwr.evaluation.ranking import METRICS, Part, evaluate_scores
 from fedem_flwr.models.mf import scores
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.training.cohort import Cohort, RhoSums
 from fedem_flwr.training.merge import GlobalTables
 
 Sums = dict[str, float]
-PARTS = ("validation", "test")
+PARTS: tuple[Part, ...] = ("validation", "test")
 LISTS = ("full", "sampled99")
 
 
@@ -32,8 +33,8 @@ def evaluate_cohort(
         cohort: the users and their state.
         split: where their held-out items and evaluation negatives are.
         tables: what they downloaded, or None.
-        group_edges: numbers of training interactions that separate groups; with them, each group's sums are returned too, as
-            `group-0/...`, in ascending order of activity.
+        group_edges: numbers of training interactions that separate groups; with them, each group's sums are returned
+            too, as `group-0/...`, in ascending order of activity.
     """
     sums: Sums = {"users": 0.0}
     rho = RhoSums()
@@ -49,9 +50,7 @@ def evaluate_cohort(
                 members = np.flatnonzero(group == g)
                 inside = _ranked(split, users[members], logits[torch.from_numpy(members)])
                 add_sums(sums, {f"group-{g}/{key}": value for key, value in inside.items()})
-                add_sums(
-                    sums, {f"group-{g}/interactions": float(activity[part.cpu().numpy()][members].sum())}
-                )
+                add_sums(sums, {f"group-{g}/interactions": float(activity[part.cpu().numpy()][members].sum())})
     if rho.count:
         add_sums(sums, {"rho/total": rho.total, "rho/squares": rho.squares, "rho/count": float(rho.count)})
         add_sums(sums, {f"rho/bin-{b:02d}": float(count) for b, count in enumerate(rho.histogram.tolist())})
@@ -84,14 +83,13 @@ def nested(means: Mapping[str, float], protocol: str) -> dict[str, Any]:
     """The form that metrics.jsonl and summary.json use, from flat means.
 
     Returns:
-        {"validation": {...}, "test": {...}}, each with the protocol's headline metrics at its top level (99 negatives under `paper`,
-        whole catalogue under `strict`), and `sampled99` and `full` beneath.
+        {"validation": {...}, "test": {...}}, each with the protocol's headline metrics at its top level (99 negatives
+        under `paper`, whole catalogue under `strict`), and `sampled99` and `full` beneath.
     """
     out: dict[str, Any] = {}
     for part in PARTS:
         lists = {
-            name: {m: means[f"{part}/{name}/{m}"] for m in METRICS if f"{part}/{name}/{m}" in means}
-            for name in LISTS
+            name: {m: means[f"{part}/{name}/{m}"] for m in METRICS if f"{part}/{name}/{m}" in means} for name in LISTS
         }
         out[part] = {**lists["sampled99" if protocol == "paper" else "full"], **lists}
     return out

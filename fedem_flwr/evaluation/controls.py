@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from fedem_flwr.errors import InputError
@@ -25,15 +27,13 @@ from fedem_flwr.randomness import keyed_uniform
 Control = Literal["random", "popularity", "ease"]
 Scorer = Callable[[IntArray], Tensor]  # (k,) users -> (k, m) scores
 
-EASE_ITEM_LIMIT = 25_000  # EASE holds m x m tables: 2.5 GB each in float32 at this size
-_DOUBLE_UP_TO = 4096  # items up to which EASE is solved in float64; beyond, memory and time count for more
+EASE_LIMIT = 25_000  # EASE holds tables of min(n, m) squared: 2.5 GB each in float32 at this size
+_DOUBLE_UP_TO = 4096  # the size up to which EASE is solved in float64; beyond, memory and time count for more
 _CELLS = 2**23  # scores held at a time
 _FORMAT = 1  # of a cache entry; raise it when a control's figures change
 
 
-def headline(
-    protocol: Protocol, full_means: Mapping[str, float], sampled_means: Mapping[str, float]
-) -> dict[str, Any]:
+def headline(protocol: Protocol, full_means: Mapping[str, float], sampled_means: Mapping[str, float]) -> dict[str, Any]:
     """Put the figures of a protocol's headline first: 99 negatives under ``paper``, else the whole catalogue.
 
     Args:
@@ -64,8 +64,7 @@ def evaluate_scorer(split: Split, score: Scorer) -> dict[str, Any]:
             for way, part in evaluate_scores(split, users, scores, which=which).items():
                 sums[which][way] += part
     forms = {
-        which: headline(split.protocol, ways["full"].means(), ways["sampled99"].means())
-        for which, ways in sums.items()
+        which: headline(split.protocol, ways["full"].means(), ways["sampled99"].means()) for which, ways in sums.items()
     }
     return {**forms["test"], "validation": forms["validation"]}
 
@@ -87,62 +86,70 @@ def popularity_control(split: Split) -> dict[str, Any]:
     return evaluate_scorer(split, lambda users: popularity.expand(len(users), -1))
 
 
-def ease_weights(split: Split, ridge: float) -> Tensor:
-    """Item weights of EASE (Steck 2019): B = I - P diag(P)^-1 with P = (XᵀX + λI)^-1, in closed form.
+def ease_control(split: Split, ridge: float = 300.0) -> dict[str, Any]:
+    """EASE (Steck 2019) in closed form: scores X B, B = I - P diag(P)^-1, P = (XᵀX + λI)^-1.
+
+    With fewer users than items the same scores come from the small side: X P = K X and
+    λ diag(P) = 1 - diag(Xᵀ K X) with K = (XXᵀ + λI)^-1, so the cost is min(n, m)^3.
 
     Args:
-        split: X is its binary training matrix.
+        split: X is its binary (n, m) training matrix.
         ridge: λ.
 
     Returns:
-        (m, m) weights, zero on the diagonal; float64 up to 4,096 items, float32 beyond.
+        The form of `evaluate_scorer`.
 
     Raises:
         InputError: λ is not positive, or too small for the arithmetic.
     """
     if not ridge > 0:
         raise InputError(f"ease_lambda is {ridge}: the ridge of the EASE control must be positive; try 300")
-    precision = np.float64 if split.items <= _DOUBLE_UP_TO else np.float32
-    train = split.train_csr().astype(precision)
-    items_by_users = train.T.tocsr()
-    gram = torch.empty((split.items, split.items), dtype=torch.from_numpy(np.empty(0, precision)).dtype)
-    block = max(1, _CELLS // split.items)
-    for start in range(0, split.items, block):
-        rows = (
-            items_by_users[start : start + block] @ train
-        )  # the sparse product in whole could outgrow the table
-        gram[start : start + block] = torch.from_numpy(rows.toarray())
-    gram.diagonal().add_(ridge)
-    factor, failed = torch.linalg.cholesky_ex(gram)
+    train = split.train_csr().astype(np.float64 if min(split.users, split.items) <= _DOUBLE_UP_TO else np.float32)
+    return evaluate_scorer(split, (_ease_by_users if split.users < split.items else _ease_by_items)(train, ridge))
+
+
+def _ease_by_items(train: csr_matrix, ridge: float) -> Scorer:
+    weights = _ridge_inverse(train.T.tocsr(), ridge)  # (m, m)
+    weights /= -weights.diagonal().copy()  # column j by P_jj
+    np.fill_diagonal(weights, 0)
+    return lambda users: torch.from_numpy(train[users] @ weights)
+
+
+def _ease_by_users(train: csr_matrix, ridge: float) -> Scorer:
+    inverse, transposed = _ridge_inverse(train, ridge), train.T.tocsr()  # K (n, n)
+    filled = np.zeros(train.shape[1], train.dtype)  # diag(XᵀKX)
+    block = max(1, _CELLS // max(train.shape))
+    for start in range(0, train.shape[0], block):
+        stop = start + block
+        filled += np.asarray(train[start:stop].T.multiply(transposed @ inverse[:, start:stop]).sum(1)).ravel()
+    diagonal = ((1 - filled) / ridge)[:, None]  # (m, 1) P_jj
+    return lambda users: torch.from_numpy((train[users].T - transposed @ inverse[:, users] / diagonal).T)
+
+
+def _ridge_inverse(rows: csr_matrix, ridge: float) -> NDArray[Any]:
+    """(r, r) inverse of A Aᵀ + λI for sparse A (r, c); holds three such tables at most."""
+    count, columns = rows.shape[0], rows.T.tocsr()
+    gram = np.empty((count, count), rows.dtype)
+    block = max(1, _CELLS // count)
+    for start in range(0, count, block):  # in whole the sparse product could outgrow the dense table
+        gram[start : start + block] = (rows[start : start + block] @ columns).toarray()
+    gram[np.diag_indices(count)] += ridge
+    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(gram))
     if failed:
         raise InputError(f"ease_lambda is {ridge}: too small to solve the EASE control; try 300")
-    del gram  # three m x m tables at most
-    inverse = torch.cholesky_inverse(factor)
-    diagonal = inverse.diagonal().clone()
-    weights = inverse.div_(-diagonal)  # column j by P_jj
-    weights.fill_diagonal_(0)
-    return weights
-
-
-def ease_control(split: Split, ridge: float = 300.0) -> dict[str, Any]:
-    """EASE with ridge λ: scores X B; the form of `evaluate_scorer`."""
-    weights = ease_weights(split, ridge).numpy()
-    train = split.train_csr().astype(weights.dtype)
-    return evaluate_scorer(split, lambda users: torch.from_numpy(train[users] @ weights))
+    inverse: NDArray[Any] = torch.cholesky_inverse(factor).numpy()
+    return inverse
 
 
 def compute_controls(split: Split, ease_lambda: float = 300.0) -> dict[str, dict[str, Any]]:
     """All controls of a split by name (`Control`), each in the form of `evaluate_scorer`.
 
-    EASE is left out where the catalogue has more than `EASE_ITEM_LIMIT` items.
+    EASE is left out where there are more than `EASE_LIMIT` items and as many users.
     """
-    controls: dict[Control, dict[str, Any]] = {
-        "random": random_control(split),
-        "popularity": popularity_control(split),
-    }
-    if split.items <= EASE_ITEM_LIMIT:
+    controls = {"random": random_control(split), "popularity": popularity_control(split)}
+    if min(split.users, split.items) <= EASE_LIMIT:
         controls["ease"] = ease_control(split, ease_lambda)
-    return dict(controls)
+    return controls
 
 
 def split_hash(split: Split, **settings: float | str) -> str:
@@ -162,7 +169,7 @@ def cached_controls(split: Split, directory: Path, ease_lambda: float = 300.0) -
 
     A missing or damaged entry is computed again and replaced in one step.
     """
-    key = split_hash(split, ease_lambda=ease_lambda, ease_item_limit=EASE_ITEM_LIMIT, format=_FORMAT)
+    key = split_hash(split, ease_lambda=ease_lambda, ease_limit=EASE_LIMIT, format=_FORMAT)
     entry = directory / f"controls-{key}.json"
     known = _read_entry(entry)
     if known is not None:

@@ -1,7 +1,7 @@
 """Ranks of held-out items and the metrics made of them, on CPU or CUDA.
 
-Comparisons are written so that doubt counts against the recommender: an item is ahead of the target unless its
-score is strictly lower, so ties and NaN scores rank ahead, and a target without a finite score is a miss.
+Comparisons are written so that doubt counts against the recommender: an item is ahead of the target unless
+its score is strictly lower, so ties and NaN scores rank ahead, and a target without a finite score is a miss.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
 def evaluate_scores(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, MetricSums]:
     """Rank each user's held-out item both ways.
 
-    The whole catalogue leaves out the user's training items and, for ``test``, the validation item, but never the
-    target itself, which under ``paper`` may also stand in the training rows.
+    The whole catalogue leaves out the user's training items and, for ``test``, the validation item, but never
+    the target itself, which under ``paper`` may also stand in the training rows.
 
     Args:
         split: gives the targets, exclusions and negatives.

@@ -1,0 +1,1 @@
+"""Backbones and the adapter, all with a leading client axis."""

@@ -1,7 +1,8 @@
-"""The private adapter: a small MLP a client, `[2d, 16, 8, 1]`, that turns (own row, discrepancy) into a merging weight ρ.
+"""The private adapter: one small MLP a client, `[2d, 16, 8, 1]`, from (own row, discrepancy) to a merging weight ρ.
 
-FedEM (AAAI 2026) Eq. 9. All clients' parameters are stacked flat as (k, P), so that one Adam step serves a cohort. Forward and
-backward are written out: the gradients are three batched matrix products, and no autograd graph is built in the hot loop.
+FedEM (AAAI 2026) Eq. 9. All clients' parameters are stacked flat as (k, P), so that one Adam step serves a cohort.
+Forward and backward are written out: the gradients are three batched matrix products, and no autograd graph is built
+in the hot loop.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Adapter:
         return sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
 
     def initial(self, seed: int) -> Tensor:
-        """(P,) initial parameters, the same for every client: torch's default Linear init, U(±1/√fan_in), keyed by seed."""
+        """(P,) initial parameters, the same for every client: torch's Linear default, U(±1/√fan_in), keyed by seed."""
         parts = []
         for layer, (n_in, n_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             uniform = keyed_uniform(seed, f"adapter/layer-{layer}", torch.arange((n_in + 1) * n_out))
@@ -88,17 +89,15 @@ class Adapter:
                 x = x.relu_()
         return Activations(tuple(inputs), x.squeeze(-1).sigmoid_())
 
-    def backward(
-        self, theta: Tensor, seen: Activations, d_rho: Tensor, wrt: str
-    ) -> Tensor:
+    def backward(self, theta: Tensor, seen: Activations, d_rho: Tensor, wrt: str) -> Tensor:
         """Gradient of a loss through ρ, given its derivative `d_rho` (k, b).
 
         Args:
             theta: (k, P) the parameters that `seen` was computed with.
             seen: what `forward` returned.
             d_rho: (k, b) derivative of the loss with respect to ρ.
-            wrt: "theta" for (k, P), or "local" for (k, b, d): the own rows enter as `[L, G − L]`, so their derivative is the
-                first half of the input's minus the second.
+            wrt: "theta" for (k, P), or "local" for (k, b, d): the own rows enter as `[L, G − L]`, so their derivative is
+                the first half of the input's minus the second.
         """
         views = self.layers(theta)
         grad = torch.empty_like(theta) if wrt == "theta" else None

@@ -1,7 +1,7 @@
 """Matrix factorisation, the backbone of FedMF and FedEM: score z = p · q, binary cross-entropy on the logit.
 
-Everything has a leading client axis and works on *rows with a count*: a row that occurs several times in a batch is computed
-once and weighted, which is the same sum as sample by sample.
+Everything has a leading client axis and works on *rows with a count*: a row that occurs several times in a batch is
+computed once and weighted, which is the same sum as sample by sample.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def loss_and_residual(logits: Tensor, sign: Tensor, weight: Tensor) -> tuple[Ten
         weight: (k, t) how much each row counts; 0 for padding.
 
     Returns:
-        loss (k,) = Σ w · softplus(sign · z), and residual (k, t) = w · sign · σ(sign · z). Written this way the residual of a
-        well-fitted positive keeps its relative precision, where σ(z) − 1 would cancel: Adam divides by its magnitude.
+        loss (k,) = Σ w · softplus(sign · z), and residual (k, t) = w · sign · σ(sign · z). Written this way the
+        residual of a well-fitted positive keeps its relative precision, where σ(z) − 1 would cancel: Adam divides by
+        its magnitude.
     """
     wrong = sign * logits
     loss = (weight * softplus(wrong)).sum(-1)

@@ -66,9 +66,7 @@ class Split:
 
     def train_csr(self) -> csr_matrix:
         """Binary (n, m) float32 matrix of the training pairs, duplicates counted once, columns sorted."""
-        offsets, items = _sorted_unique_csr(
-            _row_of(self.train_offsets), self.train_items, self.users, self.items
-        )
+        offsets, items = _sorted_unique_csr(_row_of(self.train_offsets), self.train_items, self.users, self.items)
         return csr_matrix((np.ones(len(items), np.float32), items, offsets), shape=(self.users, self.items))
 
     def forbidden(self) -> tuple[IntArray, IntArray]:
@@ -127,9 +125,7 @@ class Split:
         )
 
 
-def make_split(
-    interactions: Interactions, protocol: Protocol, *, seed: int, min_interactions: int = 10
-) -> Split:
+def make_split(interactions: Interactions, protocol: Protocol, *, seed: int, min_interactions: int = 10) -> Split:
     """Leave one out: the last row of a user is the test item, the second last the validation item.
 
     Args:

@@ -173,10 +173,7 @@ def _failures(diagnostics: Json) -> tuple[list[tuple[str, str, str]], int]:
     """Return the first failures as (round, node, reason), and how many there are."""
     recorded = diagnostics.get("failures")
     rows = [row for row in recorded if isinstance(row, Mapping)] if isinstance(recorded, list) else []
-    shown = [
-        (text_at(row, "round"), text_at(row, "node"), text_at(row, "reason"))
-        for row in rows[:_FAILURES_SHOWN]
-    ]
+    shown = [(text_at(row, "round"), text_at(row, "node"), text_at(row, "reason")) for row in rows[:_FAILURES_SHOWN]]
     return shown, len(rows)
 
 
@@ -205,9 +202,7 @@ def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
     failures, failure_count = _failures(run.diagnostics)
     return environment.get_template("report.html.j2").render(
         title=title_text(run.summary) if run.summary else f"{run.directory.path.name} (unfinished)",
-        verdict=verdict(run.summary).sentence
-        if run.summary
-        else "This run has not finished: there is no result yet.",
+        verdict=verdict(run.summary).sentence if run.summary else "This run has not finished: there is no result yet.",
         marks=_verdict_marks(run.summary) if run.summary else [],
         is_paper=run.summary.get("protocol") == "paper",
         notes=_notes(run),

@@ -70,9 +70,7 @@ def _panels(count: int, widths: Sequence[float] | None = None) -> Iterator[tuple
 
 def _bytes(figure: Figure, image_format: ImageFormat) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format=image_format, dpi=110, metadata={"Date": None} if image_format == "svg" else {}
-    )
+    figure.savefig(buffer, format=image_format, dpi=110, metadata={"Date": None} if image_format == "svg" else {})
     return buffer.getvalue()
 
 
@@ -116,17 +114,13 @@ def _draw_controls(axis: Axes, controls: Mapping[str, object], metric: str) -> N
     axis.set_ylim(0, high)
     leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 0}
     edge = ("axes fraction", "data")
-    for (label, level), place in zip(
-        levels.items(), _spread([*levels.values()], high / 13, 0, high), strict=True
-    ):
+    for (label, level), place in zip(levels.items(), _spread([*levels.values()], high / 13, 0, high), strict=True):
         axis.axhline(level, color=GREY, linewidth=1, linestyle=":", zorder=1)
         name = axis.annotate(label, (1, level), (1.06, place), edge, edge, leader, annotation_clip=False)
         name.set(color=INK, fontsize=9, verticalalignment="center")
 
 
-def convergence(
-    curves: Sequence[Curve], controls: Mapping[str, object], *, image_format: ImageFormat = "svg"
-) -> bytes:
+def convergence(curves: Sequence[Curve], controls: Mapping[str, object], *, image_format: ImageFormat = "svg") -> bytes:
     """Draw training loss, HR@10 and NDCG@10 by round: test solid, validation dashed, controls dotted.
 
     ``curves`` are the run and those it is compared with, ``controls`` is ``summary["controls"]``.
@@ -141,15 +135,11 @@ def convergence(
             for axis, metric in zip(axes[1:], UNITS, strict=True):
                 for part, style, width in (("validation", "--", 1.2), ("test", "-", 1.8)):
                     rounds, values = _series(curve.lines, part, metric)
-                    label = (
-                        f"{name}{part}" if rounds else "_"
-                    )  # a leading underscore keeps it out of the legend
+                    label = f"{name}{part}" if rounds else "_"  # a leading underscore keeps it out of the legend
                     axis.plot(rounds, values, style, color=colour, lw=width, marker=marker, ms=3, label=label)
                     if part == "test" and curve.selected_round in rounds:
                         place = rounds.index(curve.selected_round)
-                        axis.plot(
-                            rounds[place], values[place], "o", color=colour, mec="white", ms=8, zorder=4
-                        )
+                        axis.plot(rounds[place], values[place], "o", color=colour, mec="white", ms=8, zorder=4)
         axes[0].set(title="Training loss", ylabel="mean loss per sample")
         for axis, metric in zip(axes[1:], UNITS, strict=True):
             axis.set(title=metric.upper(), ylabel=UNITS[metric])
@@ -197,9 +187,7 @@ def rho_distribution(
             spreads = {int(line["round"]): number_at(line, "rho", "std") or 0.0 for line in lines}
             mean, spread = np.array(means), np.array([spreads[number] for number in rounds])
             low, high = np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1)
-            axes[0].fill_between(
-                rounds, low, high, color=BLUE, alpha=0.18, lw=0, label="± one standard deviation"
-            )
+            axes[0].fill_between(rounds, low, high, color=BLUE, alpha=0.18, lw=0, label="± one standard deviation")
             axes[0].plot(rounds, mean, color=BLUE, marker="o" if len(rounds) < 8 else "", ms=3, label="mean")
             axes[0].set(title="ρ by round", xlabel="round", ylabel=RHO_UNIT, ylim=(0, 1))
             axes[0].locator_params(axis="x", integer=True)
@@ -231,11 +219,7 @@ def aggregation_weights(diagnostics: Mapping[str, object], *, image_format: Imag
                 _draw_matrix(figure, axis, values)
                 continue
             _draw_counts(axis, values[np.isfinite(values)], whole=name == "nonzero")
-            words = (
-                ("Own weight", "own weight w_uu")
-                if name == "own"
-                else ("Weights above zero", "weights above zero")
-            )
+            words = ("Own weight", "own weight w_uu") if name == "own" else ("Weights above zero", "weights above zero")
             axis.set(title=words[0], xlabel=words[1], ylabel="number of clients")
         return _bytes(figure, image_format)
 
@@ -281,9 +265,7 @@ def sparsity_groups(groups: object, *, image_format: ImageFormat = "svg") -> byt
     if not rows:
         raise NothingToDrawError("groups of users were not recorded")
     sizes = [(number_at(row, "users") or 0, number_at(row, "mean_interactions") or 0) for row in rows]
-    ticks = [
-        f"{row.get('label')}\n{n:.0f} users\n∅ {mean:.0f}" for row, (n, mean) in zip(rows, sizes, strict=True)
-    ]
+    ticks = [f"{row.get('label')}\n{n:.0f} users\n∅ {mean:.0f}" for row, (n, mean) in zip(rows, sizes, strict=True)]
     with _panels(2) as (figure, axes):
         for axis, metric, colour in zip(axes, UNITS, (BLUE, GREEN), strict=True):
             values = [number_at(row, metric) for row in rows]

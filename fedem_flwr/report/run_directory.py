@@ -87,9 +87,7 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise FedemError(
-            f"cannot write {path}: {error.strerror}; free space or choose another --out"
-        ) from error
+        raise FedemError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error
 
 
 def _parse(text: str) -> Json | None:
@@ -208,9 +206,7 @@ class RunDirectory:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise FedemError(
-                f"cannot write {path}: {error.strerror}; free space, then resume the run"
-            ) from error
+            raise FedemError(f"cannot write {path}: {error.strerror}; free space, then resume the run") from error
 
     def read_metrics(self) -> list[Json]:
         """Return the lines of ``metrics.jsonl`` in file order, without a half-written last one.
@@ -226,9 +222,7 @@ class RunDirectory:
             if value is not None and _is_metrics_line(value):
                 lines.append(value)
             elif number != rows[-1][0]:
-                raise FedemError(
-                    f"{self.path / METRICS} line {number} is damaged: delete that line, or resume the run"
-                )
+                raise FedemError(f"{self.path / METRICS} line {number} is damaged: delete that line, or resume the run")
         return lines
 
     def truncate_metrics(self, before_round: int) -> int:

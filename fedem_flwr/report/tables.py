@@ -95,9 +95,7 @@ def _section(summary: Mapping[str, object], name: str) -> Mapping[str, object]:
     return section if isinstance(section, Mapping) else {}
 
 
-def result_rows(
-    summary: Mapping[str, object], against: Sequence[Mapping[str, object]] = ()
-) -> list[ResultRow]:
+def result_rows(summary: Mapping[str, object], against: Sequence[Mapping[str, object]] = ()) -> list[ResultRow]:
     """Build the rows: the method's rounds, the reported round of every other run, then the controls.
 
     Args:
@@ -126,12 +124,8 @@ def result_rows(
     for label, is_control, is_reported, record in found:
         figures, number = _figures(record), number_at(record, "round")
         enters = is_control or is_reported
-        best = tuple(
-            enters and value is not None and value > 0 and value == top[i] for i, value in enumerate(figures)
-        )
-        rows.append(
-            ResultRow(label, is_control, is_reported, None if number is None else int(number), figures, best)
-        )
+        best = tuple(enters and value is not None and value > 0 and value == top[i] for i, value in enumerate(figures))
+        rows.append(ResultRow(label, is_control, is_reported, None if number is None else int(number), figures, best))
     return rows
 
 
@@ -174,9 +168,7 @@ def result_table(summary: Mapping[str, object], against: Sequence[Mapping[str, o
     """
     table = Table(
         title=Text(f"{title_text(summary)}, headline: {headline_text(summary)}", style="bold"),
-        caption=Text(
-            f"{verdict(summary).sentence}\n> reported round   * best of the reported round and the controls"
-        ),
+        caption=Text(f"{verdict(summary).sentence}\n> reported round   * best of the reported round and the controls"),
         caption_justify="left",
         title_justify="left",
     )
@@ -195,9 +187,7 @@ def result_table(summary: Mapping[str, object], against: Sequence[Mapping[str, o
             Text(f"{figure_text(value)}{'*' if best else ' '}", style="bold green" if best else "")
             for value, best in zip(row.figures, row.best, strict=True)
         ]
-        label = Text(
-            f"{'>' if row.is_reported else ' '} {row.label}", style="bold" if row.is_reported else ""
-        )
+        label = Text(f"{'>' if row.is_reported else ' '} {row.label}", style="bold" if row.is_reported else "")
         ends = not row.is_control and index + 1 < len(rows) and rows[index + 1].is_control
         table.add_row(label, Text(ABSENT if row.round is None else str(row.round)), *cells, end_section=ends)
     return table

@@ -1,7 +1,8 @@
 """Checkpoints of the server's side: what the strategy needs to go on, and how far the run is.
 
-`checkpoint/server-ROUND.safetensors` holds arrays, `checkpoint/latest.json` names the newest complete one and is written last, so a
-process killed at any moment leaves the previous checkpoint whole. Nodes keep their own state beside it (`checkpoint/nodes`).
+`checkpoint/server-ROUND.safetensors` holds arrays, `checkpoint/latest.json` names the newest complete one and is
+written last, so a process killed at any moment leaves the previous checkpoint whole. Nodes keep their own state
+beside it (`checkpoint/nodes`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Checkpoint:
     """A point to go on from.
 
     Attributes:
-        round: the last completed round; every node's state of it, or an earlier one where it did not take part, is on disk.
+        round: the last completed round; every node's state of it, or an earlier one where it did not take part, is on
+            disk.
         arrays: the strategy's state.
         pending: the metrics line of `round` as far as it is known; None if it stands in metrics.jsonl already.
         failures: contributions left out so far.
@@ -68,7 +70,9 @@ class Checkpoints:
             record: Mapping[str, Any] = json.loads(self._latest.read_text(encoding="utf-8"))
             round_, pending, failures = int(record["round"]), record["pending"], list(record["failures"])
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(f"{self._latest} is damaged ({error}): the run cannot be resumed; start it again") from None
+            raise InputError(
+                f"{self._latest} is damaged ({error}): the run cannot be resumed; start it again"
+            ) from None
         arrays = self._store.load(_SERVER, round_)
         if arrays is None:
             raise InputError(f"the checkpoint of round {round_} in {self._directory} is missing; start the run again")

@@ -38,9 +38,7 @@ LONGEST_REASON = 500  # characters
 _log = logging.getLogger(__name__)
 
 
-def run_inprocess(
-    client_app: ClientApp, server_main: Callable[[Grid], T], *, nodes: int, run_config: RunConfig
-) -> T:
+def run_inprocess(client_app: ClientApp, server_main: Callable[[Grid], T], *, nodes: int, run_config: RunConfig) -> T:
     """Run ``server_main`` over virtual nodes in this process and return what it returns.
 
     Args:
@@ -116,9 +114,7 @@ class InProcessGrid(Grid):
         wanted = [self._pushed.pop(message_id, None) for message_id in message_ids]
         return [self._execute(message) for message in wanted if message is not None]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Execute messages one at a time, each when the iterator is advanced, in the order given.
 
         Args:
@@ -151,9 +147,7 @@ class InProcessGrid(Grid):
         return message
 
     def _execute(self, message: Message) -> Message:
-        reply = answer(
-            self._client_app, message, self._contexts[message.metadata.dst_node_id], self._run_config
-        )
+        reply = answer(self._client_app, message, self._contexts[message.metadata.dst_node_id], self._run_config)
         vars(reply.metadata)["_message_id"] = str(next(self._numbers))
         return reply
 
@@ -187,6 +181,19 @@ def answer(client_app: ClientApp, message: Message, context: Context, run_config
         return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)
     context.state = working.state
     return reply
+
+
+class BoundClientApp(ClientApp):
+    """For other runtimes: a client app with its ``run_config``, that tells its errors in a reply."""
+
+    def __init__(self, client_app: ClientApp, run_config: RunConfig) -> None:
+        super().__init__()
+        self._client_app = client_app
+        self._bound_config = dict(run_config)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; see :func:`answer`."""
+        return answer(self._client_app, message, context, self._bound_config)
 
 
 def one_line(reason: str) -> str:

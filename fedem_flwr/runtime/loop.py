@@ -1,7 +1,7 @@
 """The rounds of a run: one loop for every strategy (ours or stock Flower) and every runtime.
 
-Flower's own `Strategy.start` cannot be stopped and resumed; this loop calls the same four methods of the strategy and adds
-checkpoints, metrics lines and byte counts.
+Flower's own `Strategy.start` cannot be stopped and resumed; this loop calls the same four methods of the strategy and
+adds checkpoints, metrics lines and byte counts.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested, rho_statistics
 from fedem_flwr.runtime.checkpoint import Checkpoint
-from fedem_flwr.runtime.wire import pack_arrays, payload_bytes, unpack_arrays
+from fedem_flwr.runtime.wire import pack_arrays, payload_bytes, plain_numbers, unpack_arrays
 
 Line = dict[str, Any]
 Sums = dict[str, float]
@@ -126,15 +126,25 @@ def run_rounds(
         replies = grid.send_and_receive(meter.sent(messages), timeout=plan.timeout)
         aggregated, metrics = strategy.aggregate_train(round_, meter.received(replies))
         if metrics is None or (ours is None and aggregated is None):
-            raise FedemError(f"no usable reply in round {round_}: the strategy aggregated nothing; see the clients' errors")
+            raise FedemError(
+                f"no usable reply in round {round_}: the strategy aggregated nothing; see the clients' errors"
+            )
         arrays = aggregated if aggregated is not None else arrays
-        sums = _numbers(metrics)
+        sums = plain_numbers(metrics)
         if pending is not None:  # this round's messages evaluated the previous round's model
             plan.emit(_evaluated(pending, sums, plan.protocol))
         participants = len(ours.participants(round_)) if ours else plan.users
         pending = _trained(round_, sums, participants, meter, time.perf_counter() - began)
         if ours is None or round_ == plan.rounds:
-            final = _evaluate(strategy, grid, arrays, round_, plan, final=round_ == plan.rounds, samples=ours.samples if ours else None)
+            final = _evaluate(
+                strategy,
+                grid,
+                arrays,
+                round_,
+                plan,
+                final=round_ == plan.rounds,
+                samples=ours.samples if ours else None,
+            )
             pending["seconds"] = time.perf_counter() - began
             if ours is None:
                 plan.emit(_evaluated(pending, final, plan.protocol))
@@ -158,7 +168,14 @@ def group_edges(samples: np.ndarray) -> list[float]:
 
 
 def _evaluate(
-    strategy: Strategy, grid: Grid, arrays: ArrayRecord, round_: int, plan: Plan, *, final: bool, samples: np.ndarray | None
+    strategy: Strategy,
+    grid: Grid,
+    arrays: ArrayRecord,
+    round_: int,
+    plan: Plan,
+    *,
+    final: bool,
+    samples: np.ndarray | None,
 ) -> Sums:
     config = ConfigRecord({"final": int(final)})
     if samples is not None:
@@ -168,11 +185,7 @@ def _evaluate(
     metrics = strategy.aggregate_evaluate(round_, replies)
     if metrics is None:
         raise FedemError(f"no node evaluated round {round_}; see the clients' errors")
-    return _numbers(metrics)
-
-
-def _numbers(metrics: MetricRecord) -> Sums:
-    return {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+    return plain_numbers(metrics)
 
 
 def _trained(round_: int, sums: Sums, participants: int, meter: _Meter, seconds: float) -> Line:

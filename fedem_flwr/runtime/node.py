@@ -1,8 +1,8 @@
 """A Flower node's own side: its users' data, and their private state between rounds.
 
-One node hosts a cohort: users `node · k … node · k + k − 1`. In one process the cohorts stay alive between rounds and reach the
-disk at checkpoints. Anywhere else (Ray actors, networked processes) a message may meet a fresh process, so the state is
-read from and written to disk in every round.
+One node hosts a cohort: users `node · k … node · k + k − 1`. In one process the cohorts stay alive between rounds and
+reach the disk at checkpoints. Anywhere else (Ray actors, networked processes) a message may meet a fresh process, so
+the state is read from and written to disk in every round.
 """
 
 from __future__ import annotations
@@ -42,9 +42,18 @@ def as_tensor(array: np.ndarray, device: torch.device | None = None) -> Tensor:
     return tensor if device is None else tensor.to(device)
 
 
+Opened = tuple[Config, Split, tuple[np.ndarray, np.ndarray]]
+
+
+def _opened(run_dir: Path) -> Opened:
+    """A run's immutable inputs: configuration, split and what may not be drawn as a negative."""
+    stamps = tuple((run_dir / name).stat().st_mtime_ns for name in (CONFIG_FILE, f"{SPLIT_FOLDER}/split.json"))
+    return _read_once(run_dir, stamps)
+
+
 @lru_cache(maxsize=4)
-def _opened(run_dir: Path) -> tuple[Config, Split, tuple[np.ndarray, np.ndarray]]:
-    """A run's immutable inputs, read once a process; the arrays of the split are mapped, not read."""
+def _read_once(run_dir: Path, stamps: tuple[int, ...]) -> Opened:
+    """Read once a process and version of the files; the arrays of the split are mapped, not read."""
     split = Split.load(run_dir / SPLIT_FOLDER)
     return load_resolved(run_dir / CONFIG_FILE), split, split.forbidden()
 

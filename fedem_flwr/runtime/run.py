@@ -9,13 +9,12 @@ import resource
 import shlex
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -69,7 +68,9 @@ def build_strategy(config: Config, items: int) -> Strategy:
         for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
             if name in parameters:
                 options.setdefault(name, 1)  # Flower's default of 2 waits for ever where one node hosts everybody
-    built: Strategy = kind(**options) if config.method.strategy.startswith(STOCK_PREFIX) else kind(config, items, **options)
+    built: Strategy = (
+        kind(**options) if config.method.strategy.startswith(STOCK_PREFIX) else kind(config, items, **options)
+    )
     return built
 
 
@@ -95,22 +96,18 @@ class PreparedRun:
         each = run.users_per_node or (math.ceil(self.split.users / 2) if run.runtime == "ray" else 0)
         return node_count(self.split.users, each)
 
-    def carry_out(self, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:
-        """Run the rounds that are left, on the configured runtime.
+    def server(self, on_line: Callable[[Line], None], *, resume: bool = False) -> Callable[[Grid], Outcome]:
+        """What the server does once it has a grid: the rounds that are left, with lines and checkpoints written.
 
         Args:
             on_line: called with every finished metrics line, after it was written.
             resume: go on from the newest checkpoint, if there is one.
         """
-        config, run = self.config, self.config.run
-        device = resolve_device(run.device)
-        if run.threads and run.runtime == "inprocess":
-            torch.set_num_threads(run.threads)
+        config, run, model = self.config, self.config.run, self.config.model
         checkpoints = Checkpoints(self.directory.checkpoint_dir)
         start = checkpoints.load() if resume else None
         if resume:
-            first_missing = 1 if start is None else start.round + (0 if start.pending else 1)
-            self.directory.truncate_metrics(first_missing)
+            self.directory.truncate_metrics(1 if start is None else start.round + (0 if start.pending else 1))
 
         def emit(line: Line) -> None:
             self.directory.append_metrics(line)
@@ -125,12 +122,19 @@ class PreparedRun:
             emit=emit,
             save=checkpoints.save,
         )
-        model = config.model
-        table = initial_table(self.split.items, model.dim, model.init_std, run.seed).numpy()
 
-        def server(grid: Grid) -> Outcome:
-            return run_rounds(build_strategy(config, self.split.items), grid, {"item_table": table}, plan, start)
+        def serve(grid: Grid) -> Outcome:
+            table = initial_table(self.split.items, model.dim, model.init_std, run.seed).numpy()
+            strategy = build_strategy(config, self.split.items)
+            return run_rounds(strategy, grid, {"item_table": table}, plan, start)
 
+        return serve
+
+    def carry_out(self, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:
+        """Run the rounds that are left, on the configured runtime; arguments as for `server`."""
+        run = self.config.run
+        device = resolve_device(run.device)
+        server = self.server(on_line, resume=resume)
         run_dir = self.directory.path.resolve()
         if run.runtime == "inprocess":
             host = NodeHost(run_dir, self.nodes, run.threads, resident=True)
@@ -187,7 +191,7 @@ def summarise(
 def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str, Any]:
     """diagnostics.json: what the report draws beyond the metrics lines."""
     with_rho = {line["round"]: line["rho"]["histogram"] for line in lines if line.get("rho")}
-    shown = sorted({min(with_rho, key=lambda r, t=target: abs(r - t)) for target in (2, 10, 30, 100) if with_rho})
+    shown = sorted({_nearest(with_rho, target) for target in (2, 10, 30, 100)}) if with_rho else []
     rho = {"edges": np.linspace(0, 1, 21).tolist(), "histograms": {str(r): with_rho[r] for r in shown}}
     groups = []
     names = ("1 (sparsest)", "2", "3", "4", "5 (most active)")
@@ -200,7 +204,16 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
             test = nested(means, run.split.protocol)["test"]
             groups.append({"label": names[index], "users": int(users), "mean_interactions": mean_interactions, **test})
     weights = outcome.diagnostics.get("weights")
-    return {"rho": rho if with_rho else None, "weights": weights, "groups": groups or None, "failures": outcome.failures}
+    return {
+        "rho": rho if with_rho else None,
+        "weights": weights,
+        "groups": groups or None,
+        "failures": outcome.failures,
+    }
+
+
+def _nearest(rounds: Iterable[int], target: int) -> int:
+    return min(rounds, key=lambda round_: abs(round_ - target))
 
 
 def peak_rss_bytes() -> int:

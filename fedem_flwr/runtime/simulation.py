@@ -12,12 +12,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,8 +25,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime import environment, quiet
-from fedem_flwr.runtime.inprocess import RunConfig, answer, one_line, task_identity
+from fedem_flwr.runtime.inprocess import BoundClientApp, RunConfig, one_line, task_identity
+from fedem_flwr.runtime.surroundings import environment, quiet, short_directory
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
@@ -36,9 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PULL_INTERVAL = 0.05  # seconds between looks for replies; Flower hands out messages every 0.1 s
-LONGEST_RAY_DIRECTORY = (
-    40  # characters: Ray's sockets add about 62, and a socket's path has at most 103 to 107
-)
+RESTART_SECONDS = 30.0  # how long a message is sent again to a node whose process died
+RESTART_PAUSE = 0.5  # seconds between two such attempts
+PROCESS_LOST = 0  # Flower's ErrorCode.UNKNOWN: the error was Ray's, not the client's
 
 
 def run_simulation_runtime(
@@ -87,7 +85,7 @@ def run_simulation_runtime(
 
     import ray  # takes a second, and the other runtimes do not need it
 
-    with task_identity(), quiet(), _ray_directory() as directory, _environment(directory, cpus_per_node):
+    with task_identity(), quiet(), short_directory() as directory, _environment(directory, cpus_per_node):
         try:
             run_simulation(
                 server_app,
@@ -106,19 +104,6 @@ def run_simulation_runtime(
     if not results:
         raise FedemError("the Ray simulation ended before the server did")
     return results[0]
-
-
-class BoundClientApp(ClientApp):
-    """A client app that brings its ``run_config`` along and tells errors as the in-process runtime does."""
-
-    def __init__(self, client_app: ClientApp, run_config: RunConfig) -> None:
-        super().__init__()
-        self._client_app = client_app
-        self._bound_config = dict(run_config)
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message; see :func:`fedem_flwr.runtime.inprocess.answer`."""
-        return answer(self._client_app, message, context, self._bound_config)
 
 
 class SimulationGrid(Grid):
@@ -170,34 +155,47 @@ class SimulationGrid(Grid):
         """The replies that are there, to messages with these ids."""
         return [_with_short_reason(reply) for reply in self._grid.pull_messages(message_ids)]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterator[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send all messages; iterate over the replies in the order of the messages.
 
         Nodes whose reply is not there ``timeout`` seconds after sending are left out (they work on, in vain).
+        A node whose process dies (of memory, say) is sent its message again, as rounds can be repeated, until
+        its process has been started anew; only if it keeps dying its reply is an error.
         """
-        message_ids = self.push_messages(messages)
-        return self._in_order(message_ids, None if timeout is None else time.monotonic() + timeout)
+        sent = list(messages)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = {message_id: place for place, message_id in enumerate(self.push_messages(sent))}
+        return self._in_order(sent, waiting, deadline)
 
-    def _in_order(self, message_ids: list[str], deadline: float | None) -> Iterator[Message]:
-        waiting = set(message_ids)
-        arrived: dict[str, Message] = {}
-        position = 0
-        while waiting and (deadline is None or time.monotonic() < deadline):
+    def _in_order(self, sent: list[Message], waiting: dict[str, int], deadline: float | None) -> Iterator[Message]:
+        """Yield the replies to ``sent`` by their place in it; ``waiting`` has the places by message id."""
+        arrived: dict[int, Message] = {}
+        lost: dict[int, float] = {}  # when the process of a node was first found dead
+        again: dict[int, float] = {}  # when to try once more
+        place = 0
+        while waiting or again:
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                break
             if self._stopped.is_set():
                 raise FedemError("the simulation was stopped before all replies had come")
-            for reply in self.pull_messages(set(waiting)):
-                arrived[reply.metadata.reply_to_message_id] = reply
-            waiting -= arrived.keys()
-            while position < len(message_ids) and message_ids[position] in arrived:
-                yield arrived.pop(message_ids[position])
-                position += 1
-            if waiting:
+            for reply in self.pull_messages(list(waiting)):
+                replied = waiting.pop(reply.metadata.reply_to_message_id)
+                died = reply.has_error() and reply.error.code == PROCESS_LOST
+                if died and now - lost.setdefault(replied, now) < RESTART_SECONDS:
+                    again[replied] = now + RESTART_PAUSE
+                else:
+                    arrived[replied] = reply
+            for due in [position for position, when in again.items() if when <= now]:
+                sent[due].metadata.delivered_at = ""
+                waiting[self.push_messages([sent[due]])[0]] = due
+                del again[due]
+            while place in arrived:
+                yield arrived.pop(place)
+                place += 1
+            if waiting or again:
                 self._stopped.wait(PULL_INTERVAL)
-        for message_id in message_ids[position:]:
-            if message_id in arrived:
-                yield arrived.pop(message_id)
+        yield from (arrived[position] for position in sorted(arrived))
 
 
 def _await_nodes(grid: Grid, nodes: int, stopped: threading.Event) -> None:
@@ -229,9 +227,7 @@ def _check_request(nodes: int, cpus_per_node: int, gpus_per_node: float) -> None
             "give it at least 1 core and at least 0 GPUs"
         )
     if importlib.util.find_spec("ray") is None:
-        raise InputError(
-            "the Ray runtime needs Ray: pip install 'flwr[simulation]', or use the in-process runtime"
-        )
+        raise InputError("the Ray runtime needs Ray: pip install 'flwr[simulation]', or use the in-process runtime")
     import ray
 
     if ray.is_initialized():
@@ -258,10 +254,8 @@ def _backend_config(nodes: int, cpus_per_node: int, gpus_per_node: float, direct
     }
     if gpus_per_node == 0:
         initialise["num_gpus"] = 0
-    # A process that dies (of memory, say) is started again and its message tried once more, which is safe because
-    # a node's rounds can be repeated; if it dies again, only this reply is lost.
-    restart = {"max_restarts": -1, "max_task_retries": 1}
-    resources = {"num_cpus": cpus_per_node, "num_gpus": gpus_per_node, **restart}
+    restarts = {"max_restarts": -1}  # without limit, of processes that died
+    resources = {"num_cpus": cpus_per_node, "num_gpus": gpus_per_node, **restarts}
     return {"init_args": initialise, "client_resources": resources, "actor": {"tensorflow": 0}}
 
 
@@ -280,23 +274,4 @@ def _environment(directory: Path, cpus_per_node: int) -> AbstractContextManager[
         RAY_USAGE_STATS_ENABLED="0",
         OMP_NUM_THREADS=str(cpus_per_node),
         MKL_NUM_THREADS=str(cpus_per_node),
-    )
-
-
-@contextmanager
-def _ray_directory() -> Iterator[Path]:
-    """A new directory for Ray's sockets and logs, with a short path: old sockets and long paths break Ray."""
-    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")]
-    for parent in candidates:
-        short = len(str(parent)) + len("/fedem-12345678") <= LONGEST_RAY_DIRECTORY
-        if short and parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
-            directory = Path(tempfile.mkdtemp(prefix="fedem-", dir=parent))
-            try:
-                yield directory
-            finally:
-                shutil.rmtree(directory, ignore_errors=True)
-            return
-    raise InputError(
-        f"Ray needs a writable temporary directory with a short path, and {candidates[0]} is none: "
-        "set TMPDIR to one of at most 25 characters"
     )

@@ -1,4 +1,4 @@
-"""What a node keeps between rounds: named arrays per round, in memory or on disk.
+"""What a node keeps between rounds: named arrays per round, on disk.
 
 A node's state never travels in messages. It is stored under the round after which it was so, and asked for in
 the same way: a node that sat out some rounds finds the state of the last one it took part in, and a round
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -32,70 +31,6 @@ _NUMPY_TYPES = {
 }  # fmt: skip
 
 
-class StateStore(Protocol):
-    """Where nodes keep their state; nodes are named by letters, digits, ``_``, ``-`` and ``.``."""
-
-    def load(self, node: str, round: int) -> dict[str, np.ndarray] | None:
-        """The state as it was after ``round``: of the latest round up to it; None where there is none."""
-
-    def save(self, node: str, round: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store the state after ``round``, in place of what was stored for that round before."""
-
-    def prune(self, node: str, keep_from: int) -> None:
-        """Forget what no ``load`` of ``keep_from`` or a later round can need."""
-
-
-class MemoryStateStore:
-    """Holds references to the newest state of each node, and writes to a disk store only when flushed.
-
-    Arrays are neither copied on saving nor on loading, so who changes a loaded array in place changes the
-    state; a client that may be asked to repeat a round must work on copies.
-
-    Args:
-        disk: where :meth:`flush` writes, and where ``load`` looks for what is not in memory (after resuming a
-            run).
-    """
-
-    def __init__(self, disk: DiskStateStore | None = None) -> None:
-        self._disk = disk
-        self._newest: dict[str, tuple[int, dict[str, np.ndarray]]] = {}
-        self._flushed: dict[str, int] = {}
-
-    def load(self, node: str, round: int) -> dict[str, np.ndarray] | None:
-        """See :class:`StateStore`; a round before the newest is found on disk only."""
-        if node in self._newest:
-            held, arrays = self._newest[node]
-            if held <= round:
-                return dict(arrays)
-        return self._disk.load(node, round) if self._disk else None
-
-    def save(self, node: str, round: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """See :class:`StateStore`."""
-        self._newest[node] = (round, dict(arrays))
-        self._flushed.pop(node, None)
-
-    def prune(self, node: str, keep_from: int) -> None:
-        """See :class:`StateStore`; only what is on disk can be superfluous."""
-        if self._disk:
-            self._disk.prune(node, keep_from)
-
-    def flush(self) -> None:
-        """Write every state that changed since the last flush to disk, as a checkpoint needs it.
-
-        Raises:
-            InputError: the store was made without a disk store.
-            FedemError: see :meth:`DiskStateStore.save`.
-        """
-        if self._disk is None:
-            raise InputError(
-                "a state store in memory without a directory cannot be flushed: give it a DiskStateStore"
-            )
-        for node, (round, arrays) in self._newest.items():
-            if self._flushed.get(node) != round:
-                self._disk.save(node, round, arrays)
-                self._flushed[node] = round
-
-
 class DiskStateStore:
     """One directory a node, one safetensors file a round; a file is there in full or not at all.
 
@@ -107,7 +42,7 @@ class DiskStateStore:
         self._directory = directory
 
     def load(self, node: str, round: int) -> dict[str, np.ndarray] | None:
-        """See :class:`StateStore`.
+        """The state as it was after ``round``: that of the latest round up to it; None where there is none.
 
         The arrays are mapped from the file, not read: pages come in when touched. They may be written to;
         that changes them in memory only.
@@ -120,7 +55,9 @@ class DiskStateStore:
         return _map_arrays(directory / _file_name(max(upto))) if upto else None
 
     def save(self, node: str, round: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """See :class:`StateStore`; on return the state survives a crash of the machine.
+        """Store the state after ``round``, in place of what was stored for that round before.
+
+        On return the state survives a crash of the machine.
 
         Raises:
             FedemError: it cannot be written (a full disk, missing rights); what was stored before is
@@ -140,7 +77,7 @@ class DiskStateStore:
             ) from error
 
     def prune(self, node: str, keep_from: int) -> None:
-        """See :class:`StateStore`; also removes what interrupted writes of those rounds left behind."""
+        """Forget what no ``load`` of ``keep_from`` or a later round can need, half-written files included."""
         directory = self._node_directory(node)
         stored = _numbers(directory, _STATE_FILE)
         needed = max((number for number in stored if number <= keep_from), default=keep_from)
@@ -205,9 +142,7 @@ def _flush_to_disk(path: Path) -> None:
 def _map_arrays(path: Path) -> dict[str, np.ndarray]:
     """Map a safetensors file: 8 bytes with the header's length, the header, then array after array."""
     try:
-        with safe_open(
-            path, framework="numpy"
-        ) as file:  # checks the header, and that the arrays fill the file
+        with safe_open(path, framework="numpy") as file:  # checks the header, and that the arrays fill the file
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
             kinds = {
                 name: (np.dtype(_NUMPY_TYPES[part.get_dtype()]), tuple(part.get_shape()))

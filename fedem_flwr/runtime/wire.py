@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,11 @@ def payload_bytes(content: Message | RecordDict | ArrayRecord) -> int:
     if isinstance(content, RecordDict):
         return sum(map(payload_bytes, content.array_records.values()))
     return sum(len(name.encode()) + _value_bytes(array) for name, array in content.items())
+
+
+def plain_numbers(metrics: MetricRecord) -> dict[str, float]:
+    """The single numbers of a metric record, as floats; lists are left out."""
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _value_bytes(array: Array) -> int:

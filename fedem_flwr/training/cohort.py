@@ -2,7 +2,8 @@
 
 METHOD.md, "One round of FedEM". Two schedules differ in where merging stands:
 
-* `paper`: Θ is trained through the merge (Eq. 11), the merged table becomes the own table, which is then trained (Eq. 12).
+* `paper`: Θ is trained through the merge (Eq. 11), the merged table becomes the own table, which is then trained (Eq.
+12).
 * `released`: the merged table becomes the own table, and every batch trains Θ, then p and Q, through a second merge.
 """
 
@@ -212,7 +213,9 @@ class Cohort:
             sums.weighted += before * sums.weight
             return
         sums.weighted.zero_()
-        for part, weight in zip(self.merge_blocks(who), size.double().split(len(self.merge_blocks(who)[0])), strict=True):
+        for part, weight in zip(
+            self.merge_blocks(who), size.double().split(len(self.merge_blocks(who)[0])), strict=True
+        ):
             sums.weighted += torch.tensordot(weight, self.state.table[part].double(), dims=1)
 
     def overwrite(self, who: Tensor, tables: GlobalTables) -> None:
@@ -232,15 +235,17 @@ class Cohort:
         run = {"seed": settings.seed, "round_": round_}
         if merging and settings.schedule == "paper":
             adapter = AdapterStep(block, local, settings.merge)
-            train_epochs(
-                adapter, block, local, epochs=settings.adapter_epochs, first_epoch=local.epochs, **run
-            )
+            train_epochs(adapter, block, local, epochs=settings.adapter_epochs, first_epoch=local.epochs, **run)
             if state.adapter is not None and block.theta is not None:
                 state.adapter[who] = block.theta
             if tables is not None:
                 self.overwrite(who, tables)
             block = self._gather(who, None, samples, False)
-        step = MergedStep(block, local, settings.merge) if merging and settings.schedule == "released" else PlainStep(block, local)
+        step = (
+            MergedStep(block, local, settings.merge)
+            if merging and settings.schedule == "released"
+            else PlainStep(block, local)
+        )
         loss = train_epochs(step, block, local, epochs=local.epochs, **run)
         state.user[who] = block.user
         if state.adapter is not None and block.theta is not None:
@@ -282,7 +287,10 @@ class Cohort:
 
 
 def _add_rows(sums: RowSums, block: Block, start: Tensor) -> None:
-    """Add a trained block to the cohort's sums. `weighted` collects w·(change); w·(table before) is added once at the end."""
+    """Add a trained block to the cohort's sums.
+
+    `weighted` collects w·(change); w·(table before) is added once at the end.
+    """
     samples = block.samples
     t = samples.touched.shape[1]
     real = torch.arange(t, device=start.device) < samples.touched_count.unsqueeze(1)

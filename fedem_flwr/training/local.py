@@ -1,8 +1,8 @@
 """Local training of a block of clients on their touched rows (FedEM, AAAI 2026, Eq. 11–12).
 
 Gradients are written out and batched over the leading client axis. Three kinds of step share one epoch loop:
-`PlainStep` (Eq. 12: p and Q), `AdapterStep` (Eq. 11: Θ through the merged rows) and `MergedStep` (the released program: Θ, then
-p and Q through the merged rows, in every batch).
+`PlainStep` (Eq. 12: p and Q), `AdapterStep` (Eq. 11: Θ through the merged rows) and `MergedStep` (the released
+program: Θ, then p and Q through the merged rows, in every batch).
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Step(Protocol):
 class PlainStep:
     """Eq. 12: p and Q by Adam on the batch mean of the binary cross-entropy.
 
-    A batch is turned into a weight for each touched row; the gradient of row i is then (weighted residual) × p, one outer
-    product, and no embedding is gathered.
+    A batch is turned into a weight for each touched row; the gradient of row i is then (weighted residual) × p, one
+    outer product, and no embedding is gathered.
     """
 
     def __init__(self, block: Block, settings: LocalSettings) -> None:
@@ -107,6 +107,7 @@ class PlainStep:
         self.gradient = torch.empty_like(block.rows)
 
     def __call__(self, row: Tensor, valid: Tensor) -> Tensor:
+        """See `Step`."""
         block = self.block
         weight = torch.zeros_like(block.samples.sign).scatter_add_(1, row, valid)
         loss, residual = loss_and_residual(scores(block.user, block.rows), block.samples.sign, weight)
@@ -117,6 +118,7 @@ class PlainStep:
         return loss
 
     def keep(self, index: Tensor) -> Block:
+        """See `Step.keep`."""
         self.adam.keep(index)
         smaller = self.block.take(index)
         smaller.user, smaller.rows = self.adam.tensors
@@ -173,9 +175,11 @@ class AdapterStep:
         return loss
 
     def __call__(self, row: Tensor, valid: Tensor) -> Tensor:
+        """See `Step`; the loss is the one before the step."""
         return self.adapt(self.batch(row, valid)) * valid.sum(1)
 
     def keep(self, index: Tensor) -> Block:
+        """See `Step.keep`."""
         smaller = self.block.take(index)
         if self.adapter_adam is not None:
             self.adapter_adam.keep(index)
@@ -192,6 +196,7 @@ class MergedStep(AdapterStep):
         self.adam = CohortAdam([block.user, block.rows], [settings.lr_user, settings.lr_item])
 
     def __call__(self, row: Tensor, valid: Tensor) -> Tensor:
+        """See `Step`."""
         block, batch = self.block, self.batch(row, valid)
         if self.merge.learned:
             self.adapt(batch)
@@ -216,6 +221,7 @@ class MergedStep(AdapterStep):
         return loss * valid.sum(1)
 
     def keep(self, index: Tensor) -> Block:
+        """See `Step.keep`."""
         self.adam.keep(index)
         smaller = super().keep(index)
         smaller.user, smaller.rows = self.adam.tensors
@@ -227,7 +233,8 @@ def train_epochs(
 ) -> Tensor:
     """Run a step over shuffled batches; `block`'s tensors are trained in place.
 
-    A client stops when its running mean loss over the round changes by less than `early_stop` between two epochs (METHODS 1.4).
+    A client stops when its running mean loss over the round changes by less than `early_stop` between two epochs
+    (METHODS 1.4).
 
     Args:
         first_epoch: number of the first epoch in the key of its shuffle, so that two phases of a round differ.

@@ -1,4 +1,7 @@
-"""Merging a client's own item table with the one it downloaded (FedEM, AAAI 2026, Eq. 9–10 and the variants of Table 2)."""
+"""Merging a client's own item table with the one it downloaded (FedEM, AAAI 2026, Eq.
+
+9–10 and the variants of Table 2).
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,8 @@ class Merge:
     """How own and downloaded rows become one: Q + ρ (G − Q).
 
     Attributes:
-        mode: `replace` ρ = 1 (SR) · `static` one fixed ρ for all (SM) · `scalar` one learned ρ a client (DM) · `elastic` one
-            learned ρ an item and client (EM) · `none` nothing is downloaded.
+        mode: `replace` ρ = 1 (SR) · `static` one fixed ρ for all (SM) · `scalar` one learned ρ a client (DM) ·
+            `elastic` one learned ρ an item and client (EM) · `none` nothing is downloaded.
         rho: the fixed ρ of `static`.
         adapter: shape of the private MLP, for `scalar` and `elastic`.
     """
@@ -66,7 +69,8 @@ class Merge:
 
         Args:
             theta: (k, P) adapter parameters; needed by the learned modes.
-            local, glob: (k, b, d) own and downloaded rows. `scalar` looks at their mean over b, so it is given whole tables.
+            local, glob: (k, b, d) own and downloaded rows. `scalar` looks at their mean over b, so it is given whole
+                tables.
         """
         if self.mode == "elastic" and theta is not None:
             return self.adapter.forward(theta, local, glob).rho

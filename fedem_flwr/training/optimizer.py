@@ -11,8 +11,8 @@ from torch import Tensor
 class CohortAdam:
     """A fresh Adam for one round (the optimiser state does not survive it), dense over the rows it is given.
 
-    All clients of the block take their steps together, so one step count serves them all: blocks are formed so that it does
-    (equal number of batches), and `keep` drops the clients that stopped early.
+    All clients of the block take their steps together, so one step count serves them all: blocks are formed so that
+    it does (equal number of batches), and `keep` drops the clients that stopped early.
 
     Args:
         tensors: (k, ...) tensors, updated in place.

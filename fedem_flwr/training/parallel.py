@@ -1,7 +1,7 @@
 """Blocks of clients on the cores of one process.
 
-Blocks are independent, so each core takes whole blocks, one torch thread each. That beats splitting every small operation
-over the cores: nobody waits at the end of each operation, least of all on a busy machine.
+Blocks are independent, so each core takes whole blocks, one torch thread each. That beats splitting every small
+operation over the cores: nobody waits at the end of each operation, least of all on a busy machine.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], device: torch.device
-) -> Iterator[Result]:
+def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
     """Apply a function to items, as many at a time as torch may use threads; results come in the items' order.
 
     On a GPU the items are taken one after the other: the device is parallel enough.
     """
-    workers = min(len(items), torch.get_num_threads())
+    threads = torch.get_num_threads()
+    workers = min(len(items), threads)
     if device.type != "cpu" or workers <= 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(function, items)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(function, items)
+    finally:  # torch gives a later thread the number that any thread set last
+        torch.set_num_threads(threads)

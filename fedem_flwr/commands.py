@@ -1,0 +1,174 @@
+"""What the commands of `fedem` do, behind their options."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedem_flwr.config import Config, Tree, load_resolved, merge_trees, read_toml, resolve
+from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.splits import Split
+from fedem_flwr.report.html import write_report
+from fedem_flwr.report.progress import RoundProgress
+from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.report.tables import audit_table, result_table
+from fedem_flwr.runtime import audit as auditing
+from fedem_flwr.runtime.controls import controls_of
+from fedem_flwr.runtime.recommend import recommend_for
+from fedem_flwr.runtime.run import PreparedRun, checkpointed, diagnose, load_interactions, split_of, summarise
+from fedem_flwr.settings import resolve_device
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+def options_tree(given: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) -> Tree:
+    """Command-line options as a configuration tree; options that were not given are left out.
+
+    Args:
+        given: section, key, value; None is "not given".
+        settings: `section.key=value` texts; the value is read as TOML, or as a plain string where it is none.
+
+    Raises:
+        InputError: a setting that is not of that form.
+    """
+    tree: Tree = {s: {k: v for k, v in keys.items() if v is not None} for s, keys in given.items()}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        section, dot, key = path.strip().partition(".")
+        if not equals or not dot or not key:
+            raise InputError(f"--set {setting!r}: write section.key=value, for instance --set local.epochs=5")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merge_trees(tree, {section: value})
+    return {section: keys for section, keys in tree.items() if keys}
+
+
+def run(
+    experiment: Path | None, options: Tree, out: Path | None, against: Sequence[str], *, overwrite: bool, quiet: bool
+) -> None:
+    """`fedem run`: one run, or one for each method of `--against`, then one report."""
+    from_file = read_toml(experiment) if experiment is not None else {}
+    origin = str(experiment) if experiment is not None else "options"
+    config = resolve(from_file, options, origin)
+    others = [resolve(from_file, merge_trees(options, {"method": {"name": name}}), origin) for name in against]
+    for each in (config, *others):
+        resolve_device(each.run.device)  # before anything is read or written
+    path = out or default_run_path(config.data.dataset, config.method.name, config.data.protocol)
+    directory = RunDirectory(path).create(overwrite=overwrite)
+    _quiet_libraries()
+    split = split_of(config, load_interactions(config))
+    if not quiet:
+        _err.print(_opening(config, split))
+    done = [
+        _carry_out(
+            PreparedRun.create(RunDirectory(path / "against" / o.method.name).create(overwrite=True), o, split), quiet
+        )
+        for o in others
+    ]
+    _carry_out(PreparedRun.create(directory, config, split), quiet, against=done)
+
+
+def resume(run_dir: Path, *, quiet: bool) -> None:
+    """`fedem resume`: continue from the newest checkpoint."""
+    directory = RunDirectory(run_dir).open()
+    config = load_resolved(directory.path / "config.toml")
+    resolve_device(config.run.device)
+    _quiet_libraries()
+    prepared = PreparedRun(directory, config, Split.load(directory.path / "split"))
+    others = sorted(path for path in (directory.path / "against").glob("*") if path.is_dir())
+    _carry_out(prepared, quiet, against=[RunDirectory(path) for path in others], resume=True)
+
+
+def _carry_out(
+    run: PreparedRun, quiet: bool, *, against: Sequence[RunDirectory] = (), resume: bool = False
+) -> RunDirectory:
+    """Train, compute the controls, write summary, diagnostics and report, and show the result."""
+    config, directory = run.config, run.directory
+    point = checkpointed(directory) if resume else None
+    first = 1 if point is None else point.round + 1
+    name = config.method.name
+    with RoundProgress(config.run.rounds, first_round=first, description=name, quiet=quiet) as progress:
+        outcome = run.carry_out(lambda line: progress.update(line["round"], line), resume=resume)
+    with RoundProgress(config.run.rounds, description="control: local-only", quiet=quiet) as progress:
+        controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
+    lines = directory.read_metrics()
+    summary = summarise(run, lines, outcome, controls, _notes(run, controls))
+    directory.write_diagnostics(diagnose(run, lines, outcome))
+    directory.write_summary(summary)
+    report = write_report(directory.path, [other.path for other in against])
+    if directory.path.parent.name != "against":
+        _out.print(result_table(summary, [other.read_summary() for other in against]))
+        _out.print(f"report: {report}", soft_wrap=True)
+    return directory
+
+
+def _opening(config: Config, split: Split) -> str:
+    return (
+        f"{config.method.name} on {split.dataset} ({split.users:,} users, {split.items:,} items, "
+        f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
+        f"{config.run.runtime}"
+    )
+
+
+def _notes(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if run.config.data.dataset == "synthetic":
+        notes.append(
+            "Synthetic data: use it to see that everything works, not to compare methods. The default method here is "
+            "fedmf, "
+            "because it beats popularity under the strict protocol and the published FedEM does not."
+        )
+    if not run.split.has_times:
+        notes.append("This data set has no times: under strict the held-out items are drawn at random.")
+    if run.config.evaluation.controls and "ease" not in controls:
+        notes.append("EASE was left out: the catalogue is too large for its dense item-item matrix.")
+    return notes
+
+
+def audit(options: Tree, out: Path | None, *, quiet: bool) -> None:
+    """`fedem audit`: the leak table."""
+    _quiet_libraries()
+    base = resolve({}, options, "options")
+    if out is not None:
+        RunDirectory(out).create(overwrite=True)
+    steps = auditing.steps(base)
+    with RoundProgress(steps, description="audit", quiet=quiet) as progress:
+        rows = auditing.leak_table(base, options, lambda step: progress.update(step, {}))
+    title = f"The same methods on {base.data.dataset} under both protocols (99 negatives)"
+    _out.print(audit_table(rows, title=title, caption=auditing.CAPTION))
+    if out is not None:
+        auditing.write(out, title, rows)
+        _out.print(f"written: {out / 'audit.md'}", soft_wrap=True)
+
+
+def recommend(run_dir: Path, user: str, top: int, *, as_json: bool) -> None:
+    """`fedem recommend`: the best unseen items of one user."""
+    directory = RunDirectory(run_dir).open()
+    items = recommend_for(directory, user, top)
+    if as_json:
+        _out.print_json(json.dumps({"user": user, "items": [{"item": item, "score": score} for item, score in items]}))
+        return
+    table = Table(title=f"for user {user}")
+    table.add_column("rank", justify="right")
+    table.add_column("item")
+    table.add_column("score", justify="right")
+    for rank, (item, score) in enumerate(items, 1):
+        table.add_row(str(rank), item, f"{score:.4f}")
+    _out.print(table)
+
+
+def _quiet_libraries() -> None:
+    """Flower logs every step; a run shows its own progress and keeps real errors."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)

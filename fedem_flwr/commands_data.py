@@ -1,0 +1,100 @@
+"""What `fedem data` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fedem_flwr.config import Tree, resolve
+from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_entry, fetch_dataset, find_dataset
+from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.splits import Protocol
+from fedem_flwr.report.progress import task_progress
+from fedem_flwr.runtime.run import load_interactions, split_of
+
+_out = Console(highlight=False)
+
+
+def show_list(data_dir: Path | None) -> None:
+    """The known data sets, and where each was found."""
+    table = Table(title="known data sets")
+    for column, justify in (
+        ("name", "left"),
+        ("users", "right"),
+        ("items", "right"),
+        ("rows", "right"),
+        ("times", "left"),
+    ):
+        table.add_column(column, justify="right" if justify == "right" else "left")
+    table.add_column("at hand", overflow="fold")
+    table.add_row(SYNTHETIC, "600", "800", "any", "yes", "embedded")
+    for name, entry in KNOWN_DATASETS.items():
+        try:
+            found = find_dataset(name, data_dir, fetch=False)
+            where = f"{found.path} ({found.status})"
+        except InputError:
+            where = f"no; fedem data fetch {name}"
+        sizes = (f"{count:,}" for count in (entry.users, entry.items, entry.rows))
+        table.add_row(name, *sizes, "yes" if entry.has_times else "no", where)
+    _out.print(table)
+
+
+def show_info(options: Tree) -> None:
+    """Sizes of a data set, and what each protocol keeps of it."""
+    config = resolve({}, options, "options")
+    interactions = load_interactions(config)
+    table = Table(title=config.data.dataset, show_header=False)
+    for name, value in _facts(interactions).items():
+        table.add_row(name, value)
+    protocols: tuple[Protocol, ...] = ("strict", "paper")
+    for protocol in protocols:
+        try:
+            split = split_of(config.changed("data", protocol=protocol), interactions)
+            kept = f"{split.users:,} users, {split.items:,} items, {split.interactions:,} interactions"
+        except InputError as error:
+            kept = str(error)
+        table.add_row(f"protocol {protocol} keeps", kept)
+    if config.data.dataset in KNOWN_DATASETS:
+        entry = dataset_entry(config.data.dataset)
+        table.add_row("licence", entry.licence)
+        table.add_row("cite", entry.citation)
+        if entry.note:
+            table.add_row("note", entry.note)
+    _out.print(table)
+
+
+def _facts(interactions: Interactions) -> dict[str, str]:
+    pairs = len(np.unique(interactions.user * interactions.items + interactions.item))
+    share = pairs / max(1, interactions.users * interactions.items)
+    counts = np.bincount(interactions.user, minlength=interactions.users)
+    return {
+        "users": f"{interactions.users:,}",
+        "items": f"{interactions.items:,}",
+        "rows": f"{interactions.rows:,}",
+        "distinct (user, item) pairs": f"{pairs:,}",
+        "sparsity": f"{1 - share:.2%}",
+        "rows a user": f"median {np.median(counts):.0f}, {counts.min()} to {counts.max()}",
+        "times": "yes" if interactions.time is not None else "no",
+        "ratings": "yes" if interactions.rating is not None else "no",
+    }
+
+
+def fetch(name: str, data_dir: Path | None, *, quiet: bool) -> None:
+    """Download a known data set and say what was found."""
+    entry = dataset_entry(name)
+    with task_progress(f"downloading {name}", None, quiet=quiet) as advance:
+        so_far = 0
+
+        def progress(done: int, total: int | None) -> None:
+            nonlocal so_far
+            advance(done - so_far)
+            so_far = done
+
+        found = fetch_dataset(name, data_dir, progress=progress)
+    _out.print(f"{found.path}: {found.status}", soft_wrap=True)
+    if found.warning:
+        _out.print(found.warning, soft_wrap=True)
+    _out.print(f"licence: {entry.licence}", soft_wrap=True)

@@ -1,0 +1,52 @@
+"""The Flower ServerApp, for `flwr run`: carries out the run whose directory the run configuration names.
+
+    flwr run . --run-config 'run-dir="/shared/my-run" dataset="synthetic" method="fedmf"'
+
+Server and nodes must see the run's directory. It is prepared here unless it holds a run already, which is then
+continued.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedem_flwr.config import load_resolved, resolve
+from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.splits import Split
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime.run import PreparedRun, load_interactions, split_of
+
+_OPTIONS = {
+    "dataset": "data",
+    "protocol": "data",
+    "data_dir": "data",
+    "method": "method",
+    "rounds": "run",
+    "seed": "run",
+}
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Prepare or continue the run, over whatever nodes the grid reaches."""
+    given = dict(context.run_config)
+    if "run-dir" not in given:
+        raise InputError("the run configuration names no run-dir; give one that server and nodes can see")
+    directory = RunDirectory(Path(str(given["run-dir"])))
+    if directory.holds_run():
+        config = load_resolved(directory.path / "config.toml")
+        prepared = PreparedRun(directory, config, Split.load(directory.path / "split"))
+    else:
+        options: dict[str, dict[str, object]] = {}
+        for name, section in _OPTIONS.items():
+            if name.replace("_", "-") in given:
+                key = "name" if name == "method" else name
+                options.setdefault(section, {})[key] = given[name.replace("_", "-")]
+        config = resolve({}, options, "the run configuration")
+        prepared = PreparedRun.create(directory.create(), config, split_of(config, load_interactions(config)))
+    prepared.server(lambda _: None, resume=True)(grid)
