@@ -37,7 +37,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only th
 
 @app.command()
 def run(
-    experiment: Annotated[Path | None, typer.Argument(help="a TOML file; options win over it")] = None,
+    experiment: Annotated[str | None, typer.Argument(help="a TOML file, or a shipped experiment; options win")] = None,
     dataset: Dataset = None,
     method: Annotated[str | None, typer.Option(help="a preset of configs/methods")] = None,
     protocol: Protocol = None,

@@ -6,6 +6,7 @@ import json
 import logging
 import tomllib
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from fedem_flwr.runtime.controls import controls_of
 from fedem_flwr.runtime.recommend import recommend_for
 from fedem_flwr.runtime.run import PreparedRun, checkpointed, diagnose, load_interactions, split_of, summarise
 from fedem_flwr.settings import resolve_device
+
+AGAINST = "against"  # folder of a run that holds the runs beside it
 
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
@@ -56,45 +59,67 @@ def options_tree(given: Mapping[str, Mapping[str, Any]], settings: Sequence[str]
 
 
 def run(
-    experiment: Path | None, options: Tree, out: Path | None, against: Sequence[str], *, overwrite: bool, quiet: bool
+    experiment: str | None, options: Tree, out: Path | None, against: Sequence[str], *, overwrite: bool, quiet: bool
 ) -> None:
-    """`fedem run`: one run, or one for each method of `--against`, then one report."""
-    from_file = read_toml(experiment) if experiment is not None else {}
-    origin = str(experiment) if experiment is not None else "options"
-    config = resolve(from_file, options, origin)
-    others = [resolve(from_file, merge_trees(options, {"method": {"name": name}}), origin) for name in against]
+    """`fedem run`: one run, or one for each further method, then one table and one report."""
+    tree, origin = experiment_tree(experiment)
+    methods = list(tree.pop("methods", []))
+    if methods and "name" not in options.get("method", {}):
+        options = merge_trees(options, {"method": {"name": methods[0]}})
+        against = [*methods[1:], *against]
+    config = resolve(tree, options, origin)
+    others = [resolve(tree, merge_trees(options, {"method": {"name": name}}), origin) for name in against]
     for each in (config, *others):
         resolve_device(each.run.device)  # before anything is read or written
-    path = out or default_run_path(config.data.dataset, config.method.name, config.data.protocol)
-    directory = RunDirectory(path).create(overwrite=overwrite)
+    directory = RunDirectory(
+        out or default_run_path(config.data.dataset, config.method.name, config.data.protocol)
+    ).create(overwrite=overwrite)
     _quiet_libraries()
     split = split_of(config, load_interactions(config))
     if not quiet:
-        _err.print(_opening(config, split))
-    done = [
-        _carry_out(
-            PreparedRun.create(RunDirectory(path / "against" / o.method.name).create(overwrite=True), o, split), quiet
-        )
-        for o in others
-    ]
-    _carry_out(PreparedRun.create(directory, config, split), quiet, against=done)
+        _err.print(_opening(config, split), soft_wrap=True)
+    folder = directory.path / AGAINST
+    places = [RunDirectory(folder / other.method.name).create(overwrite=True) for other in others]
+    beside = [PreparedRun.create(place, other, split) for place, other in zip(places, others, strict=True)]
+    _carry_out_all(PreparedRun.create(directory, config, split), beside, quiet=quiet)
+
+
+def experiment_tree(experiment: str | None) -> tuple[Tree, str]:
+    """An experiment file's tree and name: a path, or the name of an experiment that ships with the package."""
+    if experiment is None:
+        return {}, "options"
+    shipped = files("configs").joinpath("experiments", f"{experiment}.toml")
+    if not Path(experiment).exists() and shipped.is_file():
+        return tomllib.loads(shipped.read_text(encoding="utf-8")), experiment
+    return read_toml(Path(experiment)), experiment
 
 
 def resume(run_dir: Path, *, quiet: bool) -> None:
-    """`fedem resume`: continue from the newest checkpoint."""
+    """`fedem resume`: continue from the newest checkpoint, the runs beside it included."""
     directory = RunDirectory(run_dir).open()
-    config = load_resolved(directory.path / "config.toml")
-    resolve_device(config.run.device)
+    beside = sorted(path for path in (directory.path / AGAINST).glob("*") if path.is_dir())
     _quiet_libraries()
-    prepared = PreparedRun(directory, config, Split.load(directory.path / "split"))
-    others = sorted(path for path in (directory.path / "against").glob("*") if path.is_dir())
-    _carry_out(prepared, quiet, against=[RunDirectory(path) for path in others], resume=True)
+    prepared, *others = (_opened(RunDirectory(path)) for path in (directory.path, *beside))
+    resolve_device(prepared.config.run.device)
+    _carry_out_all(prepared, others, quiet=quiet, resume=True)
 
 
-def _carry_out(
-    run: PreparedRun, quiet: bool, *, against: Sequence[RunDirectory] = (), resume: bool = False
-) -> RunDirectory:
-    """Train, compute the controls, write summary, diagnostics and report, and show the result."""
+def _opened(directory: RunDirectory) -> PreparedRun:
+    config = load_resolved(directory.path / "config.toml")
+    return PreparedRun(directory, config, Split.load(directory.path / "split"))
+
+
+def _carry_out_all(main: PreparedRun, beside: Sequence[PreparedRun], *, quiet: bool, resume: bool = False) -> None:
+    """Carry out the runs beside the main one, then that, and show them together."""
+    for run_ in (*beside, main):
+        _carry_out(run_, quiet, resume=resume)
+    report = write_report(main.directory.path, [other.directory.path for other in beside])
+    _out.print(result_table(main.directory.read_summary(), [other.directory.read_summary() for other in beside]))
+    _out.print(f"report: {report}", soft_wrap=True)
+
+
+def _carry_out(run: PreparedRun, quiet: bool, *, resume: bool) -> None:
+    """Train, compute the controls, write summary, diagnostics and report."""
     config, directory = run.config, run.directory
     point = checkpointed(directory) if resume else None
     first = 1 if point is None else point.round + 1
@@ -104,14 +129,9 @@ def _carry_out(
     with RoundProgress(config.run.rounds, description="control: local-only", quiet=quiet) as progress:
         controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
     lines = directory.read_metrics()
-    summary = summarise(run, lines, outcome, controls, _notes(run, controls))
     directory.write_diagnostics(diagnose(run, lines, outcome))
-    directory.write_summary(summary)
-    report = write_report(directory.path, [other.path for other in against])
-    if directory.path.parent.name != "against":
-        _out.print(result_table(summary, [other.read_summary() for other in against]))
-        _out.print(f"report: {report}", soft_wrap=True)
-    return directory
+    directory.write_summary(summarise(run, lines, outcome, controls, _notes(run, controls)))
+    write_report(directory.path)
 
 
 def _opening(config: Config, split: Split) -> str:

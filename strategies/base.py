@@ -24,6 +24,7 @@ from fedem_flwr.runtime.wire import pack_arrays, plain_numbers, unpack_arrays
 
 Named = dict[str, np.ndarray]
 Shape = tuple[int | None, ...]
+_MOST_USERS = 10**9  # a larger number can only be a mistake, and would fill the memory
 
 
 @dataclass(frozen=True)
@@ -101,23 +102,23 @@ class CohortStrategy(Strategy):
         Raises:
             FedemError: no node answered, or two nodes claim the same user.
         """
-        messages = (Message(RecordDict(), node, "query") for node in grid.get_node_ids())
-        for reply in grid.send_and_receive(messages, timeout=timeout):
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                self.fail(0, node, reply.error.reason or "")
+        asked = list(grid.get_node_ids())
+        self._open = dict.fromkeys(asked, np.empty(0, dtype=np.int64))
+        replies = grid.send_and_receive((Message(RecordDict(), node, "query") for node in asked), timeout=timeout)
+        for reply in self._answers(0, replies):
+            node, arrays = reply.metadata.src_node_id, _arrays(reply)
+            if arrays is None or not _introduces(arrays):
+                self.fail(0, node, "does not say properly which users it hosts")
                 continue
-            arrays = unpack_arrays(reply.content.array_records["arrays"])
-            self._nodes[node] = arrays["users"]
-            self._names[node] = (
-                f"node of users {arrays['users'][0]}–{arrays['users'][-1]}" if len(arrays["users"]) else "empty node"
-            )
-            grown = max(len(self.samples), int(arrays["users"].max(initial=-1)) + 1)
-            self.samples = np.pad(self.samples, (0, grown - len(self.samples)))
-            if self.samples[arrays["users"]].any():
+            users = arrays["users"]
+            if not len(users):  # more nodes than users
+                continue
+            self._nodes[node], self._names[node] = users, f"node of users {users[0]}–{users[-1]}"
+            self.samples = np.pad(self.samples, (0, max(0, int(users[-1]) + 1 - len(self.samples))))
+            if self.samples[users].any():
                 raise FedemError(f"two nodes claim the same users; the second is the {self._names[node]}")
-            self.samples[arrays["users"]] = arrays["samples"]
-        self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: entry[1][0] if len(entry[1]) else -1))
+            self.samples[users] = arrays["samples"]
+        self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: int(entry[1][0])))
         if not self._nodes:
             reason = f": {self.failures[-1].reason}" if self.failures else ""
             raise FedemError(f"no node answered{reason}")
@@ -174,12 +175,12 @@ class CohortStrategy(Strategy):
         contributions = 0
         for reply, metrics in self._valid(server_round, replies):
             node = reply.metadata.src_node_id
-            arrays = unpack_arrays(reply.content.array_records["arrays"])
-            add_sums(sums, metrics)
-            problem = self.problem(arrays, self._asked[node])
-            if problem:
+            arrays = _arrays(reply)
+            problem = "holds no readable arrays" if arrays is None else self.problem(arrays, self._asked[node])
+            if arrays is None or problem:
                 self.fail(server_round, node, problem)
                 continue
+            add_sums(sums, metrics)
             self.receive(arrays, np.intersect1d(participants, self._nodes[node]))
             contributions += 1
         if not contributions:
@@ -223,23 +224,31 @@ class CohortStrategy(Strategy):
         content = RecordDict({"arrays": pack_arrays(arrays), "config": settings})
         return Message(content, node, kind, group_id=str(settings["server-round"]))
 
-    def _valid(self, round_: int, replies: Iterable[Message]) -> Iterator[tuple[Message, Mapping[str, float]]]:
-        """Replies that are not errors, with their finite metrics; afterwards, who did not reply is counted."""
+    def _answers(self, round_: int, replies: Iterable[Message]) -> Iterator[Message]:
+        """The first reply of each node that was asked, errors left out; afterwards, who did not reply is counted."""
         waiting = self._open
         for reply in replies:
             node = reply.metadata.src_node_id
             if waiting.pop(node, None) is None:
                 self.fail(round_, node, "an answer that nobody asked for, or a second one")
             elif reply.has_error():
-                self.fail(round_, node, reply.error.reason or "")
+                self.fail(round_, node, reply.error.reason or "no reason given")
             else:
-                metrics = plain_numbers(reply.content.metric_records["metrics"])
-                if all(np.isfinite(value) for value in metrics.values()):
-                    yield reply, metrics
-                else:
-                    self.fail(round_, node, "a metric that is not finite")
+                yield reply
         for node in waiting:
             self.fail(round_, node, "no reply within the round's time")
+
+    def _valid(self, round_: int, replies: Iterable[Message]) -> Iterator[tuple[Message, Mapping[str, float]]]:
+        """Answers with their metrics, where these are there and finite."""
+        for reply in self._answers(round_, replies):
+            record = reply.content.metric_records.get("metrics")
+            metrics = {} if record is None else plain_numbers(record)
+            if not metrics:
+                self.fail(round_, reply.metadata.src_node_id, "a reply without metrics")
+            elif not all(np.isfinite(value) for value in metrics.values()):
+                self.fail(round_, reply.metadata.src_node_id, "a metric that is not finite")
+            else:
+                yield reply, metrics
 
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
         """What is wrong with an upload; empty if nothing is."""
@@ -254,15 +263,40 @@ class CohortStrategy(Strategy):
             integer = name == "users"
             if got.dtype != (np.int64 if integer else np.float32):
                 return f"'{name}' has type {got.dtype}, not {'int64' if integer else 'float32'}"
-            if not integer and (fault := _unsound(got, self.config.aggregate.max_norm)):
-                return f"'{name}' {fault}"
+            if not integer and not np.isfinite(norms(got)).all():
+                return f"'{name}' is not finite"
+        limit = self.config.aggregate.max_norm
+        for name, table in self.tables_of(arrays).items():
+            if (norm := norms(table).max(initial=0.0)) > limit:
+                return f"'{name}' has norm {norm:.3g}, more than {limit:.3g}"
         return ""
 
+    def tables_of(self, arrays: Named) -> Named:
+        """What of an upload is measured against `aggregate.max_norm`."""
+        return {name: values for name, values in arrays.items() if name in ("table", "tables")}
 
-def _unsound(values: np.ndarray, max_norm: float) -> str:
-    """Why an array's numbers cannot be used; empty if they can. The norm is taken a client (leading axis of three)."""
-    rows = values.reshape(len(values), -1) if values.ndim == 3 else values.reshape(1, -1)
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    if not np.isfinite(norms).all():
-        return "is not finite"
-    return "" if norms.max(initial=0.0) <= max_norm else f"has norm {norms.max():.3g}, more than {max_norm:.3g}"
+
+def norms(values: np.ndarray) -> np.ndarray:
+    """(k,) Frobenius norms of clients' arrays (leading axis of three), else (1,); not finite where an array is not."""
+    clients = len(values) if values.ndim == 3 else 1
+    rows = values.reshape(clients, values.size // max(1, clients))
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)))
+
+
+def _arrays(reply: Message) -> Named | None:
+    """A reply's arrays; None where there are none, or their bytes are no arrays."""
+    try:
+        return unpack_arrays(reply.content.array_records["arrays"])
+    except (KeyError, ValueError, TypeError, EOFError, OSError):
+        return None
+
+
+def _introduces(arrays: Named) -> bool:
+    """Whether a node's introduction is one: consecutive users, and a count for each."""
+    users, samples = arrays.get("users"), arrays.get("samples")
+    if users is None or samples is None or users.ndim != 1 or users.shape != samples.shape:
+        return False
+    if users.dtype != np.int64 or samples.dtype != np.int64:
+        return False
+    in_order = bool((np.diff(users) == 1).all())
+    return in_order and bool((samples >= 0).all() and users.min(initial=0) >= 0 and users.max(initial=0) < _MOST_USERS)

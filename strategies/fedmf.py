@@ -16,6 +16,7 @@ import torch
 
 from fedem_flwr.aggregation import average_rows
 from fedem_flwr.config import Config
+from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.runtime.node import as_tensor
 from strategies.base import CohortStrategy, Named, Shape
@@ -28,6 +29,11 @@ class FedMF(CohortStrategy):
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
+        if config.aggregate.fraction < 1:
+            raise InputError(
+                "aggregate.fraction chooses among tables of single clients, and this method uploads sums: "
+                "set run.participants instead"
+            )
         self.upload = "rows" if config.aggregate.weights == "rows" else "average"
         model = config.model
         self.table = initial_table(items, model.dim, model.init_std, config.run.seed)  # (m, d)
@@ -42,6 +48,18 @@ class FedMF(CohortStrategy):
         """Row sums and their counts, or a mean table and its weight."""
         table = (self.items, self.config.model.dim)
         return {"rows": table, "counts": (self.items,)} if self.upload == "rows" else {"table": table, "weight": (1,)}
+
+    def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
+        """Also refuse negative counts."""
+        fault = super().problem(arrays, uploaders)
+        weight = "counts" if self.upload == "rows" else "weight"
+        return fault or (f"'{weight}' has negative numbers" if (arrays[weight] < 0).any() else "")
+
+    def tables_of(self, arrays: Named) -> Named:
+        """A cohort's mean rows: sums grow with the cohort, and the limit must not depend on its size."""
+        if self.upload != "rows":
+            return super().tables_of(arrays)
+        return {"rows": arrays["rows"] / np.maximum(arrays["counts"], 1)[:, None]}
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
         """Add a cohort's sums to the round's."""

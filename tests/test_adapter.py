@@ -66,7 +66,7 @@ def test_backward_equals_autograd(adapter: Adapter, b: int) -> None:
         largest = max(largest, float(own.grad.abs().max()))
         torch.testing.assert_close(by_theta[u], gradient, rtol=0, atol=TOLERANCE)
         torch.testing.assert_close(by_local[u], own.grad, rtol=0, atol=TOLERANCE)
-    assert largest > 0.01  # not every ReLU is dead
+    assert largest > 1e-3  # not every ReLU is dead
 
 
 def test_float32_stays_close_to_float64() -> None:
@@ -84,8 +84,8 @@ def test_shape_and_views() -> None:
     assert adapter.parameters == 33 * 16 + 17 * 8 + 9 == 673
     theta = torch.zeros(2, adapter.parameters)
     for number, (weight, bias) in enumerate(adapter.layers(theta), start=1):
-        weight += number
-        bias -= number
+        weight.fill_(number)
+        bias.fill_(-number)
     sizes = [weight[0].numel() for weight, _ in adapter.layers(theta)]
     outputs = adapter.widths[1:]
     expected = [v for j, (w, o) in enumerate(zip(sizes, outputs, strict=True), 1) for v in [j] * w + [-j] * o]

@@ -79,9 +79,10 @@ def test_each_bit_is_fair_and_flips_with_any_change_of_a_coordinate() -> None:
     users = torch.arange(n)
     bits = torch.arange(63)
     first = keyed_bits(1, "fair", users, 7)
-    for other in (keyed_bits(1, "fair", users + 1, 7), keyed_bits(1, "fair", users ^ 256, 7), keyed_bits(1, "fair",
-        users, 6)): flipped = ((first ^ other)[:, None] >> bits & 1).double().mean(0) assert float((flipped -
-        0.5).abs().max()) < 5 * 0.5 / math.sqrt(n)
+    for users_too, last in ((users + 1, 7), (users ^ 256, 7), (users, 6)):
+        other = keyed_bits(1, "fair", users_too, last)
+        flipped = ((first ^ other)[:, None] >> bits & 1).double().mean(0)
+        assert float((flipped - 0.5).abs().max()) < 5 * 0.5 / math.sqrt(n)
     ones = (first[:, None] >> bits & 1).double().mean(0)
     assert float((ones - 0.5).abs().max()) < 5 * 0.5 / math.sqrt(n)
     assert int(first.min()) >= 0

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from fedem_flwr.errors import InputError
 from fedem_flwr.training.samples import (
     Histories,
     RoundSamples,
@@ -32,7 +33,9 @@ def csr(rows: Lists) -> tuple[Tensor, Tensor]:
     return offsets, torch.tensor([item for row in rows for item in row], dtype=torch.int64)
 
 
-def histories_of(positives: Lists, items: int, extra: Lists | None = None, users: Sequence[int] | None = None) -> Histories:
+def histories_of(
+    positives: Lists, items: int, extra: Lists | None = None, users: Sequence[int] | None = None
+) -> Histories:
     """`extra` items are forbidden beside the training items, as under the `paper` protocol."""
     more = extra if extra is not None else [[]] * len(positives)
     forbidden = [sorted({*p, *e}) for p, e in zip(positives, more, strict=True)]
@@ -61,7 +64,7 @@ def worlds(draw: st.DrawFn) -> Histories:
     return histories_of(positives, m, extra, names)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 5), st.integers(1, 9))
 def test_samples_hold_what_they_must(histories: Histories, each: int, round_: int) -> None:
     samples = draw_samples(histories, everyone(histories), each, 0, round_)
@@ -87,7 +90,7 @@ def test_samples_hold_what_they_must(histories: Histories, each: int, round_: in
         assert signs == {item: -1.0 if item in positives else 1.0 for item in drawn}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 3), st.data())
 def test_samples_do_not_depend_on_the_cohort(histories: Histories, each: int, data: st.DataObject) -> None:
     """Nor on padding: a short user beside a long one draws what it draws alone."""
@@ -154,7 +157,7 @@ def test_duplicate_positives_are_samples_of_one_row() -> None:
     assert int((samples.sign == -1).sum()) == 2
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 3))
 def test_an_epoch_visits_each_sample_once(histories: Histories, each: int) -> None:
     samples = draw_samples(histories, everyone(histories), each, 0, 1)
@@ -174,6 +177,14 @@ def test_sample_orders_are_uniform_and_differ_between_epochs() -> None:
     counts = Counter(map(tuple, first.tolist()))
     assert len(counts) == 6 and stats.chisquare(list(counts.values())).pvalue > 1e-3
     assert abs(float((first == second).all(1).double().mean()) - 1 / 6) < 0.02
+
+
+def test_a_user_with_more_samples_than_the_shuffle_key_holds_is_refused() -> None:
+    size = 2**20 + 1
+    one = torch.ones(1, 1)
+    samples = RoundSamples(one.long(), one[0].long(), one, torch.zeros(1, size).long(), torch.tensor([size]))
+    with pytest.raises(InputError, match="lower local.negatives"):
+        shuffled_rows(samples, torch.tensor([0]), 0, 1, 0)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=5), st.data())

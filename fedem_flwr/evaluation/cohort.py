@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedem_flwr.evaluation.ranking import METRICS, Part, evaluate_scores
 from fedem_flwr.models.mf import scores
 from fedem_flwr.protocol.splits import Split
-from fedem_flwr.training.cohort import Cohort, RhoSums
+from fedem_flwr.training.cohort import Cohort
 from fedem_flwr.training.merge import GlobalTables
+from fedem_flwr.training.parallel import in_parallel
 
 Sums = dict[str, float]
 PARTS: tuple[Part, ...] = ("validation", "test")
 LISTS = ("full", "sampled99")
+RHO_BINS = 20
 
 
 def evaluate_cohort(
@@ -36,28 +39,40 @@ def evaluate_cohort(
         group_edges: numbers of training interactions that separate groups; with them, each group's sums are returned
             too, as `group-0/...`, in ascending order of activity.
     """
-    sums: Sums = {"users": 0.0}
-    rho = RhoSums()
-    everyone = torch.arange(len(cohort.histories.users), device=cohort.state.user.device)
     activity = cohort.histories.counts().cpu().numpy()
-    for part in cohort.merge_blocks(everyone):
-        logits = scores(cohort.state.user[part], cohort.merged(part, tables, rho)).cpu()  # (k', m)
-        users = cohort.histories.users[part].cpu().numpy()
-        add_sums(sums, _ranked(split, users, logits))
-        if group_edges:
-            group = np.searchsorted(np.asarray(group_edges), activity[part.cpu().numpy()], side="left")
-            for g in np.unique(group):
-                members = np.flatnonzero(group == g)
-                inside = _ranked(split, users[members], logits[torch.from_numpy(members)])
-                add_sums(sums, {f"group-{g}/{key}": value for key, value in inside.items()})
-                add_sums(sums, {f"group-{g}/interactions": float(activity[part.cpu().numpy()][members].sum())})
-    if rho.count:
-        add_sums(sums, {"rho/total": rho.total, "rho/squares": rho.squares, "rho/count": float(rho.count)})
-        add_sums(sums, {f"rho/bin-{b:02d}": float(count) for b, count in enumerate(rho.histogram.tolist())})
-    return sums
+
+    def evaluate(part: Tensor) -> Sums:
+        tables_of_part, rho = cohort.merged(part, tables)
+        logits = scores(cohort.state.user[part], tables_of_part).cpu()  # (k', m)
+        users, interactions = cohort.histories.users[part].cpu().numpy(), activity[part.cpu().numpy()]
+        sums = {**_ranked(split, users, logits), **({} if rho is None else _rho_sums(rho))}
+        for group in range(len(group_edges) + 1 if group_edges else 0):
+            members = np.flatnonzero(np.searchsorted(np.asarray(group_edges), interactions) == group)
+            inside = _ranked(split, users[members], logits[torch.from_numpy(members)])
+            sums |= {f"group-{group}/{key}": value for key, value in inside.items()}
+            sums[f"group-{group}/interactions"] = float(interactions[members].sum())
+        return sums
+
+    total: Sums = {"users": 0.0}
+    everyone = torch.arange(len(activity), device=cohort.state.user.device)
+    for sums in in_parallel(evaluate, cohort.merge_blocks(everyone), everyone.device):
+        add_sums(total, sums)
+    return total
 
 
-def _ranked(split: Split, users: np.ndarray, logits: torch.Tensor) -> Sums:
+def _rho_sums(rho: Tensor) -> Sums:
+    """Sufficient statistics of the merging weights over rows and users."""
+    values = rho.double()
+    bins = torch.histc(rho.float(), RHO_BINS, 0.0, 1.0).tolist()
+    sums = {
+        "rho/total": float(values.sum()),
+        "rho/squares": float(values.square().sum()),
+        "rho/count": float(rho.numel()),
+    }
+    return sums | {f"rho/bin-{b:02d}": count for b, count in enumerate(bins)}
+
+
+def _ranked(split: Split, users: np.ndarray, logits: Tensor) -> Sums:
     out: Sums = {"users": float(len(users)), "nonfinite": 0.0}
     for part in PARTS:
         for name, metrics in evaluate_scores(split, users, logits, which=part).items():

@@ -96,7 +96,7 @@ class Adapter:
             theta: (k, P) the parameters that `seen` was computed with.
             seen: what `forward` returned.
             d_rho: (k, b) derivative of the loss with respect to ρ.
-            wrt: "theta" for (k, P), or "local" for (k, b, d): the own rows enter as `[L, G − L]`, so their derivative is
+            wrt: "theta" for (k, P), or "local" for (k, b, d): own rows enter as `[L, G − L]`, so their derivative is
                 the first half of the input's minus the second.
         """
         views = self.layers(theta)

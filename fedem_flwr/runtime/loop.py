@@ -109,57 +109,46 @@ def run_rounds(
     """
     ours = strategy if isinstance(strategy, Resumable) else None
     arrays = ArrayRecord() if ours else pack_arrays(start.arrays if start else initial)
-    pending: Line | None = None
-    done, kept, failures = 0, 0, []
-    if start is not None:
-        done = kept = start.round
-        pending, failures = start.pending, start.failures
+    done = kept = start.round if start else 0
+    pending = start.pending if start else None  # the line of the last round, whose model is not evaluated yet
+    failures = list(start.failures) if start else []
     if ours:
         ours.meet(grid, plan.timeout)
         if start is not None:
             ours.restore(start.arrays)
+
+    def lost() -> list[dict[str, Any]]:
+        return failures + ([asdict(failure) for failure in ours.failures] if ours else [])
+
+    final: Sums | None = None
     for round_ in range(done + 1, plan.rounds + 1):
         began, meter = time.perf_counter(), _Meter()
-        persist = round_ == plan.rounds or round_ % plan.checkpoint_every == 0
-        config = ConfigRecord({"persist": int(persist and plan.save is not None), "keep-from": kept})
+        last = round_ == plan.rounds
+        persist = plan.save is not None and (last or round_ % plan.checkpoint_every == 0)
+        config = ConfigRecord({"persist": int(persist), "keep-from": kept})
         messages = strategy.configure_train(round_, arrays, config, grid)
         replies = grid.send_and_receive(meter.sent(messages), timeout=plan.timeout)
         aggregated, metrics = strategy.aggregate_train(round_, meter.received(replies))
         if metrics is None or (ours is None and aggregated is None):
-            raise FedemError(
-                f"no usable reply in round {round_}: the strategy aggregated nothing; see the clients' errors"
-            )
+            raise FedemError(f"no usable reply in round {round_}: nothing was aggregated; see the clients' errors")
         arrays = aggregated if aggregated is not None else arrays
         sums = plain_numbers(metrics)
-        if pending is not None:  # this round's messages evaluated the previous round's model
-            plan.emit(_evaluated(pending, sums, plan.protocol))
         participants = len(ours.participants(round_)) if ours else plan.users
-        pending = _trained(round_, sums, participants, meter, time.perf_counter() - began)
-        if ours is None or round_ == plan.rounds:
-            final = _evaluate(
-                strategy,
-                grid,
-                arrays,
-                round_,
-                plan,
-                final=round_ == plan.rounds,
-                samples=ours.samples if ours else None,
-            )
-            pending["seconds"] = time.perf_counter() - began
-            if ours is None:
-                plan.emit(_evaluated(pending, final, plan.protocol))
-                pending = None
+        line = _trained(round_, sums, participants, meter, time.perf_counter() - began)
+        if pending is not None:  # this round's messages evaluated the previous round's model on receipt
+            plan.emit(_evaluated(pending, sums, plan.protocol))
+        pending = line
+        if ours is None or last:
+            final = _evaluate(strategy, grid, arrays, round_, plan.timeout, ours)
+            line["seconds"] = time.perf_counter() - began
+            plan.emit(_evaluated(line, final, plan.protocol))
+            pending = None
         if persist and plan.save is not None:
-            server = ours.state() if ours else unpack_arrays(arrays)
-            lost = failures + ([asdict(f) for f in ours.failures] if ours else [])
-            plan.save(Checkpoint(round_, server, pending, lost))
+            plan.save(Checkpoint(round_, ours.state() if ours else unpack_arrays(arrays), pending, lost()))
             kept = round_
-    if done >= plan.rounds and ours:
-        final = _evaluate(strategy, grid, arrays, plan.rounds, plan, final=True, samples=ours.samples)
-    if pending is not None:
-        plan.emit(_evaluated(pending, final, plan.protocol))
-    lost = failures + ([asdict(f) for f in ours.failures] if ours else [])
-    return Outcome(final if ours else {}, lost, ours.diagnostics() if ours else {})
+    if final is None:  # resumed after the last checkpoint: only the final sums are missing
+        final = _evaluate(strategy, grid, arrays, plan.rounds, plan.timeout, ours)
+    return Outcome(final, lost(), ours.diagnostics() if ours else {})
 
 
 def group_edges(samples: np.ndarray) -> list[float]:
@@ -168,20 +157,14 @@ def group_edges(samples: np.ndarray) -> list[float]:
 
 
 def _evaluate(
-    strategy: Strategy,
-    grid: Grid,
-    arrays: ArrayRecord,
-    round_: int,
-    plan: Plan,
-    *,
-    final: bool,
-    samples: np.ndarray | None,
+    strategy: Strategy, grid: Grid, arrays: ArrayRecord, round_: int, timeout: float, ours: Resumable | None
 ) -> Sums:
-    config = ConfigRecord({"final": int(final)})
-    if samples is not None:
-        config["group-edges"] = ",".join(str(edge) for edge in group_edges(samples))
+    """Evaluate the newest model in messages of its own; our strategies' clients also return the sums of five groups."""
+    config = ConfigRecord({"final": 1})
+    if ours:
+        config["group-edges"] = ",".join(str(edge) for edge in group_edges(ours.samples))
     messages = strategy.configure_evaluate(round_, arrays, config, grid)
-    replies = grid.send_and_receive(messages, timeout=plan.timeout)
+    replies = grid.send_and_receive(messages, timeout=timeout)
     metrics = strategy.aggregate_evaluate(round_, replies)
     if metrics is None:
         raise FedemError(f"no node evaluated round {round_}; see the clients' errors")

@@ -41,9 +41,8 @@ def recommend_for(directory: RunDirectory, user: str, top: int) -> list[tuple[st
     cohort = host.cohort(node, point.round)
     who = torch.tensor([index - int(host.users(node)[0])])
     device = cohort.state.user.device
-    logits = scores(
-        cohort.state.user[who], cohort.merged(who.to(device), _tables(point.arrays, host.users(node), device))
-    )[0]
+    tables, _ = cohort.merged(who.to(device), _tables(point.arrays, host.users(node), device))
+    logits = scores(cohort.state.user[who], tables)[0]
     seen = np.concatenate(
         [
             split.train_items[split.train_offsets[index] : split.train_offsets[index + 1]],

@@ -9,7 +9,7 @@ METHOD.md, "One round of FedEM". Two schedules differ in where merging stands:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -103,24 +103,6 @@ class TrainResult:
 
 
 @dataclass
-class RhoSums:
-    """Sufficient statistics of ρ over rows and clients; only these leave the client."""
-
-    bins: int = 20
-    total: float = 0.0
-    squares: float = 0.0
-    count: int = 0
-    histogram: Tensor = field(default_factory=lambda: torch.zeros(20))
-
-    def add(self, rho: Tensor) -> None:
-        """Count the weights of a batch of merged tables."""
-        self.total += float(rho.sum(dtype=torch.float64))
-        self.squares += float(rho.double().square().sum())
-        self.count += rho.numel()
-        self.histogram += torch.histc(rho.float(), self.bins, 0.0, 1.0).cpu()
-
-
-@dataclass
 class _Trained:
     """A block after its round: losses (k,), the trained block, and its rows (k, t, d) before, where sums are wanted."""
 
@@ -146,25 +128,27 @@ class Cohort:
         rows = max(1, MERGE_FLOATS // (self.histories.items * self.settings.dim))
         return list(who.split(rows))
 
-    def merged(self, who: Tensor, tables: GlobalTables | None, rho: RhoSums | None = None) -> Tensor:
-        """(k', m, d) the tables that users `who` score with: merged where one was downloaded, else their own.
+    def merged(self, who: Tensor, tables: GlobalTables | None) -> tuple[Tensor, Tensor | None]:
+        """The tables (k', m, d) that users `who` score with: merged where one was downloaded, else their own.
 
         Without own tables it is the downloaded one, or the common initial table before the first download.
+
+        Returns:
+            The tables, and the merging weights ρ of those who merged: (r, m), (r, 1), or None where nobody did.
         """
         state, merge = self.state, self.settings.merge
         if state.table is None:
-            return tables.of(who) if tables is not None else self._initial_table().expand(len(who), -1, -1)
+            return tables.of(who) if tables is not None else self._initial_table().expand(len(who), -1, -1), None
         own = state.table[who]
         if tables is None or merge.mode == "none":
-            return own
+            return own, None
         got = tables.received[who]
-        if bool(got.any()):
-            receivers = who[got]
-            theta = None if state.adapter is None else state.adapter[receivers]
-            own[got], weights = merge.tables(theta, own[got], tables.of(receivers))
-            if rho is not None:
-                rho.add(weights)
-        return own
+        if not bool(got.any()):
+            return own, None
+        receivers = who[got]
+        theta = None if state.adapter is None else state.adapter[receivers]
+        own[got], rho = merge.tables(theta, own[got], tables.of(receivers))
+        return own, rho
 
     def _initial_table(self) -> Tensor:
         settings = self.settings
@@ -223,7 +207,7 @@ class Cohort:
         if self.state.table is None:
             return
         for part in self.merge_blocks(who):
-            self.state.table[part] = self.merged(part, tables)
+            self.state.table[part], _ = self.merged(part, tables)
 
     def _train_block(
         self, who: Tensor, tables: GlobalTables | None, round_: int, merging: bool, sums: bool

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.errors import InputError
 from fedem_flwr.randomness import keyed_bits, keyed_integers
 
 _POSITION_BITS = 20  # a user's samples in one round: at most 2**20
@@ -88,6 +89,8 @@ def draw_negatives(
     """
     k = users.shape[0]
     position = torch.arange(positives, device=users.device)
+    if not each:
+        return position.new_empty((k, positives, 0))
     taken: list[Tensor] = []  # (k, p) each, ascending
     for j in range(each):
         left = (allowed - j).clamp(min=1)[:, None]
