@@ -183,6 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
         stop(str(error), 2)
     except FedemError as error:
         stop(str(error), 1)
+    except click.exceptions.NoArgsIsHelpError:
+        sys.exit(2)  # the help was shown
     except click.ClickException as error:
         stop(f"{error.format_message()} (see fedem --help)", 2)
     except (KeyboardInterrupt, click.exceptions.Abort):

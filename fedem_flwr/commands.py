@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -18,12 +19,21 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress
-from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.report.run_directory import CONFIG, RunDirectory, default_run_path
 from fedem_flwr.report.tables import audit_table, result_table
 from fedem_flwr.runtime import audit as auditing
 from fedem_flwr.runtime.controls import controls_of
+from fedem_flwr.runtime.node import SPLIT_FOLDER
 from fedem_flwr.runtime.recommend import recommend_for
-from fedem_flwr.runtime.run import PreparedRun, checkpointed, diagnose, load_interactions, split_of, summarise
+from fedem_flwr.runtime.run import (
+    PreparedRun,
+    check_method,
+    checkpointed,
+    diagnose,
+    load_interactions,
+    split_of,
+    summarise,
+)
 from fedem_flwr.settings import resolve_device
 
 AGAINST = "against"  # folder of a run that holds the runs beside it
@@ -68,9 +78,11 @@ def run(
         options = merge_trees(options, {"method": {"name": methods[0]}})
         against = [*methods[1:], *against]
     config = resolve(tree, options, origin)
-    others = [resolve(tree, merge_trees(options, {"method": {"name": name}}), origin) for name in against]
-    for each in (config, *others):
-        resolve_device(each.run.device)  # before anything is read or written
+    named = dict.fromkeys(against)  # each once
+    others = [resolve(tree, merge_trees(options, {"method": {"name": name}}), origin) for name in named]
+    for each in (config, *others):  # before anything is read or written
+        resolve_device(each.run.device)
+        check_method(each)
     directory = RunDirectory(
         out or default_run_path(config.data.dataset, config.method.name, config.data.protocol)
     ).create(overwrite=overwrite)
@@ -79,9 +91,12 @@ def run(
     if not quiet:
         _err.print(_opening(config, split), soft_wrap=True)
     folder = directory.path / AGAINST
-    places = [RunDirectory(folder / other.method.name).create(overwrite=True) for other in others]
+    if folder.exists():  # of the run that is overwritten
+        shutil.rmtree(folder)
+    places = [RunDirectory(folder / other.method.name).create() for other in others]
     beside = [PreparedRun.create(place, other, split) for place, other in zip(places, others, strict=True)]
-    _carry_out_all(PreparedRun.create(directory, config, split), beside, quiet=quiet)
+    main = PreparedRun.create(directory, config, split)  # last: now there is all that `resume` needs
+    _carry_out_all(main, beside, quiet=quiet)
 
 
 def experiment_tree(experiment: str | None) -> tuple[Tree, str]:
@@ -105,8 +120,8 @@ def resume(run_dir: Path, *, quiet: bool) -> None:
 
 
 def _opened(directory: RunDirectory) -> PreparedRun:
-    config = load_resolved(directory.path / "config.toml")
-    return PreparedRun(directory, config, Split.load(directory.path / "split"))
+    config = load_resolved(directory.path / CONFIG)
+    return PreparedRun(directory, config, Split.load(directory.path / SPLIT_FOLDER))
 
 
 def _carry_out_all(main: PreparedRun, beside: Sequence[PreparedRun], *, quiet: bool, resume: bool = False) -> None:

@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 
+_SHOWN = 12  # valid names listed at most
+
+
 class FedemError(Exception):
     """A failure that the program foresaw; shown as one line, never as a traceback."""
 
@@ -15,9 +18,10 @@ class InputError(FedemError):
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest valid name, or the list of valid names if none is near."""
+    """Return ``"; did you mean 'x'?"`` for the nearest valid name, or the first few valid names if none is near."""
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; valid: {', '.join(names)}" if names else ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"; valid: {', '.join(names[:_SHOWN])}{more}" if names else ""

@@ -13,8 +13,8 @@ from fedem_flwr.training.merge import Merge
 
 
 def keeps_own_tables(config: Config) -> bool:
-    """Whether users keep item tables between rounds: not where one downloaded table replaces them every round."""
-    one_table_for_all = config.method.strategy != "fedem"
+    """Whether users keep item tables between rounds: not where one table for all replaces them every round."""
+    one_table_for_all = config.aggregate.weights in ("average", "rows")
     return not (config.merge.mode == "replace" and one_table_for_all)
 
 

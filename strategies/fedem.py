@@ -14,9 +14,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedem_flwr.aggregation import aggregation_weights, combine_tables, similarity
+from fedem_flwr.aggregation import aggregation_weights, average_weights, combine_tables, similarity
 from fedem_flwr.config import Config
+from fedem_flwr.errors import InputError
 from fedem_flwr.runtime.node import as_tensor
+from fedem_flwr.settings import keeps_own_tables
 from strategies.base import CohortStrategy, Named, Shape
 
 _SAMPLE = 60  # clients of the weight matrix that the report draws
@@ -29,6 +31,11 @@ class FedEM(CohortStrategy):
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
+        if config.aggregate.weights == "rows" or not keeps_own_tables(config):
+            raise InputError(
+                f"aggregate.weights = '{config.aggregate.weights}' with merge.mode = '{config.merge.mode}' makes one "
+                "table for all: use the strategy fedmf, or weights such as eq13"
+            )
         self.receivers = np.empty(0, dtype=np.int64)  # (r,) who has a table waiting, ascending
         self.tables = np.empty((0, items, config.model.dim), dtype=np.float32)  # (r, m, d)
         self._uploads: list[Named] = []
@@ -86,10 +93,11 @@ class FedEM(CohortStrategy):
         settings = self.config.aggregate
         shares = as_tensor(self.samples[users]).double()
         if settings.weights == "average":
-            return aggregation_weights("average", shares, torch.zeros((len(users), len(users))), settings.alpha)
+            return average_weights(shares / shares.sum(), len(users))
+        if settings.weights == "rows":
+            raise AssertionError("refused when the strategy was made")
         alike = similarity(tables, settings.similarity, pca_sign=settings.pca_sign, saturate=settings.saturate)
-        rule = "eq13" if settings.weights == "rows" else settings.weights
-        return aggregation_weights(rule, shares, alike, settings.alpha)
+        return aggregation_weights(settings.weights, shares, alike, settings.alpha)
 
     def state(self) -> Named:
         """The tables that wait for their clients."""

@@ -29,6 +29,11 @@ class FedMF(CohortStrategy):
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
+        if config.aggregate.weights not in ("average", "rows"):
+            raise InputError(
+                f"strategy fedmf makes one table for all: aggregate.weights must be average or rows, "
+                f"not '{config.aggregate.weights}'"
+            )
         if config.aggregate.fraction < 1:
             raise InputError(
                 "aggregate.fraction chooses among tables of single clients, and this method uploads sums: "

@@ -42,8 +42,9 @@ def interactions_of(rows: list[tuple[int, int]], name: str) -> Interactions:
 
 
 def random_world(users: int, items: int, each: int) -> Interactions:
+    """Items drawn at random: `each` for a user, or one or two more."""
     g = np.random.default_rng(0)
-    return interactions_of([(u, int(i)) for u in range(users) for i in g.permutation(items)[:each]], "random")
+    return interactions_of([(u, int(i)) for u in range(users) for i in g.permutation(items)[: each + u % 3]], "random")
 
 
 def checkerboard(users: int = 80, items: int = 240, missed: int = 8) -> Interactions:
@@ -195,17 +196,20 @@ def test_every_user_merges_with_its_own_slot_and_none_without(small: Split) -> N
 
 def test_evaluation_sums_do_not_depend_on_the_partition(small: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, tables = method("elastic", dim=4), downloads(small.users, small.items, 4)
-    whole = evaluate_cohort(cohort_of(histories_of(small), settings), small, tables, [11.5])
+    whole = evaluate_cohort(cohort_of(histories_of(small), settings), small, tables, [12.5])
     parts: Sums = {}
     for users in (np.arange(5), np.arange(5, 12)):
         mine = GlobalTables(tables.tables, tables.slot[torch.from_numpy(users)])
-        add_sums(parts, evaluate_cohort(cohort_of(histories_of(small, users), settings), small, mine, [11.5]))
+        add_sums(parts, evaluate_cohort(cohort_of(histories_of(small, users), settings), small, mine, [12.5]))
     monkeypatch.setattr(cohort_module, "MERGE_FLOATS", 1)
-    one_by_one = evaluate_cohort(cohort_of(histories_of(small), settings), small, tables, [11.5])
+    one_by_one = evaluate_cohort(cohort_of(histories_of(small), settings), small, tables, [12.5])
     for other in (parts, one_by_one):
         assert other.keys() == whole.keys()
         assert [other[key] for key in whole] == pytest.approx(list(whole.values()), rel=1e-6)
-    assert whole["users"] == 12 and whole["nonfinite"] == 0 and whole["group-1/interactions"] == 12 * 12
+    assert whole["users"] == 12 and whole["nonfinite"] == 0
+    assert [whole[f"group-{g}/users"] for g in (0, 1)] == [4, 8]  # 12 training interactions, or 13 and 14
+    assert [whole[f"group-{g}/interactions"] for g in (0, 1)] == [4 * 12, 4 * 13 + 4 * 14]
+    assert whole["group-0/test/full/mrr"] + whole["group-1/test/full/mrr"] == whole["test/full/mrr"] > 0
     means, statistics = means_of(whole), rho_statistics(whole)
     assert nested(means, "strict")["test"]["hr@10"] == means["test/full/hr@10"] == whole["test/full/hr@10"] / 12
     assert statistics is not None and sum(statistics["histogram"]) == 8 * small.items

@@ -39,9 +39,9 @@ TINY_OPTIONS = [
 Tamper = Callable[[Message], Iterable[Message]]
 
 
-def config_of(method: str, **sections: dict[str, Any]) -> Config:
+def config_of(name: str, /, **sections: dict[str, Any]) -> Config:
     """A method's preset on the tiny world, with some sections changed."""
-    return resolve({}, merge_trees(TINY, {"method": {"name": method}}, sections))
+    return resolve({}, merge_trees(TINY, {"method": {"name": name}}, sections))
 
 
 @dataclass

@@ -7,5 +7,6 @@ wire         arrays in messages, copied only where a message leaves the process
 inprocess    a Grid that runs a ClientApp's virtual nodes right here
 simulation   the same nodes as Ray actors, through Flower's simulation
 state_store  what a node keeps between rounds
+stock        what Flower's own strategies remember, for checkpoints
 checkpoint   what the server needs to go on
 """

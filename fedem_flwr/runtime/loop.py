@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested, rho_statistics
 from fedem_flwr.runtime.checkpoint import Checkpoint
+from fedem_flwr.runtime.stock import give_memory, memory_of
 from fedem_flwr.runtime.wire import pack_arrays, payload_bytes, plain_numbers, unpack_arrays
 
 Line = dict[str, Any]
@@ -76,10 +77,11 @@ class Outcome:
 
 
 class _Meter:
-    """Counts the array bytes of messages as they pass."""
+    """Counts the array bytes of messages as they pass, and notes the replies that are errors."""
 
     def __init__(self) -> None:
         self.down = self.up = 0
+        self.errors: list[tuple[int, str]] = []  # node, reason
 
     def sent(self, messages: Iterable[Message]) -> Iterator[Message]:
         for message in messages:
@@ -89,7 +91,17 @@ class _Meter:
     def received(self, replies: Iterable[Message]) -> Iterator[Message]:
         for reply in replies:
             self.up += payload_bytes(reply)
+            if reply.has_error():
+                self.errors.append((reply.metadata.src_node_id, reply.error.reason or "no reason given"))
             yield reply
+
+    def failures(self, round_: int) -> list[dict[str, Any]]:
+        """The errors in the form of our strategies' failures."""
+        return [{"round": round_, "node": f"node {node}", "reason": reason} for node, reason in self.errors]
+
+    def why(self) -> str:
+        """The first error, to end a message with."""
+        return f": {self.errors[0][1]}" if self.errors else ""
 
 
 def run_rounds(
@@ -108,7 +120,8 @@ def run_rounds(
         FedemError: no node answers, or the strategy stops.
     """
     ours = strategy if isinstance(strategy, Resumable) else None
-    arrays = ArrayRecord() if ours else pack_arrays(start.arrays if start else initial)
+    model = initial if ours or start is None else give_memory(strategy, start.arrays)
+    arrays = ArrayRecord() if ours else pack_arrays(model)
     done = kept = start.round if start else 0
     pending = start.pending if start else None  # the line of the last round, whose model is not evaluated yet
     failures = list(start.failures) if start else []
@@ -130,7 +143,9 @@ def run_rounds(
         replies = grid.send_and_receive(meter.sent(messages), timeout=plan.timeout)
         aggregated, metrics = strategy.aggregate_train(round_, meter.received(replies))
         if metrics is None or (ours is None and aggregated is None):
-            raise FedemError(f"no usable reply in round {round_}: nothing was aggregated; see the clients' errors")
+            raise FedemError(f"no usable reply in round {round_}: nothing was aggregated{meter.why()}")
+        if ours is None:
+            failures += meter.failures(round_)
         arrays = aggregated if aggregated is not None else arrays
         sums = plain_numbers(metrics)
         participants = len(ours.participants(round_)) if ours else plan.users
@@ -144,7 +159,8 @@ def run_rounds(
             plan.emit(_evaluated(line, final, plan.protocol))
             pending = None
         if persist and plan.save is not None:
-            plan.save(Checkpoint(round_, ours.state() if ours else unpack_arrays(arrays), pending, lost()))
+            server = ours.state() if ours else {**unpack_arrays(arrays), **memory_of(strategy)}
+            plan.save(Checkpoint(round_, server, pending, lost()))
             kept = round_
     if final is None:  # resumed after the last checkpoint: only the final sums are missing
         final = _evaluate(strategy, grid, arrays, plan.rounds, plan.timeout, ours)
@@ -164,10 +180,11 @@ def _evaluate(
     if ours:
         config["group-edges"] = ",".join(str(edge) for edge in group_edges(ours.samples))
     messages = strategy.configure_evaluate(round_, arrays, config, grid)
+    meter = _Meter()
     replies = grid.send_and_receive(messages, timeout=timeout)
-    metrics = strategy.aggregate_evaluate(round_, replies)
+    metrics = strategy.aggregate_evaluate(round_, meter.received(replies))
     if metrics is None:
-        raise FedemError(f"no node evaluated round {round_}; see the clients' errors")
+        raise FedemError(f"no node evaluated round {round_}{meter.why()}")
     return plain_numbers(metrics)
 
 

@@ -62,7 +62,7 @@ def _tables(server: dict[str, np.ndarray], users: np.ndarray, device: torch.devi
     everybody = server.get("table", server.get("item_table"))
     if everybody is not None:
         return GlobalTables(
-            as_tensor(everybody, device)[None], torch.zeros(len(users), dtype=torch.int64, device=device)
+            as_tensor(everybody, device).float()[None], torch.zeros(len(users), dtype=torch.int64, device=device)
         )
     if not len(server["receivers"]):
         return None

@@ -21,6 +21,7 @@ from flwr.serverapp.strategy import Strategy
 from fedem_flwr.client_app import build_client_app
 from fedem_flwr.config import Config
 from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset
+from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.cohort import means_of, nested
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.splits import Split, make_split
@@ -60,18 +61,35 @@ def split_of(config: Config, interactions: Interactions) -> Split:
 
 
 def build_strategy(config: Config, items: int) -> Strategy:
-    """The strategy a configuration names: ours take the configuration, stock ones their keyword arguments."""
-    kind = find("strategies", config.method.strategy)
+    """The strategy a configuration names: ours take the configuration, stock ones their keyword arguments.
+
+    Raises:
+        InputError: there is no such strategy, or it does not take these options.
+    """
+    name = config.method.strategy
+    kind = find("strategies", name)
     options = dict(config.method.options)
-    if config.method.strategy.startswith(STOCK_PREFIX):
+    stock = name.startswith(STOCK_PREFIX)
+    if stock:
         parameters = inspect.signature(kind).parameters
-        for name in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
-            if name in parameters:
-                options.setdefault(name, 1)  # Flower's default of 2 waits for ever where one node hosts everybody
-    built: Strategy = (
-        kind(**options) if config.method.strategy.startswith(STOCK_PREFIX) else kind(config, items, **options)
-    )
+        for minimum in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            if minimum in parameters:
+                options.setdefault(minimum, 1)  # Flower's default of 2 waits for ever where one node hosts everybody
+    try:
+        built: Strategy = kind(**options) if stock else kind(config, items, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"[method.options] does not fit the strategy '{name}': {error}") from None
     return built
+
+
+def check_method(config: Config) -> None:
+    """Find out before anything is read or written whether the strategy and the client can be made.
+
+    Raises:
+        InputError: they cannot.
+    """
+    build_strategy(config, 1)
+    find("clients", config.method.client)
 
 
 @dataclass
@@ -84,9 +102,9 @@ class PreparedRun:
 
     @classmethod
     def create(cls, directory: RunDirectory, config: Config, split: Split) -> PreparedRun:
-        """Write the inputs of a new run."""
-        directory.write_config(config.to_toml())
+        """Write the inputs of a new run; the configuration last, as it says that all is there."""
         split.save(directory.path / SPLIT_FOLDER)
+        directory.write_config(config.to_toml())
         return cls(directory, config, split)
 
     @property

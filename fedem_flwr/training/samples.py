@@ -143,8 +143,13 @@ def shuffled_rows(samples: RoundSamples, users: Tensor, seed: int, round_: int, 
     """(k, s) touched rows in the epoch's sample order; the real samples come first, padding stays behind them.
 
     The sort key carries the position in its low bits, so one sort of plain integers gives the order.
+
+    Raises:
+        InputError: a user has more samples than those bits can number.
     """
     s = samples.row.shape[1]
+    if s > 1 << _POSITION_BITS:
+        raise InputError(f"a user has {s} samples a round, at most {1 << _POSITION_BITS} fit: lower local.negatives")
     position = torch.arange(s, device=users.device)
     low = (1 << _POSITION_BITS) - 1
     keys = keyed_bits(seed, "train/shuffle", round_, epoch, users[:, None], position)

@@ -1,0 +1,177 @@
+"""Whole runs in this process: results do not depend on how users are spread over nodes, nor on who else takes part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, figures, largest_difference, prepare
+
+from fedem_flwr.randomness import keyed_permutation
+
+METHODS = ("fedem", "fedem-released", "fedmf", "fedsim-dm", "fedmf-sr")
+TOLERANCE = 1e-4
+# Adam divides a gradient by its own size. Where an embedding crosses zero the gradient is rounding noise, and the step
+# turns noise into up to a learning rate. So a handful of entries may differ by more.
+STRAY_SHARE, STRAY_SIZE = 1e-3, 1e-2
+
+
+def assert_same_results(one: Any, other: Any) -> None:
+    """Tables and embeddings within the tolerance, metrics equal."""
+    for part in ("server", "nodes"):
+        first, second = getattr(one, part), getattr(other, part)
+        assert largest_difference(first, second) <= STRAY_SIZE
+        for name in first:
+            apart = np.abs(first[name].astype(np.float64) - second[name]) > TOLERANCE
+            assert apart.mean() <= STRAY_SHARE if apart.size else True, (part, name, int(apart.sum()))
+    assert [line["round"] for line in one.lines] == [line["round"] for line in other.lines]
+    for line, twin in zip(one.lines, other.lines, strict=True):
+        assert line["participants"] == twin["participants"]
+        assert line["train_loss"] == pytest.approx(twin["train_loss"], abs=1e-5)
+        for which in ("validation", "test"):
+            assert line[which] == twin[which]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_do_not_depend_on_users_a_node(method: str, tmp_path: Path) -> None:
+    whole = carry_out(tmp_path / "n", config_of(method))
+    assert whole.run.nodes == 1 and whole.nodes["user"].shape[0] == USERS
+    assert np.isfinite(whole.nodes["user"]).all() and len(whole.lines) == 3
+    for each, nodes in ((1, USERS), (7, 6)):
+        parts = carry_out(tmp_path / str(each), config_of(method, run={"users_per_node": each}))
+        assert parts.run.nodes == nodes and parts.outcome.failures == []
+        assert_same_results(whole, parts)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fedem-released", "fedmf"])
+def test_users_a_node_do_not_matter_on_filmtrust(method: str, data_dir: Path, tmp_path: Path) -> None:
+    data = {"dataset": "filmtrust", "data_dir": str(data_dir)}
+    local, checkpoints = {"epochs": 1}, {"rounds": 3, "checkpoint_every": 3}
+    runs = [
+        carry_out(
+            tmp_path / str(each), config_of(method, data=data, local=local, run=checkpoints | {"users_per_node": each})
+        )
+        for each in (0, 7)
+    ]
+    assert runs[0].run.split.users > 900 and runs[1].run.nodes > 100
+    assert_same_results(*runs)
+
+
+def test_the_same_run_twice_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    one, two = (carry_out(tmp_path / name, config_of("fedem")) for name in "ab")
+    assert largest_difference(one.server, two.server) == largest_difference(one.nodes, two.nodes) == 0
+    assert [figures(line) for line in one.lines] == [figures(line) for line in two.lines]
+    other = carry_out(tmp_path / "c", config_of("fedem", run={"seed": 1}))
+    assert other.lines[0]["train_loss"] != one.lines[0]["train_loss"]
+
+
+def test_more_nodes_than_users_is_no_failure(tmp_path: Path) -> None:
+    """A deployment has the nodes it has: ceil(40 / 27) = 2 users a node leave seven nodes empty."""
+    whole = carry_out(tmp_path / "n", config_of("fedem"))
+    parts, grid = carry_out_watched(tmp_path / "many", config_of("fedem"), nodes=27)
+    assert {c.node for c in grid.down if c.kind == "train"} == set(range(20))
+    assert parts.outcome.failures == []
+    assert largest_difference(whole.server, parts.server) <= STRAY_SIZE
+
+
+def test_local_only_uploads_nothing_and_equals_a_single_user_world(tmp_path: Path) -> None:
+    run, grid = carry_out_watched(tmp_path / "run", config_of("local-only", run={"users_per_node": 10}))
+    assert all(len(c.arrays["tables"]) == 0 for c in [*grid.up, *grid.down] if "tables" in c.arrays)
+    assert run.outcome.failures == [] and all(line["bytes_up"] < 100 for line in run.lines)
+    assert run.lines[-1]["train_loss"] < run.lines[0]["train_loss"]
+
+
+@pytest.mark.parametrize(("method", "share"), [("fedem", 0.5), ("fedmf", 0.25)])
+@pytest.mark.parametrize("each", [0, 7, 1])
+def test_participants_are_a_keyed_share_of_the_users(method: str, share: float, each: int, tmp_path: Path) -> None:
+    run = {"participants": share, "users_per_node": each, "rounds": 2}
+    result, grid = carry_out_watched(tmp_path / "run", config_of(method, run=run))
+    assert result.outcome.failures == []
+    drawn = {}
+    for round_ in (1, 2):
+        asked = [c for c in grid.down if c.kind == "train" and c.round == str(round_)]
+        drawn[round_] = np.concatenate([c.arrays["participants"] for c in asked])
+        expected = keyed_permutation(USERS, 0, "participants", round_).numpy()[: int(share * USERS)]
+        assert sorted(drawn[round_]) == sorted(expected)
+        assert [line["participants"] for line in result.lines] == [len(expected)] * 2
+    assert set(drawn[1]) != set(drawn[2])
+    # Everybody is evaluated, also who does not train, and who never trained is as on the first day.
+    assert all(c.metrics["users"] for c in grid.up if c.kind == "train" and c.round == "2")
+    fresh = carry_out(tmp_path / "fresh", config_of(method, run=run | {"users_per_node": 0}))
+    assert_same_results(fresh, result)
+    idle = np.setdiff1d(np.arange(USERS), np.concatenate(list(drawn.values())))
+    assert len(idle) and (result.nodes["user"][idle] == result.nodes["user"][idle[0]]).all()
+
+
+def test_who_has_no_table_waiting_does_not_merge(tmp_path: Path) -> None:
+    """`fedem` with a fraction: ρ is counted for receivers only, whose tables wait until they train."""
+    config = config_of(
+        "fedem", aggregate={"fraction": 0.25}, run={"participants": 0.5, "rounds": 4, "users_per_node": 9}
+    )
+    result, grid = carry_out_watched(tmp_path / "run", config)
+    waiting: set[int] = set()
+    for round_ in range(1, 5):
+        down = [c for c in grid.down if c.kind == "train" and c.round == str(round_)]
+        up = [c for c in grid.up if c.kind == "train" and c.round == str(round_)]
+        participants = {u for c in down for u in c.arrays["participants"].tolist()}
+        uploaders = {u for c in down for u in c.arrays["uploaders"].tolist()}
+        receivers = {u for c in down for u in c.arrays["receivers"].tolist()}
+        assert receivers == waiting, "tables wait for those who did not train"
+        assert uploaders <= participants and len(uploaders) == USERS // 8
+        assert {u for c in up for u in c.arrays["users"].tolist()} == uploaders
+        merged = sum(c.metrics.get("rho/count", 0) for c in up)
+        assert merged == len(receivers) * ITEMS if round_ > 1 else merged == 0
+        waiting = (waiting - participants) | uploaders
+    assert sorted(waiting) == result.server["receivers"].tolist()
+    assert (
+        any(len(c.arrays["receivers"]) > USERS // 8 for c in grid.down if "receivers" in c.arrays)
+        or len(waiting) > USERS // 8
+    )
+
+
+def test_a_table_that_waits_is_the_one_that_was_made(tmp_path: Path) -> None:
+    config = config_of("fedem", aggregate={"fraction": 0.25}, run={"participants": 0.5, "rounds": 4})
+    _, grid = carry_out_watched(tmp_path / "run", config)
+    messages = {int(c.round): c.arrays for c in grid.down if c.kind == "train"}
+    kept = 0
+    for round_ in range(2, 4):
+        now, after = messages[round_], messages[round_ + 1]
+        for place, user in enumerate(now["receivers"]):
+            if user not in now["participants"]:
+                (later,) = np.flatnonzero(after["receivers"] == user)
+                np.testing.assert_array_equal(now["tables"][place], after["tables"][later])
+                kept += 1
+    assert kept
+
+
+def test_a_lone_uploader_gets_its_own_table_back(tmp_path: Path) -> None:
+    config = config_of("fedem", aggregate={"fraction": 0.001}, run={"rounds": 1})
+    result, _ = carry_out_watched(tmp_path / "run", config)
+    (user,) = result.server["receivers"]
+    np.testing.assert_allclose(result.server["tables"][0], result.nodes["table"][user], atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_checkpoints_do_not_change_a_result(every: int, tmp_path: Path) -> None:
+    plain = carry_out(tmp_path / "plain", config_of("fedem-released", run={"rounds": 5, "checkpoint_every": 100}))
+    often = carry_out(tmp_path / "often", config_of("fedem-released", run={"rounds": 5, "checkpoint_every": every}))
+    assert largest_difference(plain.server, often.server) == largest_difference(plain.nodes, often.nodes) == 0
+    states = list((often.run.directory.path / "checkpoint").rglob("*.safetensors"))
+    assert len(states) <= 3, "older states are pruned"
+
+
+def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
+    """One table a user both ways; in the first round nothing comes down."""
+    result = carry_out(tmp_path / "run", config_of("fedem"))
+    table = ITEMS * 16 * 4
+    assert result.lines[0]["bytes_down"] < 100 < table <= result.lines[0]["bytes_up"] < table + 100
+    assert table <= result.lines[1]["bytes_down"] < table + 100
+
+
+def test_prepared_run_counts_nodes(tmp_path: Path) -> None:
+    assert prepare(tmp_path / "ray", config_of("fedmf", run={"runtime": "ray"})).nodes == 2
+    assert prepare(tmp_path / "one", config_of("fedmf", run={"users_per_node": 1})).nodes == USERS
