@@ -260,7 +260,7 @@ def test_initial_values_are_standard_normal_times_std_and_scores_are_dot_product
 
 
 def test_compact_adam_equals_dense_adam_over_the_whole_table() -> None:
-    """METHODS 13.3: a row without a gradient so far stays; one with goes on moving in batches that do not hold it."""
+    """A row without a gradient so far stays; one with goes on moving in batches that do not hold it."""
     g = torch.Generator().manual_seed(4)
     table = torch.randn(2, M, D, generator=g)
     dense = nn.Parameter(table.clone())

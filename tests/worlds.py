@@ -36,7 +36,7 @@ TINY_OPTIONS = [
     *("--set=evaluation.controls=false", "--set=evaluation.local_only=false"),
 ]
 
-Tamper = Callable[[Message], Iterable[Message]]
+Tamper = Callable[[Message, Message], Iterable[Message]]  # of a reply and the message it answers
 
 
 def config_of(name: str, /, **sections: dict[str, Any]) -> Config:
@@ -115,14 +115,17 @@ class WatchedGrid(InProcessGrid):
         count = nodes or run.nodes
         host = NodeHost(run.directory.path.resolve(), count, run.config.run.threads, resident=True)
         super().__init__(build_client_app(host), nodes=count, run_config={})
-        self.tamper = tamper or (lambda reply: [reply])
+        self.tamper = tamper or (lambda reply, message: [reply])
         self.down: list[Crossing] = []
         self.up: list[Crossing] = []
         self.note = tamper is None
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        sent: dict[int, Message] = {}
+
         def noted() -> Iterator[Message]:
             for message in messages:
+                sent[message.metadata.dst_node_id] = message
                 if self.note:
                     self.down.append(crossing(message, message.metadata.dst_node_id - FIRST_NODE_ID))
                 yield message
@@ -130,7 +133,11 @@ class WatchedGrid(InProcessGrid):
         for reply in super().send_and_receive(noted(), timeout=timeout):
             if self.note and reply.has_content():
                 self.up.append(crossing(reply, node_of(reply)))
-            yield from self.tamper(reply)
+            yield from self.tamper(reply, sent[reply.metadata.src_node_id])
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Nothing may pass unseen."""
+        raise AssertionError("a message that is not watched")
 
 
 def node_of(reply: Message) -> int:

@@ -1,4 +1,4 @@
-"""The leak audit: the same methods, on the same data set, under both protocols (PROTOCOL: the leak in `paper`)."""
+"""The leak audit: the same methods, on the same data set, under both protocols (docs/protocols.md)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """One round of a cohort of k users: merge, train, and what is uploaded. The pure core of a client.
 
-METHOD.md, "One round of FedEM". Two schedules differ in where merging stands:
+Two schedules of FedEM (AAAI 2026) differ in where merging stands:
 
-* `paper`: Θ is trained through the merge (Eq. 11), the merged table becomes the own table, which is then trained (Eq.
-12).
+* `paper`: Θ is trained through the merge (Eq. 11), the merged table becomes the own one, which is trained (Eq. 12).
 * `released`: the merged table becomes the own table, and every batch trains Θ, then p and Q, through a second merge.
 """
 
@@ -62,7 +61,7 @@ class CohortState:
 
     @classmethod
     def initial(cls, k: int, items: int, settings: CohortSettings, device: torch.device) -> CohortState:
-        """All users start from the same values (METHOD.md, "The first round")."""
+        """All users start from the same values ."""
         table = adapter = None
         user = initial_user(settings.dim, settings.init_std, settings.seed).to(device)
         if settings.own_tables:

@@ -234,7 +234,7 @@ def train_epochs(
     """Run a step over shuffled batches; `block`'s tensors are trained in place.
 
     A client stops when its running mean loss over the round changes by less than `early_stop` between two epochs
-    (METHODS 1.4).
+    , as in the released program.
 
     Args:
         first_epoch: number of the first epoch in the key of its shuffle, so that two phases of a round differ.

@@ -108,7 +108,7 @@ def draw_negatives(
 
 
 def draw_samples(histories: Histories, rows: Tensor, negatives: int, seed: int, round_: int) -> RoundSamples:
-    """Positives and fresh negatives of the cohort's users `rows` (k,), for one round (METHOD.md, D_u)."""
+    """Positives and fresh negatives of the cohort's users `rows` (k,), for one round: the D_u of Eq. 2."""
     users = histories.users[rows]
     positives, real = padded_rows(histories.positive_offsets, histories.positive_items, rows, 0)
     m = histories.items

@@ -1,0 +1,189 @@
+"""What crosses between server and nodes: every message of a run is looked at, in both directions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from worlds import ITEMS, USERS, Crossing, WatchedGrid, carry_out_watched, config_of
+
+from clients.cohort import CohortClient
+from clients.table import TableClient
+from fedem_flwr.protocol.splits import Split
+from fedem_flwr.runtime.node import NodeHost
+from fedem_flwr.training.merge import Merge
+
+METHODS = ["fedem", "fedem-released", "fedsim-dm", "fedmf", "fedmf-sr", "local-only", "stock"]
+ORDERS = {"server-round", "upload", "evaluate", "persist", "keep-from", "final", "group-edges"}
+RANKED = r"(validation|test)/(full|sampled99)/((hr|ndcg)@(5|10|20)|mrr)"
+SUMS = re.compile(
+    rf"(group-\d/)?(users|nonfinite|interactions|{RANKED})|rho/(total|squares|count|bin-\d\d)|loss-total|num-examples"
+)
+MEANS = re.compile(rf"{RANKED}|train-loss|num-examples")  # what stock strategies can add up: means and their weight
+RUN = 4  # so many consecutive numbers of a private array are not there by chance
+
+
+class Secrets:
+    """Private arrays of all users, as they were after every round, cut into short runs of bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: dict[str, list[np.ndarray]] = {"p": [], "theta": [], "rho": []}
+        keep, weights = NodeHost.keep, Merge.weights
+
+        def spy_keep(host: NodeHost, node: int, round_: int, cohort: Any, **rest: Any) -> None:
+            self.note("p", cohort.state.user)
+            if cohort.state.adapter is not None:
+                self.note("theta", cohort.state.adapter)
+            keep(host, node, round_, cohort, **rest)
+
+        def spy_weights(merge: Merge, *tables: torch.Tensor) -> torch.Tensor:
+            rho = weights(merge, *tables)
+            if rho.shape[1] == ITEMS:  # elastic: one an item
+                self.note("rho", rho)
+            return rho
+
+        monkeypatch.setattr(NodeHost, "keep", spy_keep)
+        monkeypatch.setattr(Merge, "weights", spy_weights)
+
+    def note(self, name: str, values: torch.Tensor) -> None:
+        self.seen[name] += [row.copy() for row in values.detach().cpu().numpy()]
+
+    def runs(self, name: str) -> Iterator[bytes]:
+        """The first numbers of each user's array, where they are not all alike."""
+        for row in self.seen[name]:
+            for start in (0, len(row) // 2):
+                part = np.ascontiguousarray(row[start : start + RUN])
+                if len(np.unique(part)) == RUN:
+                    yield part.tobytes()
+
+
+def watched(method: str, each: int, path: Path) -> tuple[Split, WatchedGrid, dict[str, np.ndarray]]:
+    stock = {"strategy": "flwr.FedAvg", "client": "table"} if method == "stock" else {}
+    run = {"users_per_node": each, "rounds": 2}
+    done, grid = carry_out_watched(path, config_of(method, method=stock, run=run))
+    assert done.outcome.failures == []
+    return done.run.split, grid, done.server
+
+
+@pytest.mark.parametrize("each", [1, 7, 0])
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_is_declared_crosses(method: str, each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = Secrets(monkeypatch)
+    split, grid, server = watched(method, each, tmp_path / "run")
+    client = TableClient if method == "stock" else CohortClient
+    assert len(grid.down) == len(grid.up) >= 3
+    for message in grid.down:
+        assert_declared_download(message, client, each or USERS)
+    for reply in grid.up:
+        assert_declared_upload(reply, client, each or USERS)
+    numbers = [array for crossing in (*grid.down, *grid.up) for array in crossing.arrays.values()]
+    haystack = b"|".join(array.tobytes() for array in (*numbers, *server.values()) if array.dtype == np.float32)
+    wide = b"|".join(array.astype(np.float32).tobytes() for array in numbers if array.dtype == np.float64)
+    assert not wide
+    expected = {"p"} | ({"theta"} if method in ("fedem", "fedem-released", "fedsim-dm") else set())
+    expected |= {"rho"} if method in ("fedem", "fedem-released") else set()
+    assert {name for name, rows in secrets.seen.items() if rows} == expected
+    for name in expected:
+        found = [run for run in secrets.runs(name) if run in haystack]
+        assert not found, f"{len(found)} runs of {name}"
+        assert any(secrets.runs(name)), "the test must have something to look for"
+    assert_no_items(split, numbers)
+
+
+def assert_declared_download(message: Crossing, client: type[CohortClient], each: int) -> None:
+    assert message.metrics == {}
+    if message.kind == "query":
+        assert message.records == set()
+        return
+    assert tuple(message.arrays) == client.DOWNLOAD and message.records == {"arrays", "config"}
+    assert set(message.config) <= ORDERS and all(not isinstance(v, list) for v in message.config.values())
+    own = set(range(message.node * each, min(USERS, (message.node + 1) * each)))
+    for name in ("participants", "uploaders", "receivers"):
+        assert set(message.arrays.get(name, np.empty(0)).tolist()) <= own, "a node hears of its own users only"
+
+
+def assert_declared_upload(reply: Crossing, client: type[CohortClient], each: int) -> None:
+    assert reply.config == {}
+    if reply.kind == "query":
+        assert set(reply.arrays) == {"users", "samples"} and reply.metrics == {}
+        assert reply.arrays["users"].shape == reply.arrays["samples"].shape
+        return
+    allowed = MEANS if client is TableClient else SUMS
+    assert all(allowed.fullmatch(name) for name in reply.metrics), sorted(reply.metrics)
+    assert all(isinstance(value, int | float) for value in reply.metrics.values()), "numbers, not lists of users"
+    if reply.kind == "evaluate":
+        assert reply.arrays == {} and reply.records == {"metrics"}
+        return
+    uploads = [client.DOWNLOAD] if client is TableClient else list(client.UPLOADS.values())
+    assert tuple(reply.arrays) in uploads and reply.records == {"arrays", "metrics"}
+    own = range(reply.node * each, min(USERS, (reply.node + 1) * each))
+    assert set(reply.arrays.get("users", np.empty(0)).tolist()) <= set(own)
+
+
+def assert_no_items(split: Split, numbers: list[np.ndarray]) -> None:
+    """No array of integers is anybody's history or held-out items; all of them are lists of users or counts."""
+    histories = [split.train_items[a:b] for a, b in zip(split.train_offsets, split.train_offsets[1:], strict=False)]
+    private = [*(np.asarray(items[:RUN]) for items in histories), np.asarray(split.validation), np.asarray(split.test)]
+    whole = [array for array in numbers if array.dtype.kind in "iu"]
+    haystack = b"|".join(array.astype(np.int64).tobytes() for array in whole)
+    assert not any(np.asarray(items, np.int64).tobytes() in haystack for items in private if len(items) >= RUN)
+    counts = np.diff(split.train_offsets)
+    for array in whole:
+        ascending = bool((np.diff(array) > 0).all())
+        is_users = ascending and array.max(initial=0) < split.users
+        assert is_users or any(np.array_equal(array, part) for part in windows(counts, len(array)))
+
+
+def windows(values: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    return (values[start : start + width] for start in range(len(values) - width + 1))
+
+
+@pytest.mark.parametrize("method", ["fedem", "fedmf"])
+def test_a_lone_users_upload_does_not_mark_its_positives(method: str, tmp_path: Path) -> None:
+    """A row that moved was sampled; negatives are among them, more than there are positives."""
+    split, grid, _ = watched(method, 1, tmp_path / "run")
+    for reply in (c for c in grid.up if c.kind == "train" and c.round == "1"):
+        user = reply.node
+        positives = set(split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]].tolist())
+        if method == "fedmf":
+            touched = set(np.flatnonzero(reply.arrays["counts"]).tolist())
+        else:
+            common = np.median([c.arrays["tables"][0] for c in grid.up if "tables" in c.arrays], axis=0)
+            touched = set(np.flatnonzero((reply.arrays["tables"][0] != common).any(1)).tolist())
+        assert positives < touched and len(touched) > 1.5 * len(positives)
+
+
+@pytest.mark.parametrize("method", ["fedem", "fedsim-dm", "fedmf"])
+def test_metrics_are_sums_that_add_up(method: str, tmp_path: Path) -> None:
+    """Nodes' metrics add up to those of one node with everybody: none is about a single user or item."""
+    totals = []
+    for each in (0, 7):
+        _, grid, _ = watched(method, each, tmp_path / str(each))
+        total: dict[str, float] = {}
+        for reply in (c for c in grid.up if c.kind == "evaluate"):
+            for name, value in reply.metrics.items():
+                total[name] = total.get(name, 0.0) + value
+        totals.append(total)
+    assert totals[0].keys() == totals[1].keys() and totals[0]["users"] == USERS
+    for name, value in totals[0].items():
+        assert totals[1][name] == pytest.approx(value, rel=1e-4, abs=1e-4 if "squares" in name else 1e-6), name
+
+
+def test_the_test_sees_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that hides p_u in its table is found out."""
+    pack = CohortClient.pack
+
+    def leak(self: CohortClient, upload: str, cohort: Any, result: Any, uploaders: np.ndarray) -> Any:
+        users, tables = pack(self, upload, cohort, result, uploaders)
+        tables = tables.copy()
+        tables[:, 0] = cohort.state.user[self._local(uploaders)].numpy()
+        return [users, tables]
+
+    monkeypatch.setattr(CohortClient, "pack", leak)
+    with pytest.raises(AssertionError, match="runs of p"):
+        test_only_what_is_declared_crosses("fedem", 7, tmp_path, monkeypatch)
