@@ -2,8 +2,8 @@
 
     python -m benchmarks.round_vs_plain --ratings DIR/ml-100k/ratings.dat --rounds 3 --threads 2
 
-Both train the same data set with the same semantics; the first round of each is a warm-up. Ours is a whole round through
-Flower's messages in one process, evaluation on receipt included; the plain loop's evaluation is not counted.
+Both train the same data set with the same semantics; the first round of each is a warm-up. Ours is a whole round
+through Flower's messages in one process, evaluation on receipt included; the plain loop's evaluation is not counted.
 """
 
 from __future__ import annotations

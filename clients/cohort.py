@@ -67,14 +67,13 @@ class CohortClient(NumPyClient):
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Evaluate what was received, train the participants, keep the state, and return what the method uploads."""
         round_ = int(config["server-round"])
-        cohort = self.host.cohort(self.node, round_ - 1)
-        participants, uploaders, receivers, tables = parameters
-        downloaded = self.downloaded(receivers, tables)
+        participants, uploaders, *_ = parameters
+        cohort, downloaded = self.model(round_ - 1, parameters)
         metrics: dict[str, Scalar] = {}
         if config.get("evaluate"):
             metrics |= evaluate_cohort(cohort, self.host.split, downloaded)
         upload_kind = str(config["upload"])
-        result = cohort.train(self._local(participants), downloaded, round_, sums=upload_kind != "tables")
+        result = cohort.train(self.positions(participants), downloaded, round_, sums=upload_kind != "tables")
         upload = self.pack(upload_kind, cohort, result, uploaders)
         self.keep(round_, cohort, config)
         samples = int(result.samples.sum())
@@ -83,11 +82,18 @@ class CohortClient(NumPyClient):
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate all users with what was received; only sums are returned."""
-        cohort = self.host.cohort(self.node, int(config["server-round"]))
-        _, _, receivers, tables = parameters
+        cohort, downloaded = self.model(int(config["server-round"]), parameters)
         edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
-        metrics = evaluate_cohort(cohort, self.host.split, self.downloaded(receivers, tables), edges)
+        metrics = evaluate_cohort(cohort, self.host.split, downloaded, edges)
         return 0.0, len(self.users), dict(metrics)
+
+    def model(self, round_: int, parameters: Arrays) -> tuple[Cohort, GlobalTables | None]:
+        """What this node's users score with: the cohort as it was after a round, and the tables they received.
+
+        Evaluation, training and recommendations start from it. A client without state makes its users' embeddings here.
+        """
+        receivers, tables = parameters[2:]
+        return self.host.cohort(self.node, round_), self.downloaded(receivers, tables)
 
     def keep(self, round_: int, cohort: Cohort, config: dict[str, Scalar]) -> None:
         """Store the state after a round."""
@@ -103,7 +109,7 @@ class CohortClient(NumPyClient):
             slot = torch.zeros(len(self.users), dtype=torch.int64, device=device)
         else:
             slot = torch.full((len(self.users),), -1, dtype=torch.int64, device=device)
-            slot[self._local(receivers)] = torch.arange(len(receivers), device=device)
+            slot[self.positions(receivers)] = torch.arange(len(receivers), device=device)
         return GlobalTables(as_tensor(tables, device), slot)
 
     def pack(self, upload: str, cohort: Cohort, result: TrainResult, uploaders: np.ndarray) -> Arrays:
@@ -113,7 +119,7 @@ class CohortClient(NumPyClient):
             if table is None:
                 raise ValueError("this method keeps no own tables to upload")
             everyone = len(uploaders) == len(self.users)
-            chosen = table if everyone else table[self._local(uploaders)]
+            chosen = table if everyone else table[self.positions(uploaders)]
             return [uploaders, chosen.cpu().numpy()]
         sums = result.sums
         if sums is None:
@@ -121,8 +127,12 @@ class CohortClient(NumPyClient):
         first, second = (sums.mean_table(), sums.weight) if upload == "average" else (sums.touched, sums.count)
         return [first.float().cpu().numpy(), second.float().reshape(-1).cpu().numpy()]
 
-    def _local(self, users: np.ndarray) -> torch.Tensor:
-        """Positions of users in this cohort."""
+    def positions(self, users: np.ndarray) -> torch.Tensor:
+        """(k',) where users stand in this cohort.
+
+        Raises:
+            ValueError: a user that this node does not host.
+        """
         position = users - self.users[0]
         if len(users) and (position.min() < 0 or position.max() >= len(self.users)):
             raise ValueError(f"node {self.node} was asked for a user that it does not host")

@@ -12,6 +12,7 @@ import numpy as np
 
 from clients.cohort import Arrays, CohortClient, Scalar
 from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
+from fedem_flwr.training.cohort import Cohort
 from fedem_flwr.training.merge import GlobalTables
 
 _NOBODY = np.empty(0, dtype=np.int64)
@@ -26,12 +27,16 @@ class TableClient(CohortClient):
         """The global model's only array."""
         return self.DOWNLOAD
 
+    def model(self, round_: int, parameters: Arrays) -> tuple[Cohort, GlobalTables | None]:
+        """The downloaded table is everybody's; some of Flower's strategies (FedAdam) turn it into float64."""
+        table = parameters[0][None].astype(np.float32, copy=False)
+        return self.host.cohort(self.node, round_), self.downloaded(_NOBODY, table)
+
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Train every user from the downloaded table; return the mean table and the samples behind it."""
         round_ = int(config["server-round"])
-        cohort = self.host.cohort(self.node, round_ - 1)
-        tables = self._received(parameters)
-        result = cohort.train(self._local(self.users), tables, round_, sums=True)
+        cohort, downloaded = self.model(round_ - 1, parameters)
+        result = cohort.train(self.positions(self.users), downloaded, round_, sums=True)
         self.keep(round_, cohort, config)
         samples = int(result.samples.sum())
         loss = float((result.loss.double() * result.samples).sum()) / max(1, samples)
@@ -39,10 +44,5 @@ class TableClient(CohortClient):
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Means over this node's users; the strategy weights them by `num-examples`, here the number of users."""
-        cohort = self.host.cohort(self.node, int(config["server-round"]))
-        sums = evaluate_cohort(cohort, self.host.split, self._received(parameters))
-        return 0.0, len(self.users), dict(means_of(sums))
-
-    def _received(self, parameters: Arrays) -> GlobalTables | None:
-        """The global table; some of Flower's strategies (FedAdam) turn it into float64."""
-        return self.downloaded(_NOBODY, parameters[0][None].astype(np.float32, copy=False))
+        cohort, downloaded = self.model(int(config["server-round"]), parameters)
+        return 0.0, len(self.users), dict(means_of(evaluate_cohort(cohort, self.host.split, downloaded)))

@@ -36,6 +36,7 @@ from fedem_flwr.runtime.run import (
 )
 from fedem_flwr.settings import resolve_device
 
+SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
 AGAINST = "against"  # folder of a run that holds the runs beside it
 
 _out = Console(highlight=False)
@@ -79,7 +80,8 @@ def run(
         against = [*methods[1:], *against]
     config = resolve(tree, options, origin)
     named = dict.fromkeys(against)  # each once
-    others = [resolve(tree, merge_trees(options, {"method": {"name": name}}), origin) for name in named]
+    shared = {section: keys for section, keys in tree.items() if section in SHARED_SECTIONS}
+    others = [resolve(shared, merge_trees(options, {"method": {"name": name}}), origin) for name in named]
     for each in (config, *others):  # before anything is read or written
         resolve_device(each.run.device)
         check_method(each)

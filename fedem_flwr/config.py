@@ -50,6 +50,7 @@ class MethodConfig(_Section):
     """Which Flower strategy and client a method is made of."""
 
     name: str = Field("fedmf", description="name of the preset; shown in results")
+    base: str = Field("", description="preset whose settings this method starts from; default: the one of its name")
     title: str = Field("", description="one line for reports")
     strategy: str = Field("fedmf", description="a registered strategy, or `flwr.NAME` for a stock Flower strategy")
     client: str = Field("cohort", description="a registered client kind")
@@ -242,9 +243,10 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     settings = data_preset.pop("settings", {})
     default_method = data_preset.get("method", {}).get("name", MethodConfig().name)
     method = str(given.get("method", {}).get("name", default_method))
-    method_preset = _preset("methods", method)
-    if not method_preset and "strategy" not in given.get("method", {}):
-        raise InputError(f"{origin}: unknown method '{method}'{suggest(method, preset_names('methods'))}")
+    base = str(given.get("method", {}).get("base", method))
+    method_preset = _preset("methods", base)
+    if not method_preset and (base != method or "strategy" not in given.get("method", {})):
+        raise InputError(f"{origin}: unknown method '{base}'{suggest(base, preset_names('methods'))}")
     tree = merge_trees(method_preset, data_preset, settings.get(method, {}), given)
     tree.setdefault("method", {})["name"] = method
     return build(tree, origin)

@@ -22,6 +22,7 @@ BUILT_IN = {
     "clients": {"cohort": "clients.cohort:CohortClient", "table": "clients.table:TableClient"},
 }
 STOCK_PREFIX = "flwr."
+_SINGULAR = {"strategies": "strategy", "clients": "client"}
 
 
 def names(kind: Literal["strategies", "clients"]) -> list[str]:
@@ -43,16 +44,16 @@ def find(kind: Literal["strategies", "clients"], name: str) -> Any:
     for entry in entry_points(group=f"fedem_flwr.{kind}", name=name):
         try:
             return entry.load()
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"the {kind} entry point '{name}' ({entry.value}) cannot be loaded: {error}") from None
-    raise InputError(
-        f"unknown {kind.removesuffix('s')} '{name}'{suggest(name, names(kind))}".replace("strategie ", "strategy ")
-    )
+        except Exception as error:  # an extension's import can fail in any way
+            raise InputError(f"the {_SINGULAR[kind]} '{name}' ({entry.value}) cannot be loaded: {error}") from error
+    raise InputError(f"unknown {_SINGULAR[kind]} '{name}'{suggest(name, names(kind))}")
 
 
 def _stock_strategy(name: str) -> Any:
     module = import_module("flwr.serverapp.strategy")
-    strategies = {key for key, value in vars(module).items() if inspect.isclass(value) and key != "Strategy"}
+    base = module.Strategy
+    classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
+    strategies = {key for key, value in classes.items() if issubclass(value, base) and value is not base}
     if name not in strategies:
         raise InputError(f"Flower has no strategy '{name}'{suggest(name, strategies)}")
     return getattr(module, name)

@@ -35,7 +35,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Prepare or continue the run, over whatever nodes the grid reaches."""
     given = dict(context.run_config)
-    if "run-dir" not in given:
+    if not given.get("run-dir"):
         raise InputError("the run configuration names no run-dir; give one that server and nodes can see")
     directory = RunDirectory(Path(str(given["run-dir"])))
     if directory.holds_run():
@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
     else:
         options: dict[str, dict[str, object]] = {}
         for name, section in _OPTIONS.items():
-            if name.replace("_", "-") in given:
+            if given.get(name.replace("_", "-")):
                 key = "name" if name == "method" else name
                 options.setdefault(section, {})[key] = given[name.replace("_", "-")]
         config = resolve({}, options, "the run configuration")

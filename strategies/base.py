@@ -20,11 +20,10 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.randomness import keyed_permutation
-from fedem_flwr.runtime.wire import pack_arrays, plain_numbers, unpack_arrays
+from fedem_flwr.runtime.wire import pack_arrays, plain_numbers
+from strategies.uploads import Named, Spec, arrays_of, introduces, problem_of
 
-Named = dict[str, np.ndarray]
-Shape = tuple[int | None, ...]
-_MOST_USERS = 10**9  # a larger number can only be a mistake, and would fill the memory
+_NOBODY = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,17 @@ class CohortStrategy(Strategy):
     # What a method fills in.
 
     @abstractmethod
-    def download(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What a node with these users is sent.
+    def download(self, users: np.ndarray) -> Named:
+        """What a node with these users is sent, beside who trains and who uploads.
 
         Returns:
-            receivers (r,) and tables (r, m, d); one table and no receivers is for everybody, no tables is nothing yet.
+            Named arrays. For the clients here: `receivers` (r,) and `tables` (r, m, d); one table and no receivers is
+            for everybody, no tables is nothing yet.
         """
 
     @abstractmethod
-    def expected(self, uploaders: np.ndarray) -> dict[str, Shape]:
-        """Names and shapes of an upload's arrays; None in a shape is any length."""
+    def expected(self, uploaders: np.ndarray) -> dict[str, Spec]:
+        """What a valid upload holds: name to shape and type."""
 
     @abstractmethod
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
@@ -90,8 +90,12 @@ class CohortStrategy(Strategy):
     def restore(self, state: Named) -> None:
         """Go on from a checkpoint's `state`."""
 
+    def settings(self, round_: int) -> dict[str, int | float | str]:
+        """Numbers and words that the round's messages carry to the clients, beside the run's configuration."""
+        return {}
+
     def diagnostics(self) -> dict[str, object]:
-        """What the report shows of the server's side; may be empty."""
+        """What goes into diagnostics.json of the server's side; `weights` is drawn in the report."""
         return {}
 
     # Who takes part.
@@ -103,11 +107,11 @@ class CohortStrategy(Strategy):
             FedemError: no node answered, or two nodes claim the same user.
         """
         asked = list(grid.get_node_ids())
-        self._open = dict.fromkeys(asked, np.empty(0, dtype=np.int64))
+        self._open = dict.fromkeys(asked, _NOBODY)
         replies = grid.send_and_receive((Message(RecordDict(), node, "query") for node in asked), timeout=timeout)
         for reply in self._answers(0, replies):
-            node, arrays = reply.metadata.src_node_id, _arrays(reply)
-            if arrays is None or not _introduces(arrays):
+            node, arrays = reply.metadata.src_node_id, arrays_of(reply)
+            if arrays is None or not introduces(arrays):
                 self.fail(0, node, "does not say properly which users it hosts")
                 continue
             users = arrays["users"]
@@ -149,8 +153,13 @@ class CohortStrategy(Strategy):
         It says what the node downloads, who trains and who uploads; a node without participants only evaluates.
         """
         participants, uploaders = self.participants(server_round), self.uploaders(server_round)
-        settings = ConfigRecord({**config, "server-round": server_round, "upload": self.upload})
-        settings["evaluate"] = int(server_round > 1)
+        settings = ConfigRecord({**config, **self.settings(server_round)})
+        for name, value in (
+            ("server-round", server_round),
+            ("upload", self.upload),
+            ("evaluate", int(server_round > 1)),
+        ):
+            settings[name] = value
         self._open = dict(self._nodes)
         self._asked = {node: np.intersect1d(uploaders, users) for node, users in self._nodes.items()}
         return (
@@ -175,7 +184,7 @@ class CohortStrategy(Strategy):
         contributions = 0
         for reply, metrics in self._valid(server_round, replies):
             node = reply.metadata.src_node_id
-            arrays = _arrays(reply)
+            arrays = arrays_of(reply)
             problem = "holds no readable arrays" if arrays is None else self.problem(arrays, self._asked[node])
             if arrays is None or problem:
                 self.fail(server_round, node, problem)
@@ -196,9 +205,8 @@ class CohortStrategy(Strategy):
         A round's model is evaluated on receipt, with the next round's training.
         """
         self._open = dict(self._nodes) if config.get("final") else {}
-        settings = ConfigRecord({**config, "server-round": server_round})
-        nobody = np.empty(0, dtype=np.int64)
-        return (self._message("evaluate", node, settings, nobody, nobody) for node in list(self._open))
+        settings = ConfigRecord({**config, **self.settings(server_round), "server-round": server_round})
+        return (self._message("evaluate", node, settings, _NOBODY, _NOBODY) for node in list(self._open))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Add up the metric sums; nodes that failed are named and left out."""
@@ -219,8 +227,7 @@ class CohortStrategy(Strategy):
     def _message(
         self, kind: str, node: int, settings: ConfigRecord, participants: np.ndarray, uploaders: np.ndarray
     ) -> Message:
-        receivers, tables = self.download(self._nodes[node])
-        arrays = {"participants": participants, "uploaders": uploaders, "receivers": receivers, "tables": tables}
+        arrays = {"participants": participants, "uploaders": uploaders, **self.download(self._nodes[node])}
         content = RecordDict({"arrays": pack_arrays(arrays), "config": settings})
         return Message(content, node, kind, group_id=str(settings["server-round"]))
 
@@ -252,51 +259,4 @@ class CohortStrategy(Strategy):
 
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
         """What is wrong with an upload; empty if nothing is."""
-        for name, shape in self.expected(uploaders).items():
-            if name not in arrays:
-                return f"the upload lacks '{name}'"
-            got = arrays[name]
-            if got.ndim != len(shape) or any(
-                want not in (None, have) for want, have in zip(shape, got.shape, strict=True)
-            ):
-                return f"'{name}' has shape {got.shape}, not {shape}"
-            integer = name == "users"
-            if got.dtype != (np.int64 if integer else np.float32):
-                return f"'{name}' has type {got.dtype}, not {'int64' if integer else 'float32'}"
-            if not integer and not np.isfinite(norms(got)).all():
-                return f"'{name}' is not finite"
-        limit = self.config.aggregate.max_norm
-        for name, table in self.tables_of(arrays).items():
-            if (norm := norms(table).max(initial=0.0)) > limit:
-                return f"'{name}' has norm {norm:.3g}, more than {limit:.3g}"
-        return ""
-
-    def tables_of(self, arrays: Named) -> Named:
-        """What of an upload is measured against `aggregate.max_norm`."""
-        return {name: values for name, values in arrays.items() if name in ("table", "tables")}
-
-
-def norms(values: np.ndarray) -> np.ndarray:
-    """(k,) Frobenius norms of clients' arrays (leading axis of three), else (1,); not finite where an array is not."""
-    clients = len(values) if values.ndim == 3 else 1
-    rows = values.reshape(clients, values.size // max(1, clients))
-    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)))
-
-
-def _arrays(reply: Message) -> Named | None:
-    """A reply's arrays; None where there are none, or their bytes are no arrays."""
-    try:
-        return unpack_arrays(reply.content.array_records["arrays"])
-    except (KeyError, ValueError, TypeError, EOFError, OSError):
-        return None
-
-
-def _introduces(arrays: Named) -> bool:
-    """Whether a node's introduction is one: consecutive users, and a count for each."""
-    users, samples = arrays.get("users"), arrays.get("samples")
-    if users is None or samples is None or users.ndim != 1 or users.shape != samples.shape:
-        return False
-    if users.dtype != np.int64 or samples.dtype != np.int64:
-        return False
-    in_order = bool((np.diff(users) == 1).all())
-    return in_order and bool((samples >= 0).all() and users.min(initial=0) >= 0 and users.max(initial=0) < _MOST_USERS)
+        return problem_of(arrays, self.expected(uploaders), self.config.aggregate.max_norm)

@@ -19,7 +19,8 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.runtime.node import as_tensor
 from fedem_flwr.settings import keeps_own_tables
-from strategies.base import CohortStrategy, Named, Shape
+from strategies.base import CohortStrategy
+from strategies.uploads import Named, Spec
 
 _SAMPLE = 60  # clients of the weight matrix that the report draws
 
@@ -51,14 +52,17 @@ class FedEM(CohortStrategy):
         """Nobody uploads where nothing is aggregated."""
         return super().uploaders(round_) if self.federated else np.empty(0, dtype=np.int64)
 
-    def download(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def download(self, users: np.ndarray) -> Named:
         """The waiting tables of a node's users; all of them as they lie, where one node hosts everybody."""
         here = np.isin(self.receivers, users)
-        return (self.receivers, self.tables) if here.all() else (self.receivers[here], self.tables[here])
+        if here.all():
+            return {"receivers": self.receivers, "tables": self.tables}
+        return {"receivers": self.receivers[here], "tables": self.tables[here]}
 
-    def expected(self, uploaders: np.ndarray) -> dict[str, Shape]:
+    def expected(self, uploaders: np.ndarray) -> dict[str, Spec]:
         """One table an uploader."""
-        return {"users": (len(uploaders),), "tables": (len(uploaders), self.items, self.config.model.dim)}
+        tables = (len(uploaders), self.items, self.config.model.dim)
+        return {"users": Spec((len(uploaders),), "int64"), "tables": Spec(tables, bounded=True)}
 
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
         """Also refuse tables of users that were not asked for."""
@@ -77,7 +81,7 @@ class FedEM(CohortStrategy):
         if len(users):
             stacked = [as_tensor(upload["tables"]) for upload in self._uploads]
             tables = stacked[0] if len(stacked) == 1 else torch.cat(stacked)  # (K, m, d)
-            self._weights = self._aggregation_weights(tables, users)
+            self._weights = self.aggregation_weights_of(tables, users)
             combined = combine_tables(self._weights, tables, self.config.aggregate.block_items).numpy()
         else:
             combined = self.tables[:0]
@@ -89,7 +93,8 @@ class FedEM(CohortStrategy):
         self.receivers, self.tables = users[order], combined if in_order else combined[order]
         self._uploads, self._served = [], []
 
-    def _aggregation_weights(self, tables: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+    def aggregation_weights_of(self, tables: torch.Tensor, users: np.ndarray) -> torch.Tensor:
+        """(K, K) weights of the uploaders `users` over their tables (K, m, d)."""
         settings = self.config.aggregate
         shares = as_tensor(self.samples[users]).double()
         if settings.weights == "average":

@@ -19,7 +19,8 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.runtime.node import as_tensor
-from strategies.base import CohortStrategy, Named, Shape
+from strategies.base import CohortStrategy
+from strategies.uploads import Named, Spec, norms
 
 _EVERYBODY = np.empty(0, dtype=np.int64)
 
@@ -45,26 +46,33 @@ class FedMF(CohortStrategy):
         self._sum = torch.zeros((items, model.dim), dtype=torch.float64)
         self._count = torch.zeros(items, dtype=torch.float64)  # clients, or samples where whole tables are averaged
 
-    def download(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def download(self, users: np.ndarray) -> Named:
         """The one table, for everybody."""
-        return _EVERYBODY, self.table[None].numpy()
+        return {"receivers": _EVERYBODY, "tables": self.table[None].numpy()}
 
-    def expected(self, uploaders: np.ndarray) -> dict[str, Shape]:
+    def expected(self, uploaders: np.ndarray) -> dict[str, Spec]:
         """Row sums and their counts, or a mean table and its weight."""
         table = (self.items, self.config.model.dim)
-        return {"rows": table, "counts": (self.items,)} if self.upload == "rows" else {"table": table, "weight": (1,)}
+        if self.upload == "rows":
+            return {"rows": Spec(table), "counts": Spec((self.items,))}
+        return {"table": Spec(table, bounded=True), "weight": Spec((1,))}
 
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
-        """Also refuse negative counts."""
+        """Also refuse counts that this cohort cannot have, and row sums whose mean is too large."""
         fault = super().problem(arrays, uploaders)
-        weight = "counts" if self.upload == "rows" else "weight"
-        return fault or (f"'{weight}' has negative numbers" if (arrays[weight] < 0).any() else "")
-
-    def tables_of(self, arrays: Named) -> Named:
-        """A cohort's mean rows: sums grow with the cohort, and the limit must not depend on its size."""
-        if self.upload != "rows":
-            return super().tables_of(arrays)
-        return {"rows": arrays["rows"] / np.maximum(arrays["counts"], 1)[:, None]}
+        if fault:
+            return fault
+        if self.upload == "rows":
+            name, most = "counts", float(len(uploaders))
+            size = float(norms(arrays["rows"] / np.maximum(arrays["counts"], 1)[:, None]).max())
+            if size > self.config.aggregate.max_norm:
+                return f"'rows' has a mean of norm {size:.3g}, more than {self.config.aggregate.max_norm:.3g}"
+        else:
+            samples = int(self.samples[uploaders].sum())
+            name, most = "weight", float(samples * (1 + self.config.local.negatives))
+        if arrays[name].min(initial=0) < 0 or arrays[name].max(initial=0) > most * (1 + 1e-6):
+            return f"'{name}' is not between 0 and {most:g}"
+        return ""
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
         """Add a cohort's sums to the round's."""

@@ -131,7 +131,9 @@ def assert_no_items(split: Split, numbers: list[np.ndarray]) -> None:
     private = [*(np.asarray(items[:RUN]) for items in histories), np.asarray(split.validation), np.asarray(split.test)]
     whole = [array for array in numbers if array.dtype.kind in "iu"]
     haystack = b"|".join(array.astype(np.int64).tobytes() for array in whole)
-    assert not any(np.asarray(items, np.int64).tobytes() in haystack for items in private if len(items) >= RUN)
+    # items are numbered by first appearance, so the first users' histories look like lists of users
+    telling = [items.astype(np.int64).tobytes() for items in private if not (np.diff(items) == 1).all()]
+    assert len(telling) > USERS / 2 and not any(items in haystack for items in telling)
     counts = np.diff(split.train_offsets)
     for array in whole:
         ascending = bool((np.diff(array) > 0).all())
@@ -181,7 +183,7 @@ def test_the_test_sees_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def leak(self: CohortClient, upload: str, cohort: Any, result: Any, uploaders: np.ndarray) -> Any:
         users, tables = pack(self, upload, cohort, result, uploaders)
         tables = tables.copy()
-        tables[:, 0] = cohort.state.user[self._local(uploaders)].numpy()
+        tables[:, 0] = cohort.state.user[self.positions(uploaders)].numpy()
         return [users, tables]
 
     monkeypatch.setattr(CohortClient, "pack", leak)

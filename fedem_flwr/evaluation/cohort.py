@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.evaluation.ranking import METRICS, Part, evaluate_scores
-from fedem_flwr.models.mf import scores
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.training.cohort import Cohort
 from fedem_flwr.training.merge import GlobalTables
@@ -42,8 +41,8 @@ def evaluate_cohort(
     activity = cohort.histories.counts().cpu().numpy()
 
     def evaluate(part: Tensor) -> Sums:
-        tables_of_part, rho = cohort.merged(part, tables)
-        logits = scores(cohort.state.user[part], tables_of_part).cpu()  # (k', m)
+        logits, rho = cohort.scores(part, tables)  # (k', m)
+        logits = logits.cpu()
         users, interactions = cohort.histories.users[part].cpu().numpy(), activity[part.cpu().numpy()]
         sums = {**_ranked(split, users, logits), **({} if rho is None else _rho_sums(rho))}
         for group in range(len(group_edges) + 1 if group_edges else 0):

@@ -39,6 +39,9 @@ class Resumable(Protocol):
     def participants(self, round_: int) -> np.ndarray:
         """The users that train in a round."""
 
+    def download(self, users: np.ndarray) -> dict[str, np.ndarray]:
+        """What a node with these users is sent."""
+
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint holds."""
 

@@ -74,6 +74,7 @@ class NodeHost:
     threads: int = 0
     resident: bool = False
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
+    _histories: dict[int, Histories] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -96,12 +97,18 @@ class NodeHost:
         each = math.ceil(self.split.users / self.nodes)
         return np.arange(node * each, min(self.split.users, (node + 1) * each), dtype=np.int64)
 
+    def histories(self, node: int) -> Histories:
+        """What the node's users interacted with; sliced once."""
+        if node not in self._histories:
+            inputs = _opened(self.run_dir)
+            self._histories[node] = slice_histories(inputs[1], inputs[2], self.users(node), self.device())
+        return self._histories[node]
+
     def cohort(self, node: int, round_: int) -> Cohort:
         """The cohort as it was after `round_`; users that never trained start from the common initial values."""
         if node in self._cohorts and self._cohorts[node][0] <= round_:
             return self._cohorts[node][1]
-        device = self.device()
-        histories = slice_histories(self.split, _opened(self.run_dir)[2], self.users(node), device)
+        device, histories = self.device(), self.histories(node)
         settings = cohort_settings(self.config)
         stored = self._store().load(_name(node), round_)
         if stored is None:

@@ -221,10 +221,10 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
             mean_interactions = outcome.final_sums[f"{prefix}interactions"] / users
             test = nested(means, run.split.protocol)["test"]
             groups.append({"label": names[index], "users": int(users), "mean_interactions": mean_interactions, **test})
-    weights = outcome.diagnostics.get("weights")
     return {
+        "weights": None,
+        **outcome.diagnostics,
         "rho": rho if with_rho else None,
-        "weights": weights,
         "groups": groups or None,
         "failures": outcome.failures,
     }

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedem_flwr.models.mf import initial_table, initial_user
+from fedem_flwr.models.mf import initial_table, initial_user, scores
 from fedem_flwr.training.local import AdapterStep, Block, LocalSettings, MergedStep, PlainStep, train_epochs
 from fedem_flwr.training.merge import GlobalTables, Merge, pooled
 from fedem_flwr.training.parallel import in_parallel
@@ -148,6 +148,11 @@ class Cohort:
         theta = None if state.adapter is None else state.adapter[receivers]
         own[got], rho = merge.tables(theta, own[got], tables.of(receivers))
         return own, rho
+
+    def scores(self, who: Tensor, tables: GlobalTables | None) -> tuple[Tensor, Tensor | None]:
+        """Logits (k', m) of users `who` for the whole catalogue, and ρ as `merged` gives it."""
+        items, rho = self.merged(who, tables)
+        return scores(self.state.user[who], items), rho
 
     def _initial_table(self) -> Tensor:
         settings = self.settings

@@ -15,8 +15,8 @@ class CohortAdam:
     """A fresh Adam for one round (the optimiser state does not survive it), dense over the rows it is given.
 
     All clients of the block take their steps together, so one step count serves them all: blocks are formed so that
-    it does (equal number of batches), and `keep` drops the clients that stopped early. It is torch's fused functional Adam:
-    the optimiser object around it costs as much as the arithmetic on tables of this size.
+    it does (equal number of batches), and `keep` drops the clients that stopped early. It is torch's fused functional
+    Adam: the optimiser object around it costs as much as the arithmetic on tables of this size.
 
     Args:
         tensors: (k, ...) tensors, updated in place.

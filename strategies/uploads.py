@@ -1,0 +1,77 @@
+"""What may come in from a client: shapes, types, finite numbers, sane sizes. Nothing unchecked is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Message
+
+from fedem_flwr.runtime.wire import unpack_arrays
+
+Named = dict[str, np.ndarray]
+_MOST_USERS = 10**9  # a larger number can only be a mistake, and would fill the memory
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an array of an upload must be.
+
+    Attributes:
+        shape: None stands for any length.
+        dtype: exact type.
+        bounded: whether its norm is held against `aggregate.max_norm`: each client's, where there are three axes.
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: str = "float32"
+    bounded: bool = False
+
+
+def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> str:
+    """What is wrong with an upload, in words; empty if nothing is."""
+    for name, spec in expected.items():
+        if name not in arrays:
+            return f"the upload lacks '{name}'"
+        got = arrays[name]
+        fits = got.ndim == len(spec.shape) and all(
+            want in (None, have) for want, have in zip(spec.shape, got.shape, strict=True)
+        )
+        if not fits:
+            return f"'{name}' has shape {got.shape}, not {spec.shape}"
+        if got.dtype != np.dtype(spec.dtype):
+            return f"'{name}' has type {got.dtype}, not {spec.dtype}"
+        if np.issubdtype(got.dtype, np.floating):
+            sizes = norms(got)
+            if not np.isfinite(sizes).all():
+                return f"'{name}' is not finite"
+            if spec.bounded and (largest := sizes.max(initial=0.0)) > max_norm:
+                return f"'{name}' has norm {largest:.3g}, more than {max_norm:.3g}"
+    return ""
+
+
+def norms(values: np.ndarray) -> np.ndarray:
+    """(k,) Frobenius norms of clients' arrays (leading axis of three), else (1,); not finite where an array is not."""
+    clients = len(values) if values.ndim == 3 else 1
+    rows = values.reshape(clients, values.size // max(1, clients))
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)))
+
+
+def arrays_of(reply: Message) -> Named | None:
+    """A reply's arrays; None where there are none, or their bytes are no arrays."""
+    try:
+        return unpack_arrays(reply.content.array_records["arrays"])
+    except (KeyError, ValueError, TypeError, EOFError, OSError):
+        return None
+
+
+def introduces(arrays: Named) -> bool:
+    """Whether a node's introduction is one: consecutive users, and a count for each."""
+    users, samples = arrays.get("users"), arrays.get("samples")
+    if users is None or samples is None or users.ndim != 1 or users.shape != samples.shape:
+        return False
+    if users.dtype != np.int64 or samples.dtype != np.int64:
+        return False
+    in_order = bool((np.diff(users) == 1).all())
+    return in_order and bool((samples >= 0).all() and users.min(initial=0) >= 0 and users.max(initial=0) < _MOST_USERS)

@@ -1,0 +1,238 @@
+"""The server's side: what it refuses, what a refusal changes, and Flower's own strategies with our client."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
+from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, figures, largest_difference, node_of
+
+from fedem_flwr.errors import FedemError
+from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+
+BAD, EACH = 2, 10  # the third of four nodes, users 20 to 29
+Named = dict[str, np.ndarray]
+
+
+def spoiled(change: Callable[[Named], Named]) -> Callable[[Message, Message], list[Message]]:
+    """Change the arrays of an upload."""
+
+    def tamper(reply: Message, message: Message) -> list[Message]:
+        arrays = {name: np.array(values) for name, values in unpack_arrays(reply.content["arrays"]).items()}
+        reply.content["arrays"] = pack_arrays(change(arrays))
+        return [reply]
+
+    return tamper
+
+
+def filled(value: float) -> Callable[[Named], Named]:
+    def change(arrays: Named) -> Named:
+        name = next(name for name in arrays if name != "users")
+        arrays[name].reshape(-1)[7] = value
+        return arrays
+
+    return change
+
+
+def each_array(convert: Callable[[np.ndarray], np.ndarray]) -> Callable[[Named], Named]:
+    return lambda arrays: {name: values if name == "users" else convert(values) for name, values in arrays.items()}
+
+
+def without_last(arrays: Named) -> Named:
+    del arrays[list(arrays)[-1]]
+    return arrays
+
+
+def junk(reply: Message, message: Message) -> list[Message]:
+    record = ArrayRecord()
+    for name, values in unpack_arrays(reply.content["arrays"]).items():
+        record[name] = Array(str(values.dtype), values.shape, "numpy.ndarray", b"no array at all")
+    reply.content["arrays"] = record
+    return [reply]
+
+
+def without(record: str) -> Callable[[Message, Message], list[Message]]:
+    def tamper(reply: Message, message: Message) -> list[Message]:
+        del reply.content[record]
+        return [reply]
+
+    return tamper
+
+
+def nan_metric(reply: Message, message: Message) -> list[Message]:
+    reply.content["metrics"] = MetricRecord({**reply.content["metrics"], "loss-total": float("nan")})
+    return [reply]
+
+
+FAULTS: dict[str, tuple[Callable[[Message, Message], list[Message]], str]] = {
+    "nan": (spoiled(filled(float("nan"))), "is not finite"),
+    "inf": (spoiled(filled(float("-inf"))), "is not finite"),
+    "huge": (spoiled(filled(1e20)), r"has norm \d.*e\+(19|20), more than 1e\+06"),
+    "shape": (spoiled(each_array(lambda x: x[..., :-1])), r"has shape \(.*\), not \("),
+    "one axis less": (spoiled(each_array(lambda x: x.reshape(-1))), r"has shape \(.*\), not \("),
+    "type": (spoiled(each_array(lambda x: x.astype(np.float64))), "has type float64, not float32"),
+    "missing": (spoiled(without_last), "the upload lacks '(tables|counts)'"),
+    "nothing": (spoiled(lambda _: {}), "the upload lacks"),
+    "junk": (junk, "holds no readable arrays"),
+    "no arrays": (without("arrays"), "holds no readable arrays"),
+    "no metrics": (without("metrics"), "a reply without metrics"),
+    "metric": (nan_metric, "a metric that is not finite"),
+    "error": (lambda r, m: [Message(Error(2, "RuntimeError: out\nof memory"), reply_to=m)], "out of memory"),
+}
+ABSENT = "no reply within the round's time"
+
+
+def in_training(tamper: Callable[[Message, Message], Iterable[Message]], *nodes: int) -> Any:
+    """Tamper with the replies of some nodes, from the second round on."""
+
+    def tampered(reply: Message, message: Message) -> Iterable[Message]:
+        meant = message.metadata.message_type == "train" and message.metadata.group_id != "1"
+        return tamper(reply, message) if meant and node_of(reply) in nodes else [reply]
+
+    return tampered
+
+
+def with_fault(path: Path, name: str, /, tamper: Any, *nodes: int, **sections: Any) -> Any:
+    config = config_of(name, **({"run": {"users_per_node": EACH}} | sections))
+    return carry_out_watched(path, config, in_training(tamper, *nodes))[0]
+
+
+@pytest.fixture(scope="module")
+def absent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Runs in which nothing is heard of one node in rounds 2 and 3."""
+    folder = tmp_path_factory.mktemp("absent")
+    return {name: with_fault(folder / name, name, lambda r, m: [], BAD) for name in ("fedem", "fedmf", "fedmf-sr")}
+
+
+def assert_as_if_absent(run: Any, absent: Any, reason: str) -> None:
+    """The two rounds' faults are named, the node is left out, and all else is as if it had been silent."""
+    failures = run.outcome.failures
+    assert [(f["round"], f["node"]) for f in failures] == [(2, "node of users 20–29"), (3, "node of users 20–29")]
+    assert all(re.search(reason, f["reason"]) and "\n" not in f["reason"] for f in failures), failures
+    assert largest_difference(run.server, absent.server) == 0
+    assert largest_difference(run.nodes, absent.nodes) == 0
+    assert [figures(line) for line in run.lines] == [figures(line) for line in absent.lines]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("method", ["fedem", "fedmf"])
+def test_a_bad_upload_is_as_good_as_none(method: str, fault: str, absent: dict[str, Any], tmp_path: Path) -> None:
+    tamper, reason = FAULTS[fault]
+    assert_as_if_absent(with_fault(tmp_path / "run", method, tamper, BAD), absent[method], reason)
+
+
+def test_silence_is_counted_and_changes_the_result(absent: dict[str, Any], tmp_path: Path) -> None:
+    for method, run in absent.items():
+        assert_as_if_absent(run, run, ABSENT)
+        whole = carry_out(tmp_path / method, config_of(method, run={"users_per_node": EACH}))
+        apart = [name for name in whole.server if np.shape(whole.server[name]) != np.shape(run.server[name])]
+        assert apart or largest_difference(whole.server, run.server) > 1e-3
+        assert [line["round"] for line in run.lines] == [1, 2, 3], "the run goes on"
+
+
+def others_tables(arrays: Named) -> Named:
+    return arrays | {"users": arrays["users"] - EACH}
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "reason"),
+    [
+        ("fedem", others_tables, "holds tables of other users"),
+        ("fedem", lambda a: a | {"users": a["users"][::-1].copy()}, "holds tables of other users"),
+        ("fedem", lambda a: a | {"users": a["users"].astype(np.int32)}, "'users' has type int32, not int64"),
+        ("fedem", lambda a: {n: x[:-1] for n, x in a.items()}, r"'users' has shape \(9,\), not \(10,\)"),
+        ("fedmf", lambda a: a | {"counts": -a["counts"]}, "'counts' has negative numbers"),
+        ("fedmf-sr", lambda a: a | {"weight": -a["weight"]}, "'weight' has negative numbers"),
+        ("fedmf-sr", lambda a: a | {"table": a["table"] * np.float32(1e9)}, "'table' has norm"),
+    ],
+)
+def test_what_only_one_kind_of_upload_can_get_wrong(
+    method: str, change: Any, reason: str, absent: dict[str, Any], tmp_path: Path
+) -> None:
+    run = with_fault(tmp_path / "run", method, spoiled(change), BAD)
+    assert_as_if_absent(run, absent[method], reason)
+
+
+@pytest.mark.parametrize("method", ["fedem", "fedmf"])
+def test_a_second_reply_is_counted_and_changes_nothing(method: str, tmp_path: Path) -> None:
+    run = with_fault(tmp_path / "twice", method, lambda r, m: [r, r], BAD)
+    plain = with_fault(tmp_path / "plain", method, lambda r, m: [r], BAD)
+    assert [f["round"] for f in run.outcome.failures] == [2, 3] and plain.outcome.failures == []
+    assert all("a second one" in f["reason"] for f in run.outcome.failures)
+    assert largest_difference(run.server, plain.server) == 0
+    assert [figures(line) for line in run.lines] == [figures(line) for line in plain.lines]
+
+
+@pytest.mark.parametrize("fault", ["nan", "error", "junk"])
+def test_nobody_left_is_one_line(fault: str, tmp_path: Path) -> None:
+    tamper, reason = FAULTS[fault]
+    with pytest.raises(FedemError, match=f"no usable reply in round 2: .*{reason}") as raised:
+        with_fault(tmp_path / "run", "fedem", tamper, 0, 1, 2, 3)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_node_that_is_lost_for_good_does_not_stop_a_run(tmp_path: Path) -> None:
+    """It answers nothing, not even who lives there; the others are the whole federation."""
+    config = config_of("fedmf", run={"users_per_node": EACH})
+    run, _ = carry_out_watched(tmp_path / "run", config, lambda r, m: [] if node_of(r) == BAD else [r])
+    assert [line["participants"] for line in run.lines] == [USERS - EACH] * 3
+    assert [f["reason"] for f in run.outcome.failures] == [ABSENT]
+    with pytest.raises(FedemError, match=f"no node answered: {ABSENT}"):
+        carry_out_watched(tmp_path / "none", config, lambda r, m: [])
+    with pytest.raises(FedemError, match="no usable reply in round 1: "):
+        carry_out_watched(tmp_path / "mute", config, lambda r, m: [] if m.metadata.message_type == "train" else [r])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: {"users": a["users"]},
+        lambda a: a | {"samples": a["samples"][1:]},
+        lambda a: a | {"samples": -a["samples"]},
+        lambda a: a | {"users": a["users"] - 1000},
+        lambda a: a | {"users": a["users"] + 10**12},
+        lambda a: a | {"users": a["users"][::-1].copy()},
+        lambda a: a | {"users": a["users"].astype(np.float32)},
+    ],
+)
+def test_a_false_introduction_is_refused(change: Any, tmp_path: Path) -> None:
+    def tamper(reply: Message, message: Message) -> list[Message]:
+        introduction = message.metadata.message_type == "query" and node_of(reply) == BAD
+        return spoiled(change)(reply, message) if introduction else [reply]
+
+    run, _ = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH, "rounds": 1}), tamper)
+    (failure,) = run.outcome.failures
+    assert "which users it hosts" in failure["reason"] and run.lines[0]["participants"] == USERS - EACH
+
+
+def test_two_nodes_cannot_claim_the_same_users(tmp_path: Path) -> None:
+    claim = spoiled(lambda a: a | {"users": a["users"] - EACH} if a["users"][0] == BAD * EACH else a)
+    tamper = lambda r, m: claim(r, m) if m.metadata.message_type == "query" else [r]  # noqa: E731
+    with pytest.raises(FedemError, match="two nodes claim the same users"):
+        carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
+
+
+def test_the_norm_limit_does_not_depend_on_a_cohorts_size(tmp_path: Path) -> None:
+    """FedMF uploads sums: those of many users are large although each user's rows are not."""
+    runs = {each: {"users_per_node": each, "rounds": 1} for each in (0, 1)}
+    for each, run in runs.items():
+        done = carry_out(tmp_path / str(each), config_of("fedmf", aggregate={"max_norm": 80.0}, run=run))
+        assert done.outcome.failures == []
+    with pytest.raises(FedemError, match="'rows' has norm"):
+        carry_out(tmp_path / "low", config_of("fedmf", aggregate={"max_norm": 5.0}, run=runs[0]))
+
+
+def test_one_round_of_fedmf_by_hand(tmp_path: Path) -> None:
+    """The new table is the mean of each row over the users that trained it; rows nobody trained stay."""
+    run, grid = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH, "rounds": 1}))
+    uploads = [c.arrays for c in grid.up if c.kind == "train"]
+    start = next(c.arrays["tables"][0] for c in grid.down if c.kind == "train")
+    total, count = (sum(u[name].astype(np.float64) for u in uploads) for name in ("rows", "counts"))
+    for item in range(ITEMS):
+        expected = total[item] / count[item] if count[item] else start[item]
+        np.testing.assert_allclose(run.server["table"][item], expected, atol=1e-6)
