@@ -7,6 +7,7 @@ import logging
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,12 @@ def run(
         out or default_run_path(config.data.dataset, config.method.name, config.data.protocol)
     ).create(overwrite=overwrite)
     _quiet_libraries()
-    split = split_of(config, load_interactions(config))
+    try:
+        split = split_of(config, load_interactions(config))
+    except InputError:
+        with suppress(OSError):
+            directory.path.rmdir()  # unless there is something in it
+        raise
     if not quiet:
         _err.print(_opening(config, split), soft_wrap=True)
     folder = directory.path / AGAINST
@@ -163,8 +169,7 @@ def _notes(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
     notes = []
     if run.config.data.dataset == "synthetic":
         notes.append(
-            "Synthetic data: use it to see that everything works, not to compare methods. The default method here is "
-            "fedmf, "
+            "Synthetic data: use it to see that everything works, not to compare methods. The default method is fedmf, "
             "because it beats popularity under the strict protocol and the published FedEM does not."
         )
     if not run.split.has_times:

@@ -72,7 +72,7 @@ def nan_metric(reply: Message, message: Message) -> list[Message]:
 FAULTS: dict[str, tuple[Callable[[Message, Message], list[Message]], str]] = {
     "nan": (spoiled(filled(float("nan"))), "is not finite"),
     "inf": (spoiled(filled(float("-inf"))), "is not finite"),
-    "huge": (spoiled(filled(1e20)), r"has norm \d.*e\+(19|20), more than 1e\+06"),
+    "huge": (spoiled(filled(1e20)), r"norm \d.*e\+(19|20), more than 1e\+06"),
     "shape": (spoiled(each_array(lambda x: x[..., :-1])), r"has shape \(.*\), not \("),
     "one axis less": (spoiled(each_array(lambda x: x.reshape(-1))), r"has shape \(.*\), not \("),
     "type": (spoiled(each_array(lambda x: x.astype(np.float64))), "has type float64, not float32"),
@@ -91,7 +91,7 @@ def in_training(tamper: Callable[[Message, Message], Iterable[Message]], *nodes:
     """Tamper with the replies of some nodes, from the second round on."""
 
     def tampered(reply: Message, message: Message) -> Iterable[Message]:
-        meant = message.metadata.message_type == "train" and message.metadata.group_id != "1"
+        meant = message.metadata.message_type == "train" and message.content["config"]["server-round"] != 1
         return tamper(reply, message) if meant and node_of(reply) in nodes else [reply]
 
     return tampered
@@ -146,8 +146,8 @@ def others_tables(arrays: Named) -> Named:
         ("fedem", lambda a: a | {"users": a["users"][::-1].copy()}, "holds tables of other users"),
         ("fedem", lambda a: a | {"users": a["users"].astype(np.int32)}, "'users' has type int32, not int64"),
         ("fedem", lambda a: {n: x[:-1] for n, x in a.items()}, r"'users' has shape \(9,\), not \(10,\)"),
-        ("fedmf", lambda a: a | {"counts": -a["counts"]}, "'counts' has negative numbers"),
-        ("fedmf-sr", lambda a: a | {"weight": -a["weight"]}, "'weight' has negative numbers"),
+        ("fedmf", lambda a: a | {"counts": -a["counts"]}, "'counts' is not between 0 and 10"),
+        ("fedmf-sr", lambda a: a | {"weight": -a["weight"]}, "'weight' is not between 0 and"),
         ("fedmf-sr", lambda a: a | {"table": a["table"] * np.float32(1e9)}, "'table' has norm"),
     ],
 )
@@ -223,8 +223,8 @@ def test_the_norm_limit_does_not_depend_on_a_cohorts_size(tmp_path: Path) -> Non
     for each, run in runs.items():
         done = carry_out(tmp_path / str(each), config_of("fedmf", aggregate={"max_norm": 80.0}, run=run))
         assert done.outcome.failures == []
-    with pytest.raises(FedemError, match="'rows' has norm"):
-        carry_out(tmp_path / "low", config_of("fedmf", aggregate={"max_norm": 5.0}, run=runs[0]))
+    with pytest.raises(FedemError, match="'rows' has a mean of norm"):
+        carry_out(tmp_path / "low", config_of("fedmf", aggregate={"max_norm": 1.0}, run=runs[0]))
 
 
 def test_one_round_of_fedmf_by_hand(tmp_path: Path) -> None:

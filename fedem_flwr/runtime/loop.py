@@ -95,7 +95,8 @@ class _Meter:
         for reply in replies:
             self.up += payload_bytes(reply)
             if reply.has_error():
-                self.errors.append((reply.metadata.src_node_id, reply.error.reason or "no reason given"))
+                reason = " ".join((reply.error.reason or "no reason given").split())
+                self.errors.append((reply.metadata.src_node_id, reason))
             yield reply
 
     def failures(self, round_: int) -> list[dict[str, Any]]:

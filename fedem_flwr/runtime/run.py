@@ -26,7 +26,7 @@ from fedem_flwr.evaluation.cohort import means_of, nested
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.splits import Split, make_split
 from fedem_flwr.registry import STOCK_PREFIX, find
-from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_directory import METRICS, RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.loop import Line, Outcome, Plan, run_rounds
@@ -125,7 +125,12 @@ class PreparedRun:
         checkpoints = Checkpoints(self.directory.checkpoint_dir)
         start = checkpoints.load() if resume else None
         if resume:
-            self.directory.truncate_metrics(1 if start is None else start.round + (0 if start.pending else 1))
+            first = 1 if start is None else start.round + (0 if start.pending else 1)  # line that is written next
+            if self.directory.truncate_metrics(first) != first - 1:
+                raise InputError(
+                    f"{self.directory.path / METRICS} lacks lines of rounds before {first}: the run cannot be resumed; "
+                    "start it again"
+                )
 
         def emit(line: Line) -> None:
             self.directory.append_metrics(line)

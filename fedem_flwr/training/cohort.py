@@ -201,9 +201,8 @@ class Cohort:
             sums.weighted += before * sums.weight
             return
         sums.weighted.zero_()
-        for part, weight in zip(
-            self.merge_blocks(who), size.double().split(len(self.merge_blocks(who)[0])), strict=True
-        ):
+        blocks = self.merge_blocks(who)
+        for part, weight in zip(blocks, size.double().split([len(block) for block in blocks]), strict=True):
             sums.weighted += torch.tensordot(weight, self.state.table[part].double(), dims=1)
 
     def overwrite(self, who: Tensor, tables: GlobalTables) -> None:

@@ -1,0 +1,226 @@
+"""A run that dies, at any moment, ends as if it had not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import TINY_OPTIONS, carry_out, config_of, done, figures, largest_difference, prepare
+
+from fedem_flwr.cli import main
+from fedem_flwr.runtime.run import PreparedRun
+
+RESULTS = ("metrics", "rounds", "users", "items", "interactions", "bytes_up", "bytes_down", "failures", "controls")
+
+
+def results(directory: Path) -> dict[str, Any]:
+    """What of a summary must not change."""
+    summary = json.loads((directory / "summary.json").read_text())
+    return {key: summary[key] for key in RESULTS}
+
+
+def fedem(*arguments: str) -> int:
+    """Run the command line in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL: nothing handles it."""
+
+
+def crash_at(call: int, patch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Let the process die in its `call`-th fsync; returns how many there were."""
+    calls, fsync = 0, os.fsync
+
+    def counted(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Crash
+        fsync(handle)
+
+    patch.setattr(os, "fsync", counted)
+    return lambda: calls
+
+
+STOCK = {"strategy": "flwr.FedAdam", "client": "table"}
+MOMENTUM = {
+    "strategy": "flwr.FedAvgM",
+    "client": "table",
+    "options": {"server_momentum": 0.9, "server_learning_rate": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "each"), [("fedem", {}, 0), ("fedmf", {}, 20), ("stock", STOCK, 0), ("stock", MOMENTUM, 20)]
+)
+def test_death_at_every_write(
+    name: str, method: dict[str, Any], each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write is flushed with fsync, so this dies around each one: of states, checkpoints and metrics lines."""
+    config = config_of(name, method=method, run={"rounds": 3, "checkpoint_every": 1, "users_per_node": each})
+    with monkeypatch.context() as patch:
+        writes = crash_at(0, patch)
+        start = prepare(tmp_path / "whole", config)
+        before = writes()
+        whole = done(start, start.carry_out(lambda _: None))
+    moments = range(1, writes() - before + 1)
+    assert len(moments) > 12
+    for moment in moments[:: 1 if name == "fedem" else 3]:
+        run = prepare(tmp_path / str(moment), config)
+        with monkeypatch.context() as patch, pytest.raises(Crash):
+            crash_at(moment, patch)
+            run.carry_out(lambda _: None)
+        resumed = done(run, run.carry_out(lambda _: None, resume=True))
+        assert largest_difference(whole.server, resumed.server) == largest_difference(whole.nodes, resumed.nodes) == 0
+        assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines], moment
+
+
+def test_death_between_rare_checkpoints_and_with_some_participants(tmp_path: Path) -> None:
+    config = config_of(
+        "fedem",
+        run={"rounds": 7, "checkpoint_every": 3, "participants": 0.5, "users_per_node": 9},
+        aggregate={"fraction": 0.5},
+    )
+    whole = carry_out(tmp_path / "whole", config)
+    for last in (1, 3, 4, 6, 7):
+        run = prepare(tmp_path / str(last), config)
+
+        def die(line: dict[str, Any], last: int = last) -> None:
+            if line["round"] == last:
+                raise Crash
+
+        with pytest.raises(Crash):
+            run.carry_out(die)
+        again = PreparedRun(run.directory, run.config, run.split)
+        resumed = done(again, again.carry_out(lambda _: None, resume=True))
+        assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines]
+        assert largest_difference(whole.server, resumed.server) == largest_difference(whole.nodes, resumed.nodes) == 0
+
+
+def run_options(out: Path) -> list[str]:
+    some = ["--rounds=30", "--method=fedem", "--set=run.checkpoint_every=1", "--quiet", f"--out={out}"]
+    return ["run", *TINY_OPTIONS, *some]
+
+
+def test_three_kills_at_random_moments(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    assert fedem(*run_options(whole)) == 0
+    duration = time.monotonic() - began
+    draw = random.Random(20250722)
+    for attempt in range(3):
+        out = tmp_path / str(attempt)
+        command = [sys.executable, "-m", "fedem_flwr.cli", *run_options(out)]
+        process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+        await_file(out / "config.toml", process)
+        time.sleep(draw.random() * 0.9 * duration)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+        assert fedem("resume", str(out), "--quiet") == 0
+        assert results(out) == results(whole)
+
+
+def await_file(path: Path, process: subprocess.Popen[Any]) -> None:
+    """Wait until a process has written a file."""
+    while not path.exists():
+        assert process.poll() is None, "the run ended before it began"
+        time.sleep(0.01)
+
+
+# ---- in this process, through the command line
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with another beside it; tests copy it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    options = ["--rounds=3", "--method=fedem", "--against=fedmf", "--quiet", f"--out={out}"]
+    assert fedem("run", *TINY_OPTIONS, *options, "--set=run.checkpoint_every=2") == 0
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_resuming_a_finished_run_changes_nothing(copied: Path, finished: Path) -> None:
+    assert fedem("resume", str(copied), "--quiet") == 0
+    assert results(copied) == results(finished)
+    assert (copied / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+    diagnostics = [json.loads((path / "diagnostics.json").read_text()) for path in (copied, finished)]
+    assert diagnostics[0]["groups"] == diagnostics[1]["groups"] and diagnostics[0]["rho"] == diagnostics[1]["rho"]
+
+
+def test_the_runs_beside_are_resumed_too(copied: Path, finished: Path) -> None:
+    """Killed in the first of two runs: neither has a summary, the main one has not even begun."""
+    beside = copied / "against" / "fedmf"
+    for path in (copied, beside):
+        (path / "summary.json").unlink()
+        (path / "report.html").unlink()
+    for path in (copied, beside):
+        shutil.rmtree(path / "checkpoint")
+    (copied / "metrics.jsonl").unlink()
+    lines = (beside / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (beside / "metrics.jsonl").write_text("".join(lines[:1]) + lines[1][:20])
+    assert fedem("resume", str(copied), "--quiet") == 0
+    assert results(copied) == results(finished)
+    assert results(beside) == results(finished / "against" / "fedmf")
+    assert "fedmf" in (copied / "report.html").read_text()
+
+
+def damage(name: str) -> Callable[[Path], None]:
+    def write(run: Path) -> None:
+        (path,) = run.glob(name)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (damage("checkpoint/latest.json"), "latest.json is damaged"),
+        (damage("checkpoint/server/*.safetensors"), "round-00000003.safetensors is damaged"),
+        (damage("checkpoint/nodes/node-000000/*3.safetensors"), "round-00000003.safetensors is damaged"),
+        (lambda run: next(run.glob("checkpoint/server/*")).unlink(), "the checkpoint of round 3 in"),
+        (lambda run: (run / "checkpoint/latest.json").write_text("[]"), "latest.json is damaged"),
+        (damage("config.toml"), "config.toml"),
+        (damage("split/train_items.npy"), "damaged split"),
+        (damage("split/split.json"), "damaged split"),
+        (lambda run: (run / "config.toml").unlink(), "config.toml"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl lacks lines of rounds before 4"),
+    ],
+)
+def test_damage_is_one_clear_line(
+    spoil: Callable[[Path], None], named: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(copied)
+    capsys.readouterr()
+    assert fedem("resume", str(copied), "--quiet") in (1, 2)
+    screen = capsys.readouterr()
+    assert screen.out == "" and screen.err.count("\n") == 1 and screen.err.startswith("fedem: ")
+    assert named in screen.err
+
+
+def test_a_half_written_line_and_leftovers_are_mended(copied: Path, finished: Path) -> None:
+    with (copied / "metrics.jsonl").open("a") as stream:
+        stream.write('{"round": 4, "train_lo')
+    (copied / "checkpoint" / "server" / "round-00000004.abc.tmp").write_text("half")
+    (copied / "checkpoint" / ".latest.json.tmp").write_text("half")
+    assert fedem("resume", str(copied), "--quiet") == 0
+    assert results(copied) == results(finished)
