@@ -1,5 +1,5 @@
 # Everything a fresh machine with Python 3.11 or newer needs:
-#     make run     set up .venv and train FedEM on the embedded data set (ARGS="..." is passed to `fedem run`)
+#     make run     set up .venv and train on the embedded data set (ARGS="..." is passed to `fedem run`)
 #     make test    set up .venv with the developers' tools and run the tests (ARGS="..." is passed to pytest)
 # Set-up happens once; it is repeated when pyproject.toml or constraints.txt change.
 

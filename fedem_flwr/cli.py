@@ -191,6 +191,10 @@ def main(arguments: list[str] | None = None) -> None:
         stop("interrupted; continue with `fedem resume RUN_DIR`", 130)
     except OSError as error:
         stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except Exception as error:  # not foreseen: still one line, and the details for whoever asks
+        if os.environ.get("FEDEM_TRACEBACK"):
+            raise
+        stop(f"unexpected {type(error).__name__}: {error} (FEDEM_TRACEBACK=1 shows where; please report it)", 1)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -75,20 +75,22 @@ def run(
 ) -> None:
     """`fedem run`: one run, or one for each further method, then one table and one report."""
     tree, origin = experiment_tree(experiment)
-    methods = list(tree.pop("methods", []))
+    methods = tree.pop("methods", [])
+    if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
+        raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")
     if methods and "name" not in options.get("method", {}):
         options = merge_trees(options, {"method": {"name": methods[0]}})
         against = [*methods[1:], *against]
     config = resolve(tree, options, origin)
     named = dict.fromkeys(against)  # each once
     shared = {section: keys for section, keys in tree.items() if section in SHARED_SECTIONS}
-    others = [resolve(shared, merge_trees(options, {"method": {"name": name}}), origin) for name in named]
+    common = {section: keys for section, keys in options.items() if section != "method"}
+    others = [resolve(shared, merge_trees(common, {"method": {"name": name}}), origin) for name in named]
     for each in (config, *others):  # before anything is read or written
         resolve_device(each.run.device)
         check_method(each)
-    directory = RunDirectory(
-        out or default_run_path(config.data.dataset, config.method.name, config.data.protocol)
-    ).create(overwrite=overwrite)
+    directory = RunDirectory(out or default_run_path(config.data.dataset, config.method.name, config.data.protocol))
+    _claim(directory, overwrite=overwrite)
     _quiet_libraries()
     try:
         split = split_of(config, load_interactions(config))
@@ -96,15 +98,29 @@ def run(
         with suppress(OSError):
             directory.path.rmdir()  # unless there is something in it
         raise
+    if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
+        directory.create(overwrite=True)
+        for name in (SPLIT_FOLDER, AGAINST):
+            shutil.rmtree(directory.path / name, ignore_errors=True)
     if not quiet:
-        _err.print(_opening(config, split), soft_wrap=True)
-    folder = directory.path / AGAINST
-    if folder.exists():  # of the run that is overwritten
-        shutil.rmtree(folder)
-    places = [RunDirectory(folder / other.method.name).create() for other in others]
+        _err.print(_opening(config, split), f"into {directory.path}", sep="\n", soft_wrap=True)
+    places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in others]
     beside = [PreparedRun.create(place, other, split) for place, other in zip(places, others, strict=True)]
     main = PreparedRun.create(directory, config, split)  # last: now there is all that `resume` needs
     _carry_out_all(main, beside, quiet=quiet)
+
+
+def _claim(directory: RunDirectory, *, overwrite: bool) -> None:
+    """Make sure that a run may be written there, and delete nothing yet.
+
+    Raises:
+        InputError: not writable, holds a run that may not be overwritten, or folders that are none of a run's.
+    """
+    held = directory.holds_run()
+    directory.create(resume=overwrite)
+    for name in (SPLIT_FOLDER, AGAINST):
+        if not held and (directory.path / name).exists():
+            raise InputError(f"{directory.path / name} exists and is no run's: choose another --out, or move it")
 
 
 def experiment_tree(experiment: str | None) -> tuple[Tree, str]:
@@ -184,7 +200,10 @@ def audit(options: Tree, out: Path | None, *, quiet: bool) -> None:
     _quiet_libraries()
     base = resolve({}, options, "options")
     if out is not None:
-        RunDirectory(out).create(overwrite=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {out}: {error.strerror}; give another folder with --out") from None
     steps = auditing.steps(base)
     with RoundProgress(steps, description="audit", quiet=quiet) as progress:
         rows = auditing.leak_table(base, options, lambda step: progress.update(step, {}))

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,7 @@ from fedem_flwr.data.synthetic import SyntheticConfig
 from fedem_flwr.errors import InputError, suggest
 
 Tree = dict[str, Any]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class _Section(BaseModel):
@@ -49,7 +50,7 @@ class DataConfig(_Section):
 class MethodConfig(_Section):
     """Which Flower strategy and client a method is made of."""
 
-    name: str = Field("fedmf", description="name of the preset; shown in results")
+    name: str = Field("fedmf", pattern=_NAME, description="name of the preset; shown in results, and a folder's name")
     base: str = Field("", description="preset whose settings this method starts from; default: the one of its name")
     title: str = Field("", description="one line for reports")
     strategy: str = Field("fedmf", description="a registered strategy, or `flwr.NAME` for a stock Flower strategy")
@@ -85,7 +86,9 @@ class MergeConfig(_Section):
     )
     schedule: Literal["paper", "released"] = Field("paper", description="merge once a round, or again in every batch")
     rho: float = Field(0.5, ge=0, le=1, description="ρ of `static`")
-    hidden: tuple[int, ...] = Field((16, 8), min_length=1, description="hidden widths of the adapter")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (16, 8), min_length=1, description="hidden widths of the adapter"
+    )
     bias: float = Field(0.0, description="added to the adapter's output at the start; > 0 favours the global table")
     lr: float = Field(0.1, gt=0, description="β for Θ_u (Adam)")
     epochs: int = Field(1, ge=1, description="epochs of Eq. 11 under the `paper` schedule")
@@ -217,8 +220,9 @@ def _presets(kind: str) -> Any:
 
 
 def _preset(kind: Literal["methods", "datasets"], name: str) -> Tree:
-    entry = _presets(kind).joinpath(f"{name}.toml")
-    return tomllib.loads(entry.read_text(encoding="utf-8")) if entry.is_file() else {}
+    if name not in preset_names(kind):  # it may be a path
+        return {}
+    return tomllib.loads(_presets(kind).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: str = "configuration") -> Config:
@@ -248,7 +252,9 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     if not method_preset and (base != method or "strategy" not in given.get("method", {})):
         raise InputError(f"{origin}: unknown method '{base}'{suggest(base, preset_names('methods'))}")
     tree = merge_trees(method_preset, data_preset, settings.get(method, {}), given)
-    tree.setdefault("method", {})["name"] = method
+    own_strategy = given.get("method", {}).get("strategy")
+    unnamed = "name" not in given.get("method", {}) and own_strategy not in (None, method_preset["method"]["strategy"])
+    tree.setdefault("method", {})["name"] = own_strategy if unnamed else method  # results must not pass as the preset's
     return build(tree, origin)
 
 

@@ -26,7 +26,7 @@ _PASSES: Final = 8
 class SyntheticConfig(BaseModel):
     """The shape of the synthetic data set; the defaults train in seconds, neither trivial nor hopeless."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     users: int = Field(default=600, ge=2, description="n, number of users")
     items: int = Field(default=800, ge=30, description="m, number of items in the catalogue")

@@ -61,7 +61,7 @@ class CohortState:
 
     @classmethod
     def initial(cls, k: int, items: int, settings: CohortSettings, device: torch.device) -> CohortState:
-        """All users start from the same values ."""
+        """All users start from the same values."""
         table = adapter = None
         user = initial_user(settings.dim, settings.init_std, settings.seed).to(device)
         if settings.own_tables:
@@ -123,9 +123,9 @@ class Cohort:
         self.histories, self.state, self.settings = histories, state, settings
 
     def merge_blocks(self, who: Tensor) -> list[Tensor]:
-        """Users in chunks whose whole tables fit the working budget."""
-        rows = max(1, MERGE_FLOATS // (self.histories.items * self.settings.dim))
-        return list(who.split(rows))
+        """Users in chunks whose whole tables, or scores where one table serves all, fit the working budget."""
+        a_user = self.histories.items * (1 if self.state.table is None else self.settings.dim)
+        return list(who.split(max(1, MERGE_FLOATS // a_user)))
 
     def merged(self, who: Tensor, tables: GlobalTables | None) -> tuple[Tensor, Tensor | None]:
         """The tables (k', m, d) that users `who` score with: merged where one was downloaded, else their own.
@@ -151,6 +151,9 @@ class Cohort:
 
     def scores(self, who: Tensor, tables: GlobalTables | None) -> tuple[Tensor, Tensor | None]:
         """Logits (k', m) of users `who` for the whole catalogue, and ρ as `merged` gives it."""
+        if self.state.table is None:  # one table for all: one product
+            table = self._initial_table() if tables is None else tables.tables[0]
+            return self.state.user[who] @ table.T, None
         items, rho = self.merged(who, tables)
         return scores(self.state.user[who], items), rho
 
@@ -220,13 +223,12 @@ class Cohort:
         block = self._gather(who, tables, samples, merging)
         start = block.rows.clone() if sums else None
         run = {"seed": settings.seed, "round_": round_}
-        if merging and settings.schedule == "paper":
-            adapter = AdapterStep(block, local, settings.merge)
+        if merging and tables is not None and settings.schedule == "paper":
+            adapter = AdapterStep(block, local, settings.merge)  # Eq. 11
             train_epochs(adapter, block, local, epochs=settings.adapter_epochs, first_epoch=local.epochs, **run)
             if state.adapter is not None and block.theta is not None:
                 state.adapter[who] = block.theta
-            if tables is not None:
-                self.overwrite(who, tables)
+            self.overwrite(who, tables)  # Eq. 10, with the new Θ
             block = self._gather(who, None, samples, False)
         step = (
             MergedStep(block, local, settings.merge)

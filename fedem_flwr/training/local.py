@@ -233,8 +233,8 @@ def train_epochs(
 ) -> Tensor:
     """Run a step over shuffled batches; `block`'s tensors are trained in place.
 
-    A client stops when its running mean loss over the round changes by less than `early_stop` between two epochs
-    , as in the released program.
+    A client stops when its running mean loss over the round changes by less than `early_stop` between two epochs,
+    as in the released program.
 
     Args:
         first_epoch: number of the first epoch in the key of its shuffle, so that two phases of a round differ.

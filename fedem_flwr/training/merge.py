@@ -1,6 +1,6 @@
-"""Merging a client's own item table with the one it downloaded (FedEM, AAAI 2026, Eq.
+"""Merging a client's own item table with the one it downloaded.
 
-9–10 and the variants of Table 2).
+FedEM (AAAI 2026), Eq. 9–10 and the variants of its Table 2.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ operation over the cores: nobody waits at the end of each operation, least of al
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,12 @@ def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], devic
         return
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(function, items)
+            waiting: deque[Future[Result]] = deque()
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:  # results that nobody took yet must not pile up
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
     finally:  # torch gives a later thread the number that any thread set last
         torch.set_num_threads(threads)
