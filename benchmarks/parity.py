@@ -1,6 +1,6 @@
 """The same run on differently many nodes and runtimes: how far apart the clients' tables and the metrics are.
 
-python -m benchmarks.parity --dataset filmtrust --method fedem-released --rounds 3 --users-per-node 0 7 1 --ray 0 7
+python -m benchmarks.parity --dataset filmtrust --method fedem-released --rounds 3 --users-per-node 0 7 1 --ray 0 7 1
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--protocol", default="strict")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--users-per-node", type=int, nargs="*", default=[0, 7, 1])
-    parser.add_argument("--ray", type=int, nargs="*", default=[0, 7])
+    parser.add_argument("--ray", type=int, nargs="*", default=[0, 7, 1])
     args = parser.parse_args()
     wanted = [("inprocess", k) for k in args.users_per_node] + [("ray", k) for k in args.ray]
     first: Result | None = None

@@ -133,7 +133,8 @@ class CohortClient(NumPyClient):
         Raises:
             ValueError: a user that this node does not host.
         """
-        position = users - self.users[0]
+        first = self.users[0] if len(self.users) else 0
+        position = users - first
         if len(users) and (position.min() < 0 or position.max() >= len(self.users)):
             raise ValueError(f"node {self.node} was asked for a user that it does not host")
         return as_tensor(position.astype(np.int64), self.host.device())

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from clients.cohort import Arrays, CohortClient, Scalar
+from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
 from fedem_flwr.training.cohort import Cohort
 from fedem_flwr.training.merge import GlobalTables
@@ -28,7 +29,13 @@ class TableClient(CohortClient):
         return self.DOWNLOAD
 
     def model(self, round_: int, parameters: Arrays) -> tuple[Cohort, GlobalTables | None]:
-        """The downloaded table is everybody's; some of Flower's strategies (FedAdam) turn it into float64."""
+        """The downloaded table is everybody's; some of Flower's strategies (FedAdam) turn it into float64.
+
+        Raises:
+            FedemError: nobody lives here. Any table from here would count in a median; an error is left out.
+        """
+        if not len(self.users):
+            raise FedemError(f"node {self.node} hosts no users: start fewer nodes")
         table = parameters[0][None].astype(np.float32, copy=False)
         return self.host.cohort(self.node, round_), self.downloaded(_NOBODY, table)
 

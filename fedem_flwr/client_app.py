@@ -37,7 +37,11 @@ def build_client_app(host: NodeHost | None = None) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         client = client_of(context)
         config = _config(message)
-        arrays, examples, metrics = client.fit(_parameters(message, client.DOWNLOAD), config)
+        try:
+            arrays, examples, metrics = client.fit(_parameters(message, client.DOWNLOAD), config)
+        except Exception:
+            client.host.forget(client.node)
+            raise
         names = client.upload_names(config)
         return _reply(message, metrics, examples, dict(zip(names, arrays, strict=True)))
 

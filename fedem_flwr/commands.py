@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedem_flwr.config import Config, Tree, load_resolved, merge_trees, read_toml, resolve
+from fedem_flwr.data import SYNTHETIC
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.html import write_report
@@ -183,10 +184,13 @@ def _opening(config: Config, split: Split) -> str:
 
 def _notes(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
     notes = []
-    if run.config.data.dataset == "synthetic":
+    if run.config.data.dataset == SYNTHETIC:
+        notes.append("Synthetic data: use it to see that everything works, not to compare methods.")
+    if run.config.model_dump(exclude={"run", "evaluation"}) == resolve({}, {}).model_dump(
+        exclude={"run", "evaluation"}
+    ):
         notes.append(
-            "Synthetic data: use it to see that everything works, not to compare methods. The default method is fedmf, "
-            "because it beats popularity under the strict protocol and the published FedEM does not."
+            "The default method is fedmf: under strict it beats popularity here, and the published FedEM does not."
         )
     if not run.split.has_times:
         notes.append("This data set has no times: under strict the held-out items are drawn at random.")

@@ -8,14 +8,15 @@ continued.
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedem_flwr.config import load_resolved, resolve
+from fedem_flwr.config import resolve
 from fedem_flwr.errors import InputError
-from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.run import PreparedRun, load_interactions, split_of
 
@@ -34,13 +35,12 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Prepare or continue the run, over whatever nodes the grid reaches."""
-    given = dict(context.run_config)
+    given = {name: value for name, value in context.run_config.items() if value}
     if not given.get("run-dir"):
         raise InputError("the run configuration names no run-dir; give one that server and nodes can see")
     directory = RunDirectory(Path(str(given["run-dir"])))
     if directory.holds_run():
-        config = load_resolved(directory.path / "config.toml")
-        prepared = PreparedRun(directory, config, Split.load(directory.path / "split"))
+        prepared = PreparedRun.open(directory)
     else:
         options: dict[str, dict[str, object]] = {}
         for name, section in _OPTIONS.items():
@@ -48,5 +48,9 @@ def main(grid: Grid, context: Context) -> None:
                 key = "name" if name == "method" else name
                 options.setdefault(section, {})[key] = given[name.replace("_", "-")]
         config = resolve({}, options, "the run configuration")
-        prepared = PreparedRun.create(directory.create(), config, split_of(config, load_interactions(config)))
+        split = split_of(config, load_interactions(config))
+        command = shlex.join(
+            ["flwr", "run", ".", "--run-config", " ".join(f"{k}={json.dumps(v)}" for k, v in given.items())]
+        )
+        prepared = PreparedRun.create(directory.create(), config, split, command)
     prepared.server(lambda _: None, resume=True)(grid)

@@ -7,6 +7,7 @@ over nodes.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.randomness import keyed_permutation
 from fedem_flwr.runtime.wire import pack_arrays, plain_numbers
-from strategies.uploads import Named, Spec, arrays_of, introduces, problem_of
+from strategies.uploads import Named, Spec, arrays_of, introduces, problem_of, size_of
 
-_NOBODY = np.empty(0, dtype=np.int64)
+_NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class CohortStrategy(Strategy):
         items: m, the catalogue's size.
 
     Attributes:
+        users: n, how many users there are; set before `meet`, which believes no node that claims others.
         failures: contributions left out so far; the run goes on without them.
         samples: (n,) training interactions of each user, known after `meet`.
         upload: the kind of upload asked for.
@@ -52,11 +54,14 @@ class CohortStrategy(Strategy):
 
     def __init__(self, config: Config, items: int) -> None:
         self.config, self.items = config, items
+        self.users = 0
         self.failures: list[Failure] = []
         self.samples: np.ndarray = np.empty(0, dtype=np.int64)
         self._nodes: dict[int, np.ndarray] = {}
         self._open: dict[int, np.ndarray] = {}  # nodes that have not answered yet
+        self._trains: dict[int, np.ndarray] = {}  # who trains on each node this round
         self._asked: dict[int, np.ndarray] = {}  # whose uploads each node was asked for
+        self._drawn: tuple[int, np.ndarray] = (0, _NOBODY)  # a round and its participants
         self._names: dict[int, str] = {}
 
     # What a method fills in.
@@ -108,20 +113,20 @@ class CohortStrategy(Strategy):
         """
         asked = list(grid.get_node_ids())
         self._open = dict.fromkeys(asked, _NOBODY)
+        self.samples, claimed = np.zeros(self.users, dtype=np.int64), np.zeros(self.users, dtype=bool)
         replies = grid.send_and_receive((Message(RecordDict(), node, "query") for node in asked), timeout=timeout)
         for reply in self._answers(0, replies):
             node, arrays = reply.metadata.src_node_id, arrays_of(reply)
-            if arrays is None or not introduces(arrays):
+            if arrays is None or not introduces(arrays, self.users):
                 self.fail(0, node, "does not say properly which users it hosts")
                 continue
             users = arrays["users"]
             if not len(users):  # more nodes than users
                 continue
             self._nodes[node], self._names[node] = users, f"node of users {users[0]}–{users[-1]}"
-            self.samples = np.pad(self.samples, (0, max(0, int(users[-1]) + 1 - len(self.samples))))
-            if self.samples[users].any():
+            if claimed[users].any():
                 raise FedemError(f"two nodes claim the same users; the second is the {self._names[node]}")
-            self.samples[users] = arrays["samples"]
+            self.samples[users], claimed[users] = arrays["samples"], True
         self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: int(entry[1][0])))
         if not self._nodes:
             reason = f": {self.failures[-1].reason}" if self.failures else ""
@@ -132,15 +137,18 @@ class CohortStrategy(Strategy):
         if fraction >= 1:
             return users
         order = keyed_permutation(len(users), self.config.run.seed, purpose, round_).numpy()
-        return np.sort(users[order[: max(1, int(fraction * len(users)))]])
+        count = math.floor(fraction * len(users) + 1e-9)  # 0.29 * 100 is a little less than 29
+        return np.sort(users[order[: max(1, count)]])
 
     def participants(self, round_: int) -> np.ndarray:
-        """(p,) the users that train in a round."""
-        everyone = np.flatnonzero(self.samples)
-        return self.draw("participants", everyone, self.config.run.participants, round_)
+        """(p,) the users that train in a round, ascending; drawn once a round."""
+        if self._drawn[0] != round_:
+            everyone = np.flatnonzero(self.samples)
+            self._drawn = round_, self.draw("participants", everyone, self.config.run.participants, round_)
+        return self._drawn[1]
 
     def uploaders(self, round_: int) -> np.ndarray:
-        """(a,) the participants whose uploads are aggregated."""
+        """(a,) the participants whose uploads are aggregated, ascending."""
         return self.draw("uploaders", self.participants(round_), self.config.aggregate.fraction, round_)
 
     # Flower's protocol.
@@ -161,11 +169,26 @@ class CohortStrategy(Strategy):
         ):
             settings[name] = value
         self._open = dict(self._nodes)
-        self._asked = {node: np.intersect1d(uploaders, users) for node, users in self._nodes.items()}
-        return (
-            self._message("train", node, settings, np.intersect1d(participants, users), self._asked[node])
-            for node, users in self._nodes.items()
-        )
+        self._trains = {node: _hosted(participants, users) for node, users in self._nodes.items()}
+        self._asked = {node: _hosted(uploaders, users) for node, users in self._nodes.items()}
+        return (self._message("train", node, settings, self._trains[node], self._asked[node]) for node in self._nodes)
+
+    def message_bytes(self, round_: int) -> tuple[float, float]:
+        """Bytes up and down that a user's training messages take in a round if every user is a node.
+
+        Call it before the round's uploads are combined.
+
+        Returns:
+            Means over all users, whether they train and upload or not; comparable between methods, as they do not
+            depend on how users are spread over nodes.
+        """
+        trains, uploads = len(self.participants(round_)), len(self.uploaders(round_))
+        idle, one = (sum(size_of(self.expected(users))) for users in (_NOBODY, _ONE))
+        tables = self.download(np.arange(self.users))
+        names, values = size_of(tables)
+        own = len(tables.get("receivers", _NOBODY)) > 0  # else one table, that each of them gets
+        orders = len("participants" + "uploaders") + _NOBODY.itemsize * (trains + uploads) / self.users
+        return idle + (one - idle) * uploads / self.users, orders + names + (values / self.users if own else values)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -179,7 +202,6 @@ class CohortStrategy(Strategy):
         Raises:
             FedemError: not a single node contributed.
         """
-        participants = self.participants(server_round)
         sums: dict[str, float] = {}
         contributions = 0
         for reply, metrics in self._valid(server_round, replies):
@@ -190,7 +212,7 @@ class CohortStrategy(Strategy):
                 self.fail(server_round, node, problem)
                 continue
             add_sums(sums, metrics)
-            self.receive(arrays, np.intersect1d(participants, self._nodes[node]))
+            self.receive(arrays, self._trains[node])
             contributions += 1
         if not contributions:
             raise FedemError(f"no usable reply in round {server_round}: {self.failures[-1].reason}")
@@ -260,3 +282,9 @@ class CohortStrategy(Strategy):
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
         """What is wrong with an upload; empty if nothing is."""
         return problem_of(arrays, self.expected(uploaders), self.config.aggregate.max_norm)
+
+
+def _hosted(chosen: np.ndarray, users: np.ndarray) -> np.ndarray:
+    """Those of the `chosen` (ascending) that are among a node's `users` (consecutive)."""
+    first, end = np.searchsorted(chosen, [users[0], users[-1] + 1])
+    return chosen[first:end]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from flwr.app import Message
 from fedem_flwr.runtime.wire import unpack_arrays
 
 Named = dict[str, np.ndarray]
-_MOST_USERS = 10**9  # a larger number can only be a mistake, and would fill the memory
+_MOST_SAMPLES = 2**31  # of a user; a larger number can only be a mistake
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Spec:
     shape: tuple[int | None, ...]
     dtype: str = "float32"
     bounded: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """What its values take; none where a length is open."""
+        return math.prod(length or 0 for length in self.shape) * np.dtype(self.dtype).itemsize
 
 
 def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> str:
@@ -51,6 +57,11 @@ def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> 
     return ""
 
 
+def size_of(arrays: Mapping[str, np.ndarray | Spec]) -> tuple[int, int]:
+    """Bytes of the names and of the values of arrays, or of what is expected."""
+    return sum(len(name.encode()) for name in arrays), sum(array.nbytes for array in arrays.values())
+
+
 def norms(values: np.ndarray) -> np.ndarray:
     """(k,) Frobenius norms of clients' arrays (leading axis of three), else (1,); not finite where an array is not."""
     clients = len(values) if values.ndim == 3 else 1
@@ -62,16 +73,16 @@ def arrays_of(reply: Message) -> Named | None:
     """A reply's arrays; None where there are none, or their bytes are no arrays."""
     try:
         return unpack_arrays(reply.content.array_records["arrays"])
-    except (KeyError, ValueError, TypeError, EOFError, OSError):
+    except Exception:  # foreign bytes fail to decode in any way: bad archives, headers larger than the memory, ...
         return None
 
 
-def introduces(arrays: Named) -> bool:
-    """Whether a node's introduction is one: consecutive users, and a count for each."""
+def introduces(arrays: Named, most: int) -> bool:
+    """Whether a node's introduction is one: consecutive users of the run's `most`, and a count for each."""
     users, samples = arrays.get("users"), arrays.get("samples")
     if users is None or samples is None or users.ndim != 1 or users.shape != samples.shape:
         return False
     if users.dtype != np.int64 or samples.dtype != np.int64:
         return False
-    in_order = bool((np.diff(users) == 1).all())
-    return in_order and bool((samples >= 0).all() and users.min(initial=0) >= 0 and users.max(initial=0) < _MOST_USERS)
+    known = bool((np.diff(users) == 1).all() and users.min(initial=0) >= 0 and users.max(initial=-1) < most)
+    return known and bool(samples.min(initial=0) >= 0 and samples.max(initial=0) <= _MOST_SAMPLES)

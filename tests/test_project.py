@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata, resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
@@ -101,6 +101,17 @@ def test_compose_file_has_the_federation() -> None:
     assert {"superlink", "fedem"} <= services.keys()
     partitions = {services[name]["command"][-1] for name in nodes}
     assert partitions == {f"partition-id={index} num-partitions={len(nodes)}" for index in range(len(nodes))}
+
+
+def test_compose_services_share_the_runs_folder() -> None:
+    """Messages carry no data: server, nodes and the one that submits must see the same run directory."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    mounts = {name: service["volumes"] for name, service in compose["services"].items()}
+    assert len(mounts) == 4 and set(map(tuple, mounts.values())) == {("runs:/runs",)}
+    assert "runs" in compose["volumes"]
+    submitted = compose["services"]["fedem"]["command"][0]
+    (options,) = re.findall(r"--run-config '([^']*)'", submitted)
+    assert PurePosixPath(tomllib.loads(options)["run-dir"]).parent == PurePosixPath("/runs")
 
 
 def test_compose_images_are_the_pinned_flower() -> None:

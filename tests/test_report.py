@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
 from datetime import datetime
 from html.parser import HTMLParser
@@ -18,10 +19,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.report import RunDirectory, default_run_path, plots
+from fedem_flwr.report import RunDirectory, default_run_path, plots, selection
 from fedem_flwr.report.html import render_report, write_report
 from fedem_flwr.report.progress import RoundProgress, clock_text, rate_text, task_progress
-from fedem_flwr.report.run_directory import number_at, plain
+from fedem_flwr.report.run_directory import number_at, plain, write_atomically
 from fedem_flwr.report.tables import audit_table, bytes_text, result_rows, result_table, verdict
 
 Json = dict[str, Any]
@@ -531,3 +532,55 @@ class TestReport:
         other = example_run(tmp_path / "other", **change)
         with pytest.raises(InputError, match="same data set and protocol"):
             write_report(run.path, [other.path])
+
+
+# ---- which round is reported
+
+
+def evaluated(number: int, users: int | None, hits: float, gain: float) -> Json:
+    more = {} if users is None else {"evaluated_users": users}
+    return {"round": number, "validation": scores(0.1, gain), "test": scores(hits, 0.1), **more}
+
+
+def test_the_reported_round_is_the_best_among_those_with_the_most_users() -> None:
+    lines = [evaluated(1, 40, 0.1, 0.3), evaluated(2, 30, 0.9, 0.9), evaluated(3, 40, 0.2, 0.2)]
+    assert selection.reported_line(lines, "strict")["round"] == 1
+    assert selection.reported_line(lines, "paper")["round"] == 3
+    unsaid = [evaluated(n, None, 0.1 * n, 0.5) for n in (1, 2)]
+    assert selection.reported_line(unsaid, "strict")["round"] == 1, "the first of equals"
+    assert selection.reported_line(unsaid, "paper")["round"] == 2
+
+
+def test_rounds_on_fewer_users_are_named(tmp_path: Path) -> None:
+    lines = [metrics_line(n, evaluated_users=943 - 100 * (n in (2, 5))) for n in range(1, 7)]
+    assert selection.partial_text([metrics_line(1)], 943) == ""
+    assert selection.partial_text([metrics_line(1, evaluated_users=943)], 943) == ""
+    note = selection.partial_text(lines, 943)
+    assert "2 of 6 rounds (2, 5)" in note and "843 at least, of 943" in note
+    run = example_run(tmp_path / "run")
+    assert "fewer users" not in render_report(run.path)
+    run.truncate_metrics(1)
+    for line in lines:
+        run.append_metrics(line)
+    assert note in render_report(run.path)
+
+
+def test_a_replaced_file_is_named_on_the_disk_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a crash may keep a deletion that came later, and lose the new name."""
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(handle: int) -> None:
+        events.append("folder" if os.path.samestat(os.fstat(handle), tmp_path.stat()) else "file")
+        fsync(handle)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        events.append("replace")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    write_atomically(tmp_path / "latest.json", "{}")
+    assert events == ["file", "replace", "folder"]

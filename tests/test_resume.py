@@ -15,12 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import TINY_OPTIONS, carry_out, config_of, done, figures, largest_difference, prepare
+from worlds import TINY_OPTIONS, WatchedGrid, carry_out, config_of, done, figures, largest_difference, node_of, prepare
 
 from fedem_flwr.cli import main
+from fedem_flwr.errors import FedemError
+from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
+from fedem_flwr.runtime.inprocess import task_identity
+from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.run import PreparedRun
 
-RESULTS = ("metrics", "rounds", "users", "items", "interactions", "bytes_up", "bytes_down", "failures", "controls")
+RESULTS = (
+    "metrics",
+    "rounds",
+    "users",
+    "items",
+    "interactions",
+    "bytes_up",
+    "bytes_down",
+    "node_bytes_up",
+    "node_bytes_down",
+    "failures",
+    "controls",
+)
 
 
 def results(directory: Path) -> dict[str, Any]:
@@ -163,7 +179,69 @@ def test_resuming_a_finished_run_changes_nothing(copied: Path, finished: Path) -
     assert results(copied) == results(finished)
     assert (copied / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
     diagnostics = [json.loads((path / "diagnostics.json").read_text()) for path in (copied, finished)]
-    assert diagnostics[0]["groups"] == diagnostics[1]["groups"] and diagnostics[0]["rho"] == diagnostics[1]["rho"]
+    assert diagnostics[0] == diagnostics[1] and diagnostics[0]["weights"]["own"]
+    commands = [json.loads((path / "summary.json").read_text())["command"] for path in (copied, finished)]
+    assert commands[0] == commands[1]
+
+
+def test_the_command_is_the_one_that_started_the_run(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedem", "resume", "it"])
+    (copied / "command.txt").write_text("fedem run --rounds 3\n")
+    (copied / "summary.json").unlink()
+    assert fedem("resume", str(copied), "--quiet") == 0
+    assert json.loads((copied / "summary.json").read_text())["command"] == "fedem run --rounds 3"
+    (copied / "command.txt").unlink()  # of an older version
+    assert fedem("resume", str(copied), "--quiet") == 0
+    monkeypatch.setattr(sys, "argv", ["fedem", "run", "a b.toml"])
+    assert prepare(tmp_path / "new", config_of("fedmf")).directory.read_command() == "fedem run 'a b.toml'"
+
+
+def test_states_of_a_round_that_died_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server died when storing round 2. A node that now misses round 2 must not find the dead run's."""
+    config = config_of("fedmf", run={"rounds": 3, "checkpoint_every": 1, "users_per_node": 20})
+    save = Checkpoints.save
+
+    def save_once(self: Checkpoints, checkpoint: Checkpoint) -> None:
+        if checkpoint.round == 2:
+            raise Crash
+        save(self, checkpoint)
+
+    run = prepare(tmp_path / "run", config)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Checkpoints, "save", save_once)
+        run.carry_out(lambda _: None)
+    states = run.directory.checkpoint_dir / "nodes"
+    newest = "round-00000002.safetensors"
+    assert len(list(states.rglob(newest))) == run.nodes == 2
+    run.server(lambda _: None, resume=True)
+    assert not list(states.rglob(newest)) and len(list(states.rglob("round-00000001.safetensors"))) == 2
+
+
+def test_other_nodes_than_the_run_was_started_with_are_refused(tmp_path: Path) -> None:
+    config = config_of("fedmf", run={"rounds": 2, "users_per_node": 20})
+    run = prepare(tmp_path / "run", config)
+    run.carry_out(lambda _: None)
+
+    def resumed(each: int) -> Outcome:
+        run.directory.write_config(config.changed("run", rounds=3, users_per_node=each).to_toml())
+        return PreparedRun.open(run.directory).carry_out(lambda _: None, resume=True)
+
+    with pytest.raises(FedemError, match=r"node-000000 is not of the users .*\(0–39, stored: 0–19\)") as raised:
+        resumed(0)
+    assert "\n" not in str(raised.value)
+    assert ["(0–9, stored: 0–19)" in f["reason"] for f in resumed(10).failures[:2]] == [True, False]
+
+
+def test_failures_are_counted_once_however_often_a_run_is_resumed(tmp_path: Path) -> None:
+    lost = lambda reply, message: [] if node_of(reply) == 1 else [reply]  # noqa: E731
+    run = prepare(tmp_path / "run", config_of("fedmf", run={"rounds": 2, "users_per_node": 20}))
+    counts = []
+    for resume in (False, True):
+        with task_identity():
+            counts.append(len(run.server(lambda _: None, resume=resume)(WatchedGrid(run, lost)).failures))
+    assert counts == [1, 1]
 
 
 def test_the_runs_beside_are_resumed_too(copied: Path, finished: Path) -> None:

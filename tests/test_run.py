@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, figures, largest_difference, prepare
+import torch
+from worlds import ITEMS, USERS, Done, carry_out, carry_out_watched, config_of, figures, largest_difference, prepare
 
+from clients.cohort import CohortClient
 from fedem_flwr.randomness import keyed_permutation
+from fedem_flwr.runtime.node import NodeHost, slice_histories
+from fedem_flwr.runtime.run import PreparedRun, summarise
 
 METHODS = ("fedem", "fedem-released", "fedmf", "fedsim-dm", "fedmf-sr")
 TOLERANCE = 1e-4
@@ -170,6 +175,96 @@ def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
     table = ITEMS * 16 * 4
     assert result.lines[0]["bytes_down"] < 100 < table <= result.lines[0]["bytes_up"] < table + 100
     assert table <= result.lines[1]["bytes_down"] < table + 100
+
+
+@pytest.mark.parametrize("participants", [1.0, 0.5])
+@pytest.mark.parametrize("method", ["fedem", "fedem-released", "fedmf", "fedmf-sr", "local-only"])
+def test_bytes_of_a_user_are_what_crosses_with_one_user_a_node(
+    method: str, participants: float, tmp_path: Path
+) -> None:
+    """They do not depend on how users are spread, so a method that shares tables within a node looks no cheaper."""
+    run = {"participants": participants, "users_per_node": 1}
+    alone, _ = carry_out_watched(tmp_path / "1", config_of(method, run=run))
+    whole = carry_out(tmp_path / "n", config_of(method, run=run | {"users_per_node": 0}))
+    for line, twin in zip(alone.lines, whole.lines, strict=True):
+        assert line["bytes_up"] == twin["bytes_up"] == pytest.approx(line["node_bytes_up"] / USERS)
+        assert line["bytes_down"] == twin["bytes_down"]
+        if line["round"] < len(alone.lines):  # the last line's nodes are sent the last model too, to evaluate it
+            assert line["bytes_down"] == pytest.approx(line["node_bytes_down"] / USERS)
+    if method.startswith("fedmf"):
+        assert whole.lines[0]["node_bytes_up"] == pytest.approx(alone.lines[0]["node_bytes_up"] / USERS)
+
+
+def test_a_client_that_raises_half_way_starts_from_a_whole_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains in place; in the next round it must go on as a process that has nothing but the disk does."""
+    config = config_of("fedmf", run={"users_per_node": USERS // 2, "rounds": 3, "checkpoint_every": 1})
+    pack = CohortClient.pack
+
+    def failed_run(name: str) -> Done:
+        packed = itertools.count(1)
+
+        def fail_once(self: CohortClient, *given: Any) -> Any:
+            if next(packed) == 4:  # the second node in the second round, once it has trained
+                raise RuntimeError("no memory")
+            return pack(self, *given)
+
+        monkeypatch.setattr(CohortClient, "pack", fail_once)
+        result = carry_out(tmp_path / name, config)
+        assert [(f["round"], f["reason"]) for f in result.outcome.failures] == [(2, "RuntimeError: no memory")]
+        return result
+
+    resident = failed_run("resident")
+
+    def on_disk_only(*given: Any, resident: bool) -> NodeHost:
+        return NodeHost(*given)
+
+    monkeypatch.setattr("fedem_flwr.runtime.run.NodeHost", on_disk_only)
+    on_disk = failed_run("disk")
+    assert largest_difference(resident.nodes, on_disk.nodes) == largest_difference(resident.server, on_disk.server) == 0
+    assert [figures(line) for line in resident.lines] == [figures(line) for line in on_disk.lines]
+
+
+def test_a_forgotten_cohort_is_read_from_the_disk(tmp_path: Path) -> None:
+    result = carry_out(tmp_path / "run", config_of("fedmf", run={"rounds": 1}))
+    host = NodeHost(result.run.directory.path, 1, resident=True)
+    cohort = host.cohort(0, 1)
+    host.keep(0, 1, cohort, durable=False, keep_from=0)
+    cohort.state.user[:] = torch.nan
+    assert host.cohort(0, 1) is cohort
+    host.forget(0)
+    np.testing.assert_array_equal(host.cohort(0, 1).state.user.numpy(), result.nodes["user"])
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_a_nodes_histories_are_its_part_of_everybodys(protocol: str, tmp_path: Path) -> None:
+    split = prepare(tmp_path / "run", config_of("fedmf", data={"protocol": protocol})).split
+    offsets, items = split.forbidden()
+    for users in (np.arange(7, 19), np.arange(3, 4), np.arange(0), np.arange(USERS)):
+        part = slice_histories(split, users, torch.device("cpu"))
+        for place, user in enumerate(users):
+            mine = split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]]
+            held_out = [split.validation[user], split.test[user]] if protocol == "paper" else []
+            a, b = part.positive_offsets[place : place + 2]
+            assert part.positive_items[a:b].tolist() == mine.tolist()
+            a, b = part.forbidden_offsets[place : place + 2]
+            assert part.forbidden_items[a:b].tolist() == sorted({*mine.tolist(), *held_out})
+            assert part.forbidden_items[a:b].tolist() == items[offsets[user] : offsets[user + 1]].tolist()
+        assert len(part.positive_offsets) == len(part.forbidden_offsets) == len(users) + 1
+
+
+def test_peak_memory_is_read_before_the_controls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter([123, 10**12])
+    monkeypatch.setattr("fedem_flwr.runtime.run.peak_rss_bytes", lambda: next(measured))
+    result = carry_out(tmp_path / "run", config_of("fedmf", run={"rounds": 1}))
+    assert summarise(result.run, result.lines, result.outcome, {}, [])["peak_rss_bytes"] == 123
+
+
+def test_a_run_is_opened_from_its_directory(tmp_path: Path) -> None:
+    run = prepare(tmp_path / "run", config_of("fedmf"))
+    again = PreparedRun.open(run.directory)
+    assert again.config == run.config and again.split.users == USERS and again.nodes == run.nodes
 
 
 def test_prepared_run_counts_nodes(tmp_path: Path) -> None:

@@ -146,14 +146,14 @@ def test_a_tiny_catalogue_repeats_items_where_it_must() -> None:
     assert second[:1] + second[6:7] + second[12:13] == [0, 1, 2]
     assert {item for j, item in enumerate(second) if j % 6} == {3}
     assert third == [item for item in range(4) for _ in range(6)]  # nothing is allowed: positives only
-    assert samples.sign[2].tolist() == [-1.0] * 4
+    assert samples.sign[2, : samples.touched_count[2]].tolist() == [-1.0] * 4
 
 
 def test_duplicate_positives_are_samples_of_one_row() -> None:
     samples = draw_samples(histories_of([[3, 3, 3, 1]], 40), torch.tensor([0]), 2, 0, 1)
     drawn = items_of(samples, 0)
     assert drawn[::3] == [3, 3, 3, 1] and int(samples.size) == 12
-    assert samples.touched[0].tolist() == sorted(set(drawn))
+    assert samples.touched[0, : samples.touched_count[0]].tolist() == sorted(set(drawn))
     assert int((samples.sign == -1).sum()) == 2
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_strategies import BAD, EACH, FAULTS, with_fault
-from worlds import ITEMS, USERS, carry_out, config_of, largest_difference
+from flwr.app import Message
+from test_strategies import ABSENT, BAD, EACH, FAULTS, with_fault
+from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, largest_difference, node_of
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.run import build_strategy, check_method
@@ -50,8 +52,47 @@ def test_a_node_that_fails_is_counted_for_flowers_strategies_too(tmp_path: Path)
     error = FAULTS["error"][0]
     run = with_fault(tmp_path / "run", "stock", error, BAD, method=stock("FedAvg"))
     assert [f["round"] for f in run.outcome.failures] == [2, 3]
+    silent = with_fault(tmp_path / "silent", "stock", lambda r, m: [], BAD, method=stock("FedAvg"))
+    assert [(f["round"], f["reason"]) for f in silent.outcome.failures] == [(2, ABSENT), (3, ABSENT)]
+    assert largest_difference(run.server, silent.server) <= 1e-5  # Flower draws the order of the nodes
     with pytest.raises(FedemError, match=r"no usable reply in round 2: .*RuntimeError: out of memory"):
         with_fault(tmp_path / "all", "stock", error, 0, 1, 2, 3, method=stock("FedAvg"))
+
+
+@pytest.mark.parametrize("fault", ["error", "silent"])
+def test_lost_evaluations_are_counted_and_lines_say_how_many_users_are_left(fault: str, tmp_path: Path) -> None:
+    def tamper(reply: Message, message: Message) -> Iterable[Message]:
+        evaluation = message.metadata.message_type == "evaluate" and node_of(reply) == BAD
+        meant = evaluation and message.content["config"]["server-round"] == 2
+        return [reply] if not meant else [] if fault == "silent" else FAULTS["error"][0](reply, message)
+
+    config = config_of("stock", method=stock("FedAvg"), run={"users_per_node": EACH})
+    run, _ = carry_out_watched(tmp_path / "run", config, tamper)
+    (failure,) = run.outcome.failures
+    reason = ABSENT if fault == "silent" else "RuntimeError: out of memory"
+    assert (failure["round"], failure["reason"]) == (2, reason)
+    assert [line["evaluated_users"] for line in run.lines] == [USERS, USERS - EACH, USERS]
+
+
+def test_nodes_without_users_are_left_out(tmp_path: Path) -> None:
+    """ceil(40 / 27) = 2 users a node leave seven nodes empty; a median must not count their tables."""
+    config = config_of("stock", method=stock("FedMedian"), run={"rounds": 1})
+    many, _ = carry_out_watched(tmp_path / "many", config, nodes=27)
+    assert len(many.outcome.failures) == 14 and all("hosts no users" in f["reason"] for f in many.outcome.failures)
+    exact = carry_out(tmp_path / "exact", config.changed("run", users_per_node=2))
+    assert largest_difference(many.server, exact.server) == 0
+    assert many.lines[0]["evaluated_users"] == USERS
+
+
+def test_a_stock_strategys_bytes_are_a_nodes(tmp_path: Path) -> None:
+    """One table up; one down to train and one to evaluate: the same for one user a node as for ten."""
+    size = len("item_table") + ITEMS * 16 * 4
+    for each in (1, EACH):
+        config = config_of("stock", method=stock("FedAvg"), run={"users_per_node": each, "rounds": 2})
+        for line in carry_out(tmp_path / str(each), config).lines:
+            assert (line["bytes_up"], line["bytes_down"]) == (size, 2 * size)
+            nodes = USERS // each
+            assert (line["node_bytes_up"], line["node_bytes_down"]) == (nodes * size, nodes * 2 * size)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, figures, largest_difference, node_of
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.report.selection import partial_text
+from fedem_flwr.runtime.run import build_strategy, summarise
 from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
 
 BAD, EACH = 2, 10  # the third of four nodes, users 20 to 29
@@ -56,6 +59,30 @@ def junk(reply: Message, message: Message) -> list[Message]:
     return [reply]
 
 
+def hostile(data: bytes) -> Callable[[Message, Message], list[Message]]:
+    """Replace the bytes of every array."""
+
+    def tamper(reply: Message, message: Message) -> list[Message]:
+        record = ArrayRecord()
+        for name in reply.content["arrays"]:
+            record[name] = Array("no type", (-3,), "numpy.ndarray", data)
+        reply.content["arrays"] = record
+        return [reply]
+
+    return tamper
+
+
+def saved(save: Callable[[Any], None]) -> bytes:
+    stream = io.BytesIO()
+    save(stream)
+    return stream.getvalue()
+
+
+HUGE = saved(
+    lambda s: np.lib.format.write_array_header_1_0(s, {"descr": "<f8", "fortran_order": False, "shape": (2**60,)})
+)
+
+
 def without(record: str) -> Callable[[Message, Message], list[Message]]:
     def tamper(reply: Message, message: Message) -> list[Message]:
         del reply.content[record]
@@ -79,6 +106,9 @@ FAULTS: dict[str, tuple[Callable[[Message, Message], list[Message]], str]] = {
     "missing": (spoiled(without_last), "the upload lacks '(tables|counts)'"),
     "nothing": (spoiled(lambda _: {}), "the upload lacks"),
     "junk": (junk, "holds no readable arrays"),
+    "broken archive": (hostile(b"PK\x03\x04 and no more"), "holds no readable arrays"),
+    "archive": (hostile(saved(lambda s: np.savez(s, x=np.ones(3)))), "holds no readable arrays"),
+    "larger than the memory": (hostile(HUGE), "holds no readable arrays"),
     "no arrays": (without("arrays"), "holds no readable arrays"),
     "no metrics": (without("metrics"), "a reply without metrics"),
     "metric": (nan_metric, "a metric that is not finite"),
@@ -196,6 +226,9 @@ def test_a_node_that_is_lost_for_good_does_not_stop_a_run(tmp_path: Path) -> Non
         lambda a: a | {"samples": -a["samples"]},
         lambda a: a | {"users": a["users"] - 1000},
         lambda a: a | {"users": a["users"] + 10**12},
+        lambda a: a | {"users": a["users"] + USERS},
+        lambda a: {"users": np.array([999_999_999]), "samples": np.array([10])},
+        lambda a: a | {"samples": a["samples"] + 2**40},
         lambda a: a | {"users": a["users"][::-1].copy()},
         lambda a: a | {"users": a["users"].astype(np.float32)},
     ],
@@ -208,6 +241,39 @@ def test_a_false_introduction_is_refused(change: Any, tmp_path: Path) -> None:
     run, _ = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH, "rounds": 1}), tamper)
     (failure,) = run.outcome.failures
     assert "which users it hosts" in failure["reason"] and run.lines[0]["participants"] == USERS - EACH
+    assert run.lines[0]["evaluated_users"] == USERS - EACH
+
+
+def test_a_line_says_on_how_many_users_it_was_evaluated(absent: dict[str, Any]) -> None:
+    """A node that is silent in rounds 2 and 3 does not evaluate the models of rounds 1 and 2."""
+    for run in absent.values():
+        assert [line["evaluated_users"] for line in run.lines] == [USERS - EACH, USERS - EACH, USERS]
+        summary = summarise(run.run, run.lines, run.outcome, {}, [])
+        assert {best["round"] for best in summary["metrics"].values()} == {3}, "the others do not compare"
+        note = partial_text(run.lines, USERS)
+        assert "2 of 3 rounds (1, 2)" in note and "30 at least, of 40" in note
+
+
+def test_a_user_without_samples_cannot_be_claimed_twice(tmp_path: Path) -> None:
+    """Else a second node would be sent the tables of another's users."""
+
+    def tamper(reply: Message, message: Message) -> list[Message]:
+        if message.metadata.message_type != "query":
+            return [reply]
+        nothing = spoiled(lambda a: {"users": np.arange(EACH), "samples": np.zeros(EACH, dtype=np.int64)})
+        return nothing(reply, message) if node_of(reply) < 2 else [reply]
+
+    with pytest.raises(FedemError, match="two nodes claim the same users"):
+        carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
+
+
+def test_shares_of_users_are_counted_exactly() -> None:
+    """0.29 * 100 is 28.999999999999996 in floating point."""
+    strategy: Any = build_strategy(config_of("fedmf"), ITEMS)
+    drawn = [len(strategy.draw("test", np.arange(100), percent / 100, 1)) for percent in range(1, 101)]
+    assert drawn == list(range(1, 101))
+    strategy.samples = np.ones(7, dtype=np.int64)
+    assert strategy.participants(1) is strategy.participants(1), "drawn once a round"
 
 
 def test_two_nodes_cannot_claim_the_same_users(tmp_path: Path) -> None:

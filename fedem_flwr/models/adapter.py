@@ -13,8 +13,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedem_flwr.randomness import keyed_uniform
+
+
+_LANES = 16
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,12 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """P: the number of parameters of one client's adapter."""
-        return sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
+        """P: the numbers of one client's adapter, rounded up to whole vectors; the unused ones stay 0.
+
+        Otherwise the optimiser would round a client's last parameters differently at the end of a cohort.
+        """
+        used = sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
+        return -(-used // _LANES) * _LANES
 
     def initial(self, seed: int) -> Tensor:
         """(P,) initial parameters, the same for every client: torch's Linear default, U(±1/√fan_in), keyed by seed."""
@@ -56,7 +64,7 @@ class Adapter:
             uniform = keyed_uniform(seed, f"adapter/layer-{layer}", torch.arange((n_in + 1) * n_out))
             parts.append((2 * uniform - 1) / math.sqrt(n_in))
         parts[-1][-1] += self.bias
-        return torch.cat(parts).to(torch.float32)
+        return pad(torch.cat(parts), (0, self.parameters - sum(map(len, parts)))).to(torch.float32)
 
     def layers(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
         """View (k, P) as [(weight (k, out, in), bias (k, 1, out)), ...]; writing to the views writes to theta."""
@@ -71,6 +79,9 @@ class Adapter:
     def forward(self, theta: Tensor, local: Tensor, glob: Tensor) -> Activations:
         """Eq. 9 for a batch of rows.
 
+        The single output is computed as row times matrix: as matrix times column, a cohort of one would be rounded
+        differently from a larger one.
+
         Args:
             theta: (k, P) parameters.
             local: (k, b, d) rows of each client's own table.
@@ -82,12 +93,14 @@ class Adapter:
         x = torch.cat([local, glob - local], dim=-1)  # (k, b, 2d)
         inputs = []
         views = self.layers(theta)
-        for depth, (weight, bias) in enumerate(views):
+        for weight, bias in views[:-1]:
             inputs.append(x)
-            x = torch.baddbmm(bias, x, weight.transpose(1, 2))  # (k, b, out)
-            if depth < len(views) - 1:
-                x = x.relu_()
-        return Activations(tuple(inputs), x.squeeze(-1).sigmoid_())
+            x = torch.baddbmm(bias, x, weight.transpose(1, 2)).relu_()  # (k, b, out)
+        inputs.append(x)
+        weight, bias = views[-1]
+        logits = torch.baddbmm(bias, weight, x.transpose(1, 2)).squeeze(1)  # (k, b)
+        # in float64 only so that a client's ρ does not depend on where vector units start and end in the cohort
+        return Activations(tuple(inputs), logits.double().sigmoid_().to(logits.dtype))
 
     def backward(self, theta: Tensor, seen: Activations, d_rho: Tensor, wrt: str) -> Tensor:
         """Gradient of a loss through ρ, given its derivative `d_rho` (k, b).
@@ -100,17 +113,20 @@ class Adapter:
                 the first half of the input's minus the second.
         """
         views = self.layers(theta)
-        grad = torch.empty_like(theta) if wrt == "theta" else None
+        grad = torch.zeros_like(theta) if wrt == "theta" else None
         grad_views: Sequence[tuple[Tensor, Tensor]] = self.layers(grad) if grad is not None else []
-        upstream = (d_rho * seen.rho * (1 - seen.rho)).unsqueeze(-1)  # (k, b, 1)
+        ones = torch.ones_like(d_rho).unsqueeze(1)  # (k, 1, b)
+        at_output = d_rho * seen.rho * (1 - seen.rho)  # (k, b)
+        upstream = at_output.unsqueeze(-1)  # (k, b, 1)
         for depth in range(len(views) - 1, -1, -1):
             weight, _ = views[depth]
             if grad is not None:
                 grad_views[depth][0].copy_(torch.bmm(upstream.transpose(1, 2), seen.inputs[depth]))
-                grad_views[depth][1].copy_(upstream.sum(1, keepdim=True))
+                last = depth == len(views) - 1
+                grad_views[depth][1].copy_(at_output.sum(1)[:, None, None] if last else torch.bmm(ones, upstream))
                 if depth == 0:
                     return grad
-            upstream = torch.bmm(upstream, weight)  # (k, b, in)
+            upstream = upstream * weight if upstream.shape[-1] == 1 else torch.bmm(upstream, weight)  # (k, b, in)
             if depth > 0:
                 upstream = upstream * (seen.inputs[depth] > 0)  # ReLU: its output is this layer's input
         return upstream[..., : self.dim] - upstream[..., self.dim :]

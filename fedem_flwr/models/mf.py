@@ -24,8 +24,12 @@ def initial_user(dim: int, std: float, seed: int) -> Tensor:
 
 
 def scores(user: Tensor, items: Tensor) -> Tensor:
-    """Logits (k, t) of user embeddings (k, d) for rows (k, t, d)."""
-    return torch.bmm(items, user.unsqueeze(-1)).squeeze(-1)
+    """Logits (k, t) of user embeddings (k, d) for rows (k, t, d).
+
+    Written as row times matrix: several times as fast as matrix times column on a CPU, and a client's numbers are the same
+    to the last bit in whatever cohort it is computed.
+    """
+    return torch.bmm(user.unsqueeze(1), items.transpose(1, 2)).squeeze(1)
 
 
 def loss_and_residual(logits: Tensor, sign: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,10 +41,10 @@ def loss_and_residual(logits: Tensor, sign: Tensor, weight: Tensor) -> tuple[Ten
         weight: (k, t) how much each row counts; 0 for padding.
 
     Returns:
-        loss (k,) = Σ w · softplus(sign · z), and residual (k, t) = w · sign · σ(sign · z). Written this way the
+        loss (k,) float64 = Σ w · softplus(sign · z), and residual (k, t) = w · sign · σ(sign · z). Written this way the
         residual of a well-fitted positive keeps its relative precision, where σ(z) − 1 would cancel: Adam divides by
         its magnitude.
     """
     wrong = sign * logits
-    loss = (weight * softplus(wrong)).sum(-1)
+    loss = (weight * softplus(wrong)).sum(-1, dtype=torch.float64)
     return loss, weight * sign * torch.sigmoid(wrong)

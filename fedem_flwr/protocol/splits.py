@@ -69,17 +69,19 @@ class Split:
         offsets, items = _sorted_unique_csr(_row_of(self.train_offsets), self.train_items, self.users, self.items)
         return csr_matrix((np.ones(len(items), np.float32), items, offsets), shape=(self.users, self.items))
 
-    def forbidden(self) -> tuple[IntArray, IntArray]:
-        """What a training negative may not be: CSR (n + 1,), (e,), sorted and unique inside a user.
+    def forbidden(self, users: IntArray | None = None) -> tuple[IntArray, IntArray]:
+        """What training negatives of some or all users may not be: CSR (k + 1,), (e,), sorted, unique inside a user.
 
         ``strict``: the user's training items. ``paper``: the user's items of all parts, which is the leak of
         that protocol: beyond the training items, only the held-out ones are never trained as negatives.
         """
-        user, item = _row_of(self.train_offsets), self.train_items
+        users = np.arange(self.users, dtype=np.int64) if users is None else users
+        user, positions = user_rows(self.train_offsets, users)
+        item = self.train_items[positions]
         if self.protocol == "paper":
-            user = np.concatenate([user, np.arange(self.users), np.arange(self.users)])
-            item = np.concatenate([item, self.validation, self.test])
-        return _sorted_unique_csr(user, item, self.users, self.items)
+            user = np.concatenate([user, np.arange(len(users)), np.arange(len(users))])
+            item = np.concatenate([item, self.validation[users], self.test[users]])
+        return _sorted_unique_csr(user, item, len(users), self.items)
 
     def save(self, directory: Path) -> None:
         """Write ``<array>.npy`` files and ``split.json``; a reader sees the whole split or none of it."""

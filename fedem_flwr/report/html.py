@@ -18,6 +18,7 @@ from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.report import plots
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at, write_atomically
+from fedem_flwr.report.selection import partial_text
 from fedem_flwr.report.tables import (
     ABSENT,
     bytes_text,
@@ -145,6 +146,9 @@ def _facts(summary: Json, metrics: Sequence[Json]) -> list[tuple[str, str]]:
         value = number_at(summary, key)
         return ABSENT if value is None else f"{value:,.0f}"
 
+    def size(key: str) -> str:
+        return bytes_text(number_at(summary, key))
+
     seconds = number_at(summary, "seconds_per_round")
     return [
         ("data set", text_at(summary, "dataset", ABSENT)),
@@ -154,9 +158,11 @@ def _facts(summary: Json, metrics: Sequence[Json]) -> list[tuple[str, str]]:
         ("seed", text_at(summary, "seed", ABSENT)),
         ("rounds finished", f"{len(metrics)} of {count('rounds')}"),
         ("seconds per round (median)", ABSENT if seconds is None else f"{seconds:.3g} s"),
-        ("sent up per user and round", bytes_text(number_at(summary, "bytes_up"))),
-        ("sent down per user and round", bytes_text(number_at(summary, "bytes_down"))),
-        ("peak memory (resident)", bytes_text(number_at(summary, "peak_rss_bytes"))),
+        ("sent up per user and round, one user a device", size("bytes_up")),
+        ("sent down per user and round, one user a device", size("bytes_down")),
+        ("nodes to server, per round", size("node_bytes_up")),
+        ("server to nodes, per round", size("node_bytes_down")),
+        ("peak memory (resident)", size("peak_rss_bytes")),
         ("failures", count("failures")),
     ]
 
@@ -166,7 +172,8 @@ def _notes(run: _Run) -> list[str]:
     recorded = run.summary.get("notes")
     own = [str(note) for note in recorded] if isinstance(recorded, list) else []
     warning = [PAPER_WARNING] if run.summary.get("protocol") == "paper" else []
-    return warning + own + [f"Missing here: {gap}" for gap in run.gaps]
+    fewer = [partial_text(run.metrics, number_at(run.summary, "users"))]
+    return warning + own + [note for note in fewer if note] + [f"Missing here: {gap}" for gap in run.gaps]
 
 
 def _failures(diagnostics: Json) -> tuple[list[tuple[str, str, str]], int]:

@@ -26,6 +26,7 @@ Json: TypeAlias = dict[str, Any]
 
 CONFIG, METRICS, SUMMARY, DIAGNOSTICS = "config.toml", "metrics.jsonl", "summary.json", "diagnostics.json"
 REPORT, CHECKPOINT = "report.html", "checkpoint"
+COMMAND = "command.txt"  # what made the run; alone it is no run yet
 _FILES = (CONFIG, METRICS, SUMMARY, DIAGNOSTICS, REPORT)
 
 
@@ -85,9 +86,19 @@ def write_atomically(path: Path, text: str) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+        flush_to_disk(path.parent)  # the name: what older files say may be deleted next
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise FedemError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _parse(text: str) -> Json | None:
@@ -180,6 +191,14 @@ class RunDirectory:
     def read_config(self) -> str:
         """Return the text of ``config.toml``; InputError if it is missing."""
         return self._read(CONFIG)
+
+    def write_command(self, command: str) -> None:
+        """Store the command that starts the run; resuming does not change it."""
+        write_atomically(self.path / COMMAND, command + "\n")
+
+    def read_command(self) -> str | None:
+        """Return the command that started the run; None if it is not known."""
+        return self._read(COMMAND).rstrip("\n") if (self.path / COMMAND).exists() else None
 
     def append_metrics(self, line: Mapping[str, object]) -> None:
         """Append one round's line and sync it to disk; a half-written line before it is mended first.

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedem_flwr.report.run_directory import Json, number_at
+from fedem_flwr.report.selection import reported_key
 
 ABSENT = "–"
 CONTROLS = {"random": "random", "popularity": "popularity", "ease": "EASE", "local_only": "local-only"}
@@ -78,7 +79,7 @@ def selected_key(summary: Mapping[str, object]) -> str:
     selected = summary.get("selected")
     if selected in _ROUNDS:
         return str(selected)
-    return "best_test" if summary.get("protocol") == "paper" else "best_validation"
+    return reported_key(text_at(summary, "protocol"))
 
 
 def headline_text(summary: Mapping[str, object]) -> str:

@@ -6,7 +6,11 @@ node         a node's own side: data, state, cohort
 wire         arrays in messages, copied only where a message leaves the process
 inprocess    a Grid that runs a ClientApp's virtual nodes right here
 simulation   the same nodes as Ray actors, through Flower's simulation
+surroundings what Flower and Ray find in the environment
 state_store  what a node keeps between rounds
 stock        what Flower's own strategies remember, for checkpoints
 checkpoint   what the server needs to go on
+controls     the same method without federation
+audit        the same methods under both protocols
+recommend    items for a user of a finished run
 """

@@ -11,6 +11,7 @@ from typing import Any
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
 from fedem_flwr.evaluation.controls import cached_controls
 from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.controls import cache_folder
 from fedem_flwr.runtime.run import PreparedRun, load_interactions, split_of
 
@@ -57,11 +58,7 @@ def leak_table(base: Config, options: Tree, on_step: Callable[[int], None]) -> l
                 PreparedRun.create(directory, config, split).carry_out(advance)
                 lines = directory.read_metrics()
             done += config.run.rounds
-            if protocol == "paper":
-                best = max(lines, key=lambda line: line["test"]["hr@10"])
-            else:
-                best = max(lines, key=lambda line: line["validation"]["ndcg@10"])
-            _fill(rows[name], protocol, best["test"]["sampled99"])
+            _fill(rows[name], protocol, reported_line(lines, protocol)["test"]["sampled99"])
     return list(rows.values())
 
 

@@ -1,8 +1,8 @@
 """Checkpoints of the server's side: what the strategy needs to go on, and how far the run is.
 
-`checkpoint/server-ROUND.safetensors` holds arrays, `checkpoint/latest.json` names the newest complete one and is
-written last, so a process killed at any moment leaves the previous checkpoint whole. Nodes keep their own state
-beside it (`checkpoint/nodes`).
+`checkpoint/server/round-N.safetensors` holds the arrays after round N, `checkpoint/latest.json` names the newest
+complete one and is written last, so a process killed at any moment leaves the previous checkpoint whole. Nodes keep
+their own state beside it (`checkpoint/nodes`).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of, nested
 from fedem_flwr.evaluation.controls import cached_controls, split_hash
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.run_directory import write_atomically
+from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.node import slice_histories
 from fedem_flwr.settings import cohort_settings, resolve_device
 from fedem_flwr.training.cohort import Cohort, CohortState
@@ -69,11 +70,10 @@ def local_only(split: Split, config: Config, on_round: Callable[[int], None]) ->
     """
     alone = config.changed("merge", mode="none").changed("method", strategy="fedem")
     settings, device = cohort_settings(alone), resolve_device(config.run.device)
-    forbidden = split.forbidden()
     parts = np.array_split(np.arange(split.users), max(1, -(-split.users // _COHORT)))
     totals: list[dict[str, float]] = [{} for _ in range(config.run.rounds)]
     for number, users in enumerate(parts):
-        histories = slice_histories(split, forbidden, users, device)
+        histories = slice_histories(split, users, device)
         cohort = Cohort(histories, CohortState.initial(len(users), split.items, settings, device), settings)
         everyone = torch.arange(len(users), device=device)
         for round_ in range(1, config.run.rounds + 1):
@@ -81,9 +81,6 @@ def local_only(split: Split, config: Config, on_round: Callable[[int], None]) ->
             for key, value in evaluate_cohort(cohort, split, None).items():
                 totals[round_ - 1][key] = totals[round_ - 1].get(key, 0.0) + value
             on_round(number * config.run.rounds + round_)
-    lines = [nested(means_of(sums), split.protocol) for sums in totals]
-    if split.protocol == "paper":
-        best = max(range(len(lines)), key=lambda r: lines[r]["test"]["hr@10"])
-    else:
-        best = max(range(len(lines)), key=lambda r: lines[r]["validation"]["ndcg@10"])
-    return {"round": best + 1, **lines[best]["test"], "validation": lines[best]["validation"]}
+    lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
+    best = reported_line(lines, split.protocol)
+    return {"round": best["round"], **best["test"], "validation": best["validation"]}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.errors import FedemError
 from fedem_flwr.protocol.splits import Split, user_rows
 from fedem_flwr.runtime.state_store import DiskStateStore
 from fedem_flwr.settings import cohort_settings, resolve_device
@@ -42,11 +43,11 @@ def as_tensor(array: np.ndarray, device: torch.device | None = None) -> Tensor:
     return tensor if device is None else tensor.to(device)
 
 
-Opened = tuple[Config, Split, tuple[np.ndarray, np.ndarray]]
+Opened = tuple[Config, Split]
 
 
 def _opened(run_dir: Path) -> Opened:
-    """A run's immutable inputs: configuration, split and what may not be drawn as a negative."""
+    """A run's immutable inputs: configuration and split."""
     stamps = tuple((run_dir / name).stat().st_mtime_ns for name in (CONFIG_FILE, f"{SPLIT_FOLDER}/split.json"))
     return _read_once(run_dir, stamps)
 
@@ -54,8 +55,7 @@ def _opened(run_dir: Path) -> Opened:
 @lru_cache(maxsize=4)
 def _read_once(run_dir: Path, stamps: tuple[int, ...]) -> Opened:
     """Read once a process and version of the files; the arrays of the split are mapped, not read."""
-    split = Split.load(run_dir / SPLIT_FOLDER)
-    return load_resolved(run_dir / CONFIG_FILE), split, split.forbidden()
+    return load_resolved(run_dir / CONFIG_FILE), Split.load(run_dir / SPLIT_FOLDER)
 
 
 @dataclass
@@ -100,12 +100,15 @@ class NodeHost:
     def histories(self, node: int) -> Histories:
         """What the node's users interacted with; sliced once."""
         if node not in self._histories:
-            inputs = _opened(self.run_dir)
-            self._histories[node] = slice_histories(inputs[1], inputs[2], self.users(node), self.device())
+            self._histories[node] = slice_histories(self.split, self.users(node), self.device())
         return self._histories[node]
 
     def cohort(self, node: int, round_: int) -> Cohort:
-        """The cohort as it was after `round_`; users that never trained start from the common initial values."""
+        """The cohort as it was after `round_`; users that never trained start from the common initial values.
+
+        Raises:
+            FedemError: the stored state is of other users.
+        """
         if node in self._cohorts and self._cohorts[node][0] <= round_:
             return self._cohorts[node][1]
         device, histories = self.device(), self.histories(node)
@@ -114,7 +117,7 @@ class NodeHost:
         if stored is None:
             state = CohortState.initial(len(histories.users), self.split.items, settings, device)
         else:
-            fields = {name: as_tensor(stored[name], device) for name in stored}
+            fields = {name: as_tensor(values, device) for name, values in self._checked(node, stored).items()}
             state = CohortState(fields["user"], fields.get("table"), fields.get("adapter"))
         return Cohort(histories, state, settings)
 
@@ -126,8 +129,25 @@ class NodeHost:
             state = cohort.state
             fields = {"user": state.user, "table": state.table, "adapter": state.adapter}
             arrays = {name: x.cpu().numpy() for name, x in fields.items() if x is not None}
-            self._store().save(_name(node), round_, arrays)
+            self._store().save(_name(node), round_, {"users": self.users(node), **arrays})
             self._store().prune(_name(node), keep_from)
+
+    def forget(self, node: int) -> None:
+        """Drop a resident cohort that may be half trained, as training changes it in place.
+
+        The node then goes on from its newest stored state: that of the last checkpoint, where cohorts are resident.
+        """
+        self._cohorts.pop(node, None)
+
+    def _checked(self, node: int, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A stored state without its list of users, which must be those of the node."""
+        users, here = stored.get("users"), self.users(node)
+        if users is None or not np.array_equal(users, here):
+            raise FedemError(
+                f"the stored state of {_name(node)} is not of the users that it hosts now ({_range(here)}, stored: "
+                f"{_range(users)}): resume with as many nodes as the run was started with"
+            )
+        return {name: values for name, values in stored.items() if name != "users"}
 
     def _store(self) -> DiskStateStore:
         return DiskStateStore(self.run_dir / STATE_FOLDER)
@@ -137,20 +157,16 @@ def _name(node: int) -> str:
     return f"node-{node:06d}"
 
 
-def slice_histories(
-    split: Split, forbidden: tuple[np.ndarray, np.ndarray], users: np.ndarray, device: torch.device
-) -> Histories:
-    """The training items of some users, and what they may not draw as negatives."""
+def _range(users: np.ndarray | None) -> str:
+    return "nobody" if users is None or not len(users) else f"{users[0]}–{users[-1]}"
 
-    def part(offsets: np.ndarray, items: np.ndarray) -> tuple[Tensor, Tensor]:
-        _, positions = user_rows(offsets, users)
-        counts = np.asarray(offsets[users + 1]) - np.asarray(offsets[users])
-        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return as_tensor(starts, device), as_tensor(np.asarray(items[positions], np.int64), device)
 
-    return Histories(
-        as_tensor(users, device),
-        split.items,
-        *part(split.train_offsets, split.train_items),
-        *part(*forbidden),
-    )
+def slice_histories(split: Split, users: np.ndarray, device: torch.device) -> Histories:
+    """The training items of some users, and what they may not draw as negatives; nothing else of the split is read."""
+    rows, positions = user_rows(split.train_offsets, users)
+    ends = np.cumsum(np.bincount(rows, minlength=len(users)))
+    offsets = np.concatenate([[0], ends]).astype(np.int64)
+    items = np.asarray(split.train_items[positions], np.int64)
+    arrays = (users, offsets, items, *split.forbidden(users))
+    tensors = [as_tensor(array, device) for array in arrays]
+    return Histories(tensors[0], split.items, *tensors[1:])

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedem_flwr.config import load_resolved
 from fedem_flwr.errors import InputError, suggest
-from fedem_flwr.protocol.splits import Split
 from fedem_flwr.registry import find
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
@@ -27,7 +25,7 @@ def recommend_for(directory: RunDirectory, user: str, top: int) -> list[tuple[st
     Raises:
         InputError: the run has no checkpoint yet, or the data set has no such user.
     """
-    run = PreparedRun(directory, load_resolved(directory.path / "config.toml"), Split.load(directory.path / "split"))
+    run = PreparedRun.open(directory)
     split = run.split
     point = Checkpoints(directory.checkpoint_dir).load()
     if point is None:

@@ -10,7 +10,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.client_app import build_client_app
-from fedem_flwr.config import Config
+from fedem_flwr.config import Config, load_resolved
 from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset
-from fedem_flwr.errors import InputError
+from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.evaluation.cohort import means_of, nested
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.splits import Split, make_split
 from fedem_flwr.registry import STOCK_PREFIX, find
-from fedem_flwr.report.run_directory import METRICS, RunDirectory
+from fedem_flwr.report.run_directory import CONFIG, METRICS, RunDirectory
+from fedem_flwr.report.selection import Selected, best_line, reported_key
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.loop import Line, Outcome, Plan, run_rounds
-from fedem_flwr.runtime.node import SPLIT_FOLDER, NodeHost, node_count
+from fedem_flwr.runtime.node import SPLIT_FOLDER, STATE_FOLDER, NodeHost, node_count
+from fedem_flwr.runtime.state_store import DiskStateStore
 from fedem_flwr.settings import resolve_device
 
 GROUPS = 5
+BYTES = ("bytes_up", "bytes_down", "node_bytes_up", "node_bytes_down")  # of a metrics line
 DEFAULT_MIN_INTERACTIONS = 10
 
 
@@ -101,11 +104,25 @@ class PreparedRun:
     split: Split
 
     @classmethod
-    def create(cls, directory: RunDirectory, config: Config, split: Split) -> PreparedRun:
-        """Write the inputs of a new run; the configuration last, as it says that all is there."""
+    def create(cls, directory: RunDirectory, config: Config, split: Split, command: str = "") -> PreparedRun:
+        """Write the inputs of a new run; the configuration last, as it says that all is there.
+
+        Args:
+            command: what the report says made the run; by default this process's `fedem` command.
+        """
         split.save(directory.path / SPLIT_FOLDER)
+        directory.write_command(command or shlex.join(["fedem", *sys.argv[1:]]))
         directory.write_config(config.to_toml())
         return cls(directory, config, split)
+
+    @classmethod
+    def open(cls, directory: RunDirectory) -> PreparedRun:
+        """Read the inputs of a run.
+
+        Raises:
+            InputError: they are missing or damaged.
+        """
+        return cls(directory, load_resolved(directory.path / CONFIG), Split.load(directory.path / SPLIT_FOLDER))
 
     @property
     def nodes(self) -> int:
@@ -125,6 +142,8 @@ class PreparedRun:
         checkpoints = Checkpoints(self.directory.checkpoint_dir)
         start = checkpoints.load() if resume else None
         if resume:
+            # A node that misses its next round must not go on from what the dead run made of that.
+            DiskStateStore(self.directory.path / STATE_FOLDER).drop_after(start.round if start else 0)
             first = 1 if start is None else start.round + (0 if start.pending else 1)  # line that is written next
             if self.directory.truncate_metrics(first) != first - 1:
                 raise InputError(
@@ -155,9 +174,12 @@ class PreparedRun:
 
     def carry_out(self, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:
         """Run the rounds that are left, on the configured runtime; arguments as for `server`."""
+        outcome = self._on_runtime(self.server(on_line, resume=resume))
+        return replace(outcome, peak_rss_bytes=peak_rss_bytes())  # now: controls may need more
+
+    def _on_runtime(self, server: Callable[[Grid], Outcome]) -> Outcome:
         run = self.config.run
         device = resolve_device(run.device)
-        server = self.server(on_line, resume=resume)
         run_dir = self.directory.path.resolve()
         if run.runtime == "inprocess":
             host = NodeHost(run_dir, self.nodes, run.threads, resident=True)
@@ -177,12 +199,8 @@ def summarise(
 ) -> dict[str, Any]:
     """summary.json of a finished run."""
     config, split = run.config, run.split
-    by_validation = max(lines, key=lambda line: line["validation"]["ndcg@10"])
-    by_test = max(lines, key=lambda line: line["test"]["hr@10"])
-
-    def chosen(line: Line) -> dict[str, Any]:
-        return {"round": line["round"], **line["test"]}
-
+    rules: tuple[Selected, Selected] = ("best_validation", "best_test")
+    shown: dict[str, Line] = {rule: best_line(lines, rule) for rule in rules} | {"last": lines[-1]}
     warmed = [line["seconds"] for line in lines[1:]] or [line["seconds"] for line in lines]
     return {
         "dataset": split.dataset,
@@ -197,22 +215,24 @@ def summarise(
         "items": split.items,
         "interactions": split.interactions,
         "has_times": split.has_times,
-        "selected": "best_test" if split.protocol == "paper" else "best_validation",
-        "metrics": {"best_validation": chosen(by_validation), "best_test": chosen(by_test), "last": chosen(lines[-1])},
+        "selected": reported_key(split.protocol),
+        "metrics": {name: {"round": line["round"], **line["test"]} for name, line in shown.items()},
         "controls": controls,
         "seconds_per_round": statistics.median(warmed),
-        "bytes_up": statistics.mean(line["bytes_up"] for line in lines),
-        "bytes_down": statistics.mean(line["bytes_down"] for line in lines),
-        "peak_rss_bytes": peak_rss_bytes(),
+        **{name: statistics.mean(line[name] for line in lines) for name in BYTES},
+        "peak_rss_bytes": outcome.peak_rss_bytes,
         "failures": len(outcome.failures),
         "device": str(resolve_device(config.run.device)),
-        "command": shlex.join(["fedem", *sys.argv[1:]]),
+        "command": run.directory.read_command(),
         "notes": notes,
     }
 
 
 def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str, Any]:
-    """diagnostics.json: what the report draws beyond the metrics lines."""
+    """diagnostics.json: what the report draws beyond the metrics lines.
+
+    A strategy that had no round left to carry out has no weights: those that were written before are kept.
+    """
     with_rho = {line["round"]: line["rho"]["histogram"] for line in lines if line.get("rho")}
     shown = sorted({_nearest(with_rho, target) for target in (2, 10, 30, 100)}) if with_rho else []
     rho = {"edges": np.linspace(0, 1, 21).tolist(), "histograms": {str(r): with_rho[r] for r in shown}}
@@ -227,7 +247,7 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
             test = nested(means, run.split.protocol)["test"]
             groups.append({"label": names[index], "users": int(users), "mean_interactions": mean_interactions, **test})
     return {
-        "weights": None,
+        "weights": None if outcome.diagnostics else _weights_before(run.directory),
         **outcome.diagnostics,
         "rho": rho if with_rho else None,
         "groups": groups or None,
@@ -235,12 +255,23 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
     }
 
 
+def _weights_before(directory: RunDirectory) -> object:
+    try:
+        return directory.read_diagnostics().get("weights")
+    except FedemError:  # not there, or damaged
+        return None
+
+
 def _nearest(rounds: Iterable[int], target: int) -> int:
     return min(rounds, key=lambda round_: abs(round_ - target))
 
 
 def peak_rss_bytes() -> int:
-    """The largest resident memory of this process so far; of its waited-for children where that is more."""
+    """The largest resident memory of this process so far; of a child that has ended where that is more.
+
+    In one process it covers reading the data, training and evaluation, and all that the process did before: also runs
+    that were carried out earlier beside this one. Ray's own processes are nobody's children and not covered.
+    """
     unit = 1 if sys.platform == "darwin" else 1024
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return int(max(own, children)) * unit

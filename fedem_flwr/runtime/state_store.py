@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.report.run_directory import flush_to_disk
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _STATE_FILE = re.compile(r"round-(\d{8})\.safetensors")
@@ -89,6 +90,13 @@ class DiskStateStore:
             if match and int(match[1]) < needed:
                 path.unlink(missing_ok=True)
 
+    def drop_after(self, round: int) -> None:
+        """Forget what nodes stored after ``round``: a run that goes on from there makes it anew."""
+        for directory in self._directory.iterdir() if self._directory.is_dir() else ():
+            for number, path in _numbers(directory, _STATE_FILE).items():
+                if number > round:
+                    path.unlink(missing_ok=True)
+
     def _node_directory(self, node: str) -> Path:
         if not _NODE_NAME.fullmatch(node):
             raise InputError(f"'{node}' cannot name a node's state: use letters, digits, '_', '-' and '.'")
@@ -115,28 +123,20 @@ def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         os.close(handle)
         save_file(dict(arrays), name)
-        _flush_to_disk(Path(name))
+        flush_to_disk(Path(name))
         os.replace(name, path)
     except (OSError, SafetensorError):
         with suppress(OSError):  # the first error is the one to report
             os.unlink(name)
         raise
-    _flush_to_disk(path.parent)  # the name itself
+    flush_to_disk(path.parent)  # the name itself
 
 
 def _make_directory(directory: Path) -> None:
     if directory.is_dir():
         return
     directory.mkdir(parents=True, exist_ok=True)
-    _flush_to_disk(directory.parent)
-
-
-def _flush_to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush_to_disk(directory.parent)
 
 
 def _map_arrays(path: Path) -> dict[str, np.ndarray]:

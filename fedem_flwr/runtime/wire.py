@@ -11,7 +11,6 @@ memory. The sender in turn leaves an array alone once it is packed, until the re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +93,8 @@ def unpack_arrays(record: ArrayRecord) -> dict[str, np.ndarray]:
 def payload_bytes(content: Message | RecordDict | ArrayRecord) -> int:
     """How many bytes the arrays of a message take: values and names; nothing is serialised to find out.
 
-    Configuration and metric values, and the about 130 bytes of header that each array gets on the wire, are
-    left out. An error reply weighs nothing.
+    Configuration and metric values are left out, and so is the header of about 130 bytes that an array gets on the
+    wire, unless it has come over one. An error reply weighs nothing.
     """
     if isinstance(content, Message):
         return payload_bytes(content.content) if content.has_content() else 0
@@ -110,9 +109,8 @@ def plain_numbers(metrics: MetricRecord) -> dict[str, float]:
 
 
 def _value_bytes(array: Array) -> int:
-    if array.stype != NUMPY_FORMAT:
-        return len(array.data)  # another library's format, so already bytes
-    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+    # What a foreign array says of its shape and type is text off the wire, and may be anything.
+    return array.numpy().nbytes if isinstance(array, LazyArray) else len(array.data)
 
 
 def _read_only(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -180,7 +180,7 @@ class Cohort:
         size = self.histories.counts()[who].cpu() * (1 + settings.local.negatives)
         batches = (size + settings.local.batch_size - 1) // settings.local.batch_size
         touched = size.clamp(max=self.histories.items)
-        loss = torch.zeros(len(who), device=self.state.user.device)
+        loss = torch.zeros(len(who), dtype=torch.float64, device=self.state.user.device)
         collected = self._empty_sums() if sums else None
         blocks = blocks_of(size, touched, 2 * batches + merging, settings.dim, BLOCK_FLOATS)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedem_flwr.models.mf import loss_and_residual, scores
 from fedem_flwr.training.merge import Merge
@@ -244,12 +245,13 @@ def train_epochs(
     """
     k = len(block.users)
     alive = torch.arange(k, device=block.users.device)
-    total = torch.zeros(k, device=block.users.device)
+    total = torch.zeros(k, dtype=torch.float64, device=block.users.device)
     mean = torch.zeros_like(total)
     current = block
     for epoch in range(epochs):
         samples = current.samples
         order = shuffled_rows(samples, current.users, seed, round_, first_epoch + epoch)
+        order = pad(order, (0, -order.shape[1] % settings.batch_size))  # every batch has the same width in every block
         for start in range(0, order.shape[1], settings.batch_size):
             row = order[:, start : start + settings.batch_size]
             column = torch.arange(start, start + row.shape[1], device=row.device)

@@ -24,10 +24,14 @@ def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], devic
     """
     threads = torch.get_num_threads()
     workers = min(len(items), threads)
-    if device.type != "cpu" or workers <= 1:
+    if device.type != "cpu":
         yield from map(function, items)
         return
     try:
+        if workers <= 1:
+            torch.set_num_threads(1)  # as in the pool, so that operations are split, and rounded, the same way
+            yield from map(function, items)
+            return
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             waiting: deque[Future[Result]] = deque()
             for item in items:

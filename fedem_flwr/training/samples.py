@@ -16,6 +16,9 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.randomness import keyed_bits, keyed_integers
 
 _POSITION_BITS = 20  # a user's samples in one round: at most 2**20
+_LANES = (
+    64  # touched rows are padded to a multiple: vector units then see no remainder, which they would round otherwise
+)
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ def draw_samples(histories: Histories, rows: Tensor, negatives: int, seed: int, 
     slot = (is_first.cumsum(1) - 1).clamp_(min=0)  # (k, s) touched row of each ordered sample
     touched_count = is_first.sum(1)
     owner, column = is_first.nonzero(as_tuple=True)
-    touched = torch.zeros((k, int(touched_count.max())), dtype=torch.int64, device=users.device)
+    width = -(-int(touched_count.max()) // _LANES) * _LANES
+    touched = torch.zeros((k, width), dtype=torch.int64, device=users.device)
     touched[owner, slot[owner, column]] = ordered[owner, column]
     row = torch.zeros_like(items).scatter_(1, position, torch.where(is_real, slot, 0))
     owner, column = (is_real & (position % (1 + negatives) == 0)).nonzero(as_tuple=True)

@@ -1,0 +1,57 @@
+"""Which round of a run is reported: one rule for runs, controls and the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from fedem_flwr.report.run_directory import Json, number_at
+
+Selected = Literal["best_validation", "best_test"]
+_CHOSEN_BY = {"best_validation": ("validation", "ndcg@10"), "best_test": ("test", "hr@10")}
+
+
+def reported_key(protocol: str) -> Selected:
+    """The rule of a protocol: `paper` reports the round that is best on the test set, as the literature does."""
+    return "best_test" if protocol == "paper" else "best_validation"
+
+
+def best_line(lines: Sequence[Json], rule: Selected) -> Json:
+    """The first best metrics line, by validation NDCG@10 or by test HR@10.
+
+    Where nodes fail, a round is evaluated on fewer users, whose figures do not compare with the others': only rounds
+    with the most users are considered.
+    """
+    most = max(evaluated_users(line) for line in lines)
+    part, metric = _CHOSEN_BY[rule]
+    return max((line for line in lines if evaluated_users(line) == most), key=lambda line: line[part][metric])
+
+
+def reported_line(lines: Sequence[Json], protocol: str) -> Json:
+    """The metrics line that the protocol reports."""
+    return best_line(lines, reported_key(protocol))
+
+
+def evaluated_users(line: Json) -> float:
+    """Over how many users a line's metrics are; 0 where it does not say."""
+    return number_at(line, "evaluated_users") or 0.0
+
+
+def partial_text(lines: Sequence[Json], users: float | None) -> str:
+    """Say which rounds were evaluated on fewer users than the run has; empty if none was.
+
+    Args:
+        lines: metrics lines; those that do not say on how many users are passed over.
+        users: of the run; None if that is not known.
+    """
+    known = {int(line["round"]): evaluated_users(line) for line in lines if evaluated_users(line)}
+    most = max(known.values(), default=0.0)
+    fewer = {round_: count for round_, count in known.items() if count < (users or most)}
+    if not fewer:
+        return ""
+    least, rounds = min(fewer.values()), ", ".join(map(str, list(fewer)[:10])) + ("" if len(fewer) <= 10 else ", …")
+    return (
+        f"Contributions were lost: {len(fewer)} of {len(known)} rounds ({rounds}) were evaluated on fewer users than "
+        f"the run has ({least:,.0f} at least, of {users or most:,.0f}). The best rounds are chosen among those with "
+        "the most users."
+    )
