@@ -41,7 +41,9 @@ def main() -> None:
             level = summary["controls"][name]["sampled99"]["hr@10"]
             axis.axhline(level, color=colour, linestyle=":", linewidth=1.5)
             label = {"ease": "EASE", "local_only": "no federation at all"}.get(name, name)
-            axis.text(100, level + 0.012, label, color=colour, ha="right", va="bottom", fontsize=9)
+            below = level < 0.2  # there the curve runs just above
+            place = {"va": "top" if below else "bottom", "ha": "right"}
+            axis.text(100, level + (-0.012 if below else 0.012), label, color=colour, fontsize=9, **place)
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("round")
         axis.set_ylim(0, 1.06)
@@ -58,7 +60,9 @@ def _curve(axis: plt.Axes, directory: RunDirectory, colour: str) -> None:
     axis.plot(rounds, values, color=colour, linewidth=2)
     at = len(rounds) * 2 // 5
     name = directory.read_summary()["method"]
-    axis.annotate(name, (rounds[at], values[at]), (0, -14), textcoords="offset points", color=colour, fontsize=9)
+    above = values[at] < 0.2
+    offset = (0, 10 if above else -14)
+    axis.annotate(name, (rounds[at], values[at]), offset, textcoords="offset points", color=colour, fontsize=9)
 
 
 if __name__ == "__main__":

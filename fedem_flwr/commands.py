@@ -15,13 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedem_flwr.config import Config, Tree, load_resolved, merge_trees, read_toml, resolve
+from fedem_flwr.config import Config, Tree, merge_trees, read_toml, resolve
 from fedem_flwr.data import SYNTHETIC
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress
-from fedem_flwr.report.run_directory import CONFIG, RunDirectory, default_run_path
+from fedem_flwr.report.run_directory import RunDirectory, default_run_path
 from fedem_flwr.report.tables import audit_table, result_table
 from fedem_flwr.runtime import audit as auditing
 from fedem_flwr.runtime.controls import controls_of
@@ -139,14 +139,9 @@ def resume(run_dir: Path, *, quiet: bool) -> None:
     directory = RunDirectory(run_dir).open()
     beside = sorted(path for path in (directory.path / AGAINST).glob("*") if path.is_dir())
     _quiet_libraries()
-    prepared, *others = (_opened(RunDirectory(path)) for path in (directory.path, *beside))
+    prepared, *others = (PreparedRun.open(RunDirectory(path)) for path in (directory.path, *beside))
     resolve_device(prepared.config.run.device)
     _carry_out_all(prepared, others, quiet=quiet, resume=True)
-
-
-def _opened(directory: RunDirectory) -> PreparedRun:
-    config = load_resolved(directory.path / CONFIG)
-    return PreparedRun(directory, config, Split.load(directory.path / SPLIT_FOLDER))
 
 
 def _carry_out_all(main: PreparedRun, beside: Sequence[PreparedRun], *, quiet: bool, resume: bool = False) -> None:

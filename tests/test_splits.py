@@ -186,7 +186,11 @@ def test_the_order_of_the_users_blocks_does_not_move_a_timed_item(
 @pytest.mark.parametrize(
     ("rows", "keywords", "message"),
     [
-        ([("u", "a", 1.0, 0.0)] * 9, {}, "no user has >= 10 rows in 'made-up'; lower min_interactions"),
+        (
+            [("u", "a", 1.0, 0.0)] * 9,
+            {},
+            "no user has >= 10 rows in 'made-up'; lower it",
+        ),
         ([("u", "a", 0.0, 0.0)] * 20, {}, "no user has >= 10 rows"),
         ([("u", "a", 1.0, 0.0)] * 20, {}, "fewer than 2 items"),
         ([("u", "a", 1.0, 0.0)] * 20, {"min_interactions": 2}, "min_interactions is 2"),

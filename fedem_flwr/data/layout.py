@@ -139,7 +139,9 @@ def detect_layout(path: Path, data: bytes, columns: Columns) -> Layout:
     for role in ("user", "item"):
         if role not in at:
             seen = f"header '{shortened(first_line)}'" if header else f"'{shortened(first_line)}'"
-            raise InputError(f"{where}: no {role} column in {seen}; say which column is the {role}")
+            raise InputError(
+                f"{where}: no {role} column in {seen}; say which column is the {role} (--set data.{role}_column=...)"
+            )
     return Layout(separator, first_number if header else first_number - 1, header, width, at)
 
 

@@ -17,7 +17,6 @@ from torch.nn.functional import pad
 
 from fedem_flwr.randomness import keyed_uniform
 
-
 _LANES = 16
 
 

@@ -26,8 +26,8 @@ def initial_user(dim: int, std: float, seed: int) -> Tensor:
 def scores(user: Tensor, items: Tensor) -> Tensor:
     """Logits (k, t) of user embeddings (k, d) for rows (k, t, d).
 
-    Written as row times matrix: several times as fast as matrix times column on a CPU, and a client's numbers are the same
-    to the last bit in whatever cohort it is computed.
+    Written as row times matrix: several times as fast as matrix times column on a CPU, and a client's numbers are the
+    same to the last bit in whatever cohort it is computed.
     """
     return torch.bmm(user.unsqueeze(1), items.transpose(1, 2)).squeeze(1)
 

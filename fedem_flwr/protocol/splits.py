@@ -145,7 +145,9 @@ def make_split(interactions: Interactions, protocol: Protocol, *, seed: int, min
         raise InputError(f"min_interactions is {min_interactions}: a split needs >= {MIN_ROWS} rows a user")
     kept = interactions.take(_kept_rows(interactions, protocol, min_interactions))
     if not kept.rows:
-        raise InputError(f"no user has >= {min_interactions} rows in '{kept.name}'; lower min_interactions")
+        raise InputError(
+            f"no user has >= {min_interactions} rows in '{kept.name}'; lower it (--set data.min_interactions=5)"
+        )
     if kept.items < 2:
         raise InputError(f"'{kept.name}' has fewer than 2 items after the filter; use a larger data set")
 

@@ -154,7 +154,7 @@ class RunDirectory:
         if self.holds_run() and not (overwrite or resume):
             raise InputError(
                 f"{self.path} already holds a run: choose another --out, continue it with "
-                f"`fedem resume {self.path}`, or overwrite it"
+                f"`fedem resume {self.path}`, or add --overwrite"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,7 @@ def _map_arrays(path: Path) -> dict[str, np.ndarray]:
         memory = np.memmap(path, dtype=np.uint8, mode="c")  # copy on write
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise FedemError(
-            f"{path} is damaged ({_reason(error)}): delete it and resume from an earlier checkpoint"
+            f"{path} is damaged ({_reason(error)}): the run cannot go on from here; start it again"
         ) from error
     arrays = {}
     position = 8 + int(memory[:8].view("<u8")[0])
