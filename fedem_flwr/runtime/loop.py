@@ -197,11 +197,11 @@ def run_rounds(
             plan.emit(_evaluated(pending, sums, plan.protocol))
         pending = line
         if ours is None or last:
-            meter = _Meter(round_)
+            began, meter = time.perf_counter(), _Meter(round_)
             final = _evaluate(strategy, grid, arrays, plan, meter, ours)
             fresh += meter.failures()
             _weigh(line, meter, (0.0, 0.0) if ours else meter.each())
-            line["seconds"] = time.perf_counter() - began
+            line["seconds"] += time.perf_counter() - began
             plan.emit(_evaluated(line, final, plan.protocol, meter.examples))
             pending = None
         if persist and plan.save is not None:
