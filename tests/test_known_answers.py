@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from worlds import carry_out
 
 from fedem_flwr.config import resolve
-from tests.worlds import carry_out
 
 
 def best(path: Path, ratings: Path, method: str, protocol: str, rounds: int) -> dict[str, Any]:

@@ -18,19 +18,14 @@ from fedem_flwr.runtime.run import PreparedRun, summarise
 
 METHODS = ("fedem", "fedem-released", "fedmf", "fedsim-dm", "fedmf-sr")
 TOLERANCE = 1e-4
-# Adam divides a gradient by its own size. Where an embedding crosses zero the gradient is rounding noise, and the step
-# turns noise into up to a learning rate. So a handful of entries may differ by more.
-STRAY_SHARE, STRAY_SIZE = 1e-3, 1e-2
+# A client computes the same bits in any cohort. Only the sums that cohorts upload (fedmf) are rounded as they are cut.
 
 
-def assert_same_results(one: Any, other: Any) -> None:
-    """Tables and embeddings within the tolerance, metrics equal."""
+def assert_same_results(one: Any, other: Any, *, exact: bool = False) -> None:
+    """Tables and embeddings within the tolerance, or the same bits; metrics equal."""
     for part in ("server", "nodes"):
         first, second = getattr(one, part), getattr(other, part)
-        assert largest_difference(first, second) <= STRAY_SIZE
-        for name in first:
-            apart = np.abs(first[name].astype(np.float64) - second[name]) > TOLERANCE
-            assert apart.mean() <= STRAY_SHARE if apart.size else True, (part, name, int(apart.sum()))
+        assert largest_difference(first, second) <= (0 if exact else TOLERANCE)
     assert [line["round"] for line in one.lines] == [line["round"] for line in other.lines]
     for line, twin in zip(one.lines, other.lines, strict=True):
         assert line["participants"] == twin["participants"]
@@ -47,7 +42,7 @@ def test_results_do_not_depend_on_users_a_node(method: str, tmp_path: Path) -> N
     for each, nodes in ((1, USERS), (7, 6)):
         parts = carry_out(tmp_path / str(each), config_of(method, run={"users_per_node": each}))
         assert parts.run.nodes == nodes and parts.outcome.failures == []
-        assert_same_results(whole, parts)
+        assert_same_results(whole, parts, exact=method.startswith(("fedem", "fedsim")))
 
 
 @pytest.mark.data
@@ -80,7 +75,7 @@ def test_more_nodes_than_users_is_no_failure(tmp_path: Path) -> None:
     parts, grid = carry_out_watched(tmp_path / "many", config_of("fedem"), nodes=27)
     assert {c.node for c in grid.down if c.kind == "train"} == set(range(20))
     assert parts.outcome.failures == []
-    assert largest_difference(whole.server, parts.server) <= STRAY_SIZE
+    assert largest_difference(whole.server, parts.server) <= TOLERANCE
 
 
 def test_local_only_uploads_nothing_and_equals_a_single_user_world(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ SYNTHETIC = {"users": USERS, "items": ITEMS, "mean_interactions": 15}
 TINY = {
     "data": {"dataset": "synthetic", "synthetic": SYNTHETIC},
     "local": {"epochs": 2},
-    "merge": {"epochs": 1},  # more, and a few users' adapters turn rounding noise into other ReLUs
     "run": {"rounds": 3, "threads": 1, "device": "cpu"},
     "evaluation": {"controls": False, "local_only": False},
 }

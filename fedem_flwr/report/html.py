@@ -124,7 +124,7 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
         ),
         _picture(
             "Users by number of interactions",
-            "Test metrics of five groups of users, from the sparsest to the densest, after the last round.",
+            "Test metrics of up to five groups of users (ties merge groups), sparsest first, after the last round.",
             partial(plots.sparsity_groups, run.diagnostics.get("groups")),
         ),
     ]

@@ -179,7 +179,7 @@ def rho_distribution(
     except NothingToDrawError as error:
         if not rounds:
             raise NothingToDrawError(
-                f"no mean of rho in any round, and {error} (has the method an adapter?)"
+                f"this method has no adapter and merges nothing: no mean of rho in any round, and {error}"
             ) from error
         edges, shares = np.zeros(0), {}
     with _panels(bool(rounds) + bool(shares)) as (figure, axes):
@@ -212,7 +212,7 @@ def aggregation_weights(diagnostics: Mapping[str, object], *, image_format: Imag
         with suppress(NothingToDrawError):  # the others are still worth seeing
             found[name] = _numbers(value, name, dimensions)
     if not found:
-        raise NothingToDrawError("aggregation weights were not recorded")
+        raise NothingToDrawError("this method does not weight single clients: aggregation weights were not recorded")
     with _panels(len(found), [1.25 if name == "sample" else 1 for name in found]) as (figure, axes):
         for (name, values), axis in zip(found.items(), axes, strict=True):
             if name == "sample":

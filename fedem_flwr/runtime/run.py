@@ -237,7 +237,6 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
     shown = sorted({_nearest(with_rho, target) for target in (2, 10, 30, 100)}) if with_rho else []
     rho = {"edges": np.linspace(0, 1, 21).tolist(), "histograms": {str(r): with_rho[r] for r in shown}}
     groups = []
-    names = ("1 (sparsest)", "2", "3", "4", "5 (most active)")
     for index in range(GROUPS):
         prefix = f"group-{index}/"
         means = means_of(outcome.final_sums, prefix)
@@ -245,7 +244,12 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
             users = outcome.final_sums[f"{prefix}users"]
             mean_interactions = outcome.final_sums[f"{prefix}interactions"] / users
             test = nested(means, run.split.protocol)["test"]
-            groups.append({"label": names[index], "users": int(users), "mean_interactions": mean_interactions, **test})
+            groups.append(
+                {"label": str(index + 1), "users": int(users), "mean_interactions": mean_interactions, **test}
+            )
+    if len(groups) > 1:  # ties may leave fewer than five
+        groups[0]["label"] += " (sparsest)"
+        groups[-1]["label"] += " (most active)"
     return {
         "weights": None if outcome.diagnostics else _weights_before(run.directory),
         **outcome.diagnostics,
