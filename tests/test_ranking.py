@@ -148,13 +148,6 @@ def test_sums_merge_exactly_in_any_partition(ranks: list[int], parts: int, shuff
     assert merged == whole
 
 
-def test_flat_form_round_trips_under_its_prefix() -> None:
-    a, b = MetricSums.from_ranks(torch.tensor([1, 4, 0])), MetricSums.from_ranks(torch.tensor([9]))
-    flat = a.to_flat("test.full.") | b.to_flat()
-    assert all(isinstance(value, float) for value in flat.values())
-    assert MetricSums.from_flat(flat, "test.full.") == a and MetricSums.from_flat(flat) == b
-
-
 def test_means_over_nobody_are_not_a_number() -> None:
     assert all(math.isnan(value) for value in MetricSums.empty().means().values())
 

@@ -13,6 +13,7 @@ from worlds import ITEMS, USERS, Done, carry_out, carry_out_watched, config_of, 
 
 from clients.cohort import CohortClient
 from fedem_flwr.randomness import keyed_permutation
+from fedem_flwr.runtime import controls
 from fedem_flwr.runtime.node import NodeHost, slice_histories
 from fedem_flwr.runtime.run import PreparedRun, summarise
 
@@ -265,3 +266,16 @@ def test_a_run_is_opened_from_its_directory(tmp_path: Path) -> None:
 def test_prepared_run_counts_nodes(tmp_path: Path) -> None:
     assert prepare(tmp_path / "ray", config_of("fedmf", run={"runtime": "ray"})).nodes == 2
     assert prepare(tmp_path / "one", config_of("fedmf", run={"users_per_node": 1})).nodes == USERS
+
+
+def test_the_local_only_control_is_the_same_in_parts_and_its_progress_ends_at_the_last_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare(tmp_path / "run", config_of("fedmf"))
+    told: list[int] = []
+    whole = controls.local_only(run.split, run.config, told.append)
+    assert told == [1, 2, 3]
+    monkeypatch.setattr(controls, "_COHORT", 15)  # three parts
+    told.clear()
+    assert controls.local_only(run.split, run.config, told.append) == whole
+    assert told == sorted(told) and len(told) == 9 and told[-1] == 3

@@ -45,10 +45,10 @@ class FoundDataset:
     warning: str | None
 
 
-def cache_dir() -> Path:
-    """Where downloads go: ``$XDG_CACHE_HOME/fedem-flwr/data``, by default under ``~/.cache``."""
+def cache_dir(kind: str = "data") -> Path:
+    """The user's cache of a kind of things: ``$XDG_CACHE_HOME/fedem-flwr/<kind>``, by default under ``~/.cache``."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "fedem-flwr" / "data"
+    return (Path(root) if root else Path.home() / ".cache") / "fedem-flwr" / kind
 
 
 def find_dataset(

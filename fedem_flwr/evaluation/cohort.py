@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.evaluation.controls import headline
 from fedem_flwr.evaluation.ranking import METRICS, Part, evaluate_scores
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.training.cohort import Cohort
@@ -100,13 +101,11 @@ def nested(means: Mapping[str, float], protocol: str) -> dict[str, Any]:
         {"validation": {...}, "test": {...}}, each with the protocol's headline metrics at its top level (99 negatives
         under `paper`, whole catalogue under `strict`), and `sampled99` and `full` beneath.
     """
-    out: dict[str, Any] = {}
-    for part in PARTS:
-        lists = {
-            name: {m: means[f"{part}/{name}/{m}"] for m in METRICS if f"{part}/{name}/{m}" in means} for name in LISTS
-        }
-        out[part] = {**lists["sampled99" if protocol == "paper" else "full"], **lists}
-    return out
+
+    def under(path: str) -> Sums:
+        return {metric: means[f"{path}/{metric}"] for metric in METRICS if f"{path}/{metric}" in means}
+
+    return {part: headline(protocol, under(f"{part}/full"), under(f"{part}/sampled99")) for part in PARTS}
 
 
 def rho_statistics(sums: Mapping[str, float]) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import MetricSums, Part, evaluate_scores
-from fedem_flwr.protocol.splits import IntArray, Protocol, Split
+from fedem_flwr.protocol.splits import IntArray, Split
 from fedem_flwr.randomness import keyed_uniform
 
 Control = Literal["random", "popularity", "ease"]
@@ -33,7 +33,7 @@ _CELLS = 2**23  # scores held at a time
 _FORMAT = 1  # of a cache entry; raise it when a control's figures change
 
 
-def headline(protocol: Protocol, full_means: Mapping[str, float], sampled_means: Mapping[str, float]) -> dict[str, Any]:
+def headline(protocol: str, full_means: Mapping[str, float], sampled_means: Mapping[str, float]) -> dict[str, Any]:
     """Put the figures of a protocol's headline first: 99 negatives under ``paper``, else the whole catalogue.
 
     Args:

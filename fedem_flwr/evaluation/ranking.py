@@ -6,7 +6,6 @@ its score is strictly lower, so ties and NaN scores rank ahead, and a target wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,20 +73,6 @@ class MetricSums:
     def means(self) -> dict[str, float]:
         """Each metric's mean over users; NaN where there are none."""
         return {name: self.sums[name] / self.count if self.count else float("nan") for name in METRICS}
-
-    def to_flat(self, prefix: str = "") -> dict[str, float]:
-        """The sums as one flat mapping of numbers, for a message; ``prefix`` tells several apart."""
-        return {
-            f"{prefix}count": float(self.count),
-            f"{prefix}nonfinite": float(self.nonfinite),
-            **{prefix + name: self.sums[name] for name in METRICS},
-        }
-
-    @classmethod
-    def from_flat(cls, flat: Mapping[str, float], prefix: str = "") -> MetricSums:
-        """Read back what `to_flat` wrote under the same prefix; other entries are ignored."""
-        sums = {name: float(flat[prefix + name]) for name in METRICS}
-        return cls(int(flat[f"{prefix}count"]), int(flat[f"{prefix}nonfinite"]), sums)
 
 
 def full_ranks(scores: Tensor, targets: Tensor, excluded_rows: Tensor, excluded_items: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 import torch
 
 from fedem_flwr.config import Config
-from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of, nested
+from fedem_flwr.data.catalog import cache_dir
+from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, nested
 from fedem_flwr.evaluation.controls import cached_controls, split_hash
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.run_directory import write_atomically
@@ -27,17 +27,14 @@ _COHORT = 2048  # users trained at a time: bounds the memory of their own tables
 
 def cache_folder(config: Config) -> Path:
     """Where controls are kept: the configured folder, or the user's cache folder."""
-    if config.evaluation.cache_dir:
-        return Path(config.evaluation.cache_dir)
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "fedem-flwr" / "controls"
+    return Path(config.evaluation.cache_dir) if config.evaluation.cache_dir else cache_dir("controls")
 
 
 def controls_of(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
     """Every control of a split, each computed once and then read from the cache.
 
     Args:
-        on_round: told each finished round of local training; not called on a cache hit.
+        on_round: told how many rounds of local training are done, of the run's; not called on a cache hit.
     """
     settings, folder = config.evaluation, cache_folder(config)
     controls: dict[str, Any] = dict(cached_controls(split, folder, settings.ease_lambda)) if settings.controls else {}
@@ -78,9 +75,8 @@ def local_only(split: Split, config: Config, on_round: Callable[[int], None]) ->
         everyone = torch.arange(len(users), device=device)
         for round_ in range(1, config.run.rounds + 1):
             cohort.train(everyone, None, round_)
-            for key, value in evaluate_cohort(cohort, split, None).items():
-                totals[round_ - 1][key] = totals[round_ - 1].get(key, 0.0) + value
-            on_round(number * config.run.rounds + round_)
+            add_sums(totals[round_ - 1], evaluate_cohort(cohort, split, None))
+            on_round((number * config.run.rounds + round_) // len(parts))  # all parts together are the run's rounds
     lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
     best = reported_line(lines, split.protocol)
     return {"round": best["round"], **best["test"], "validation": best["validation"]}
