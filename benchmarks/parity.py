@@ -16,8 +16,9 @@ import numpy as np
 
 from fedem_flwr.config import resolve
 from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime.inputs import load_interactions, split_of
 from fedem_flwr.runtime.node import NodeHost
-from fedem_flwr.runtime.run import PreparedRun, load_interactions, split_of
+from fedem_flwr.runtime.run import PreparedRun
 
 
 @dataclass(frozen=True)

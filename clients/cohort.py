@@ -10,22 +10,21 @@ model), then the participants train.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 import torch
-from flwr.client import NumPyClient
 
+from clients.base import Arrays, HostClient, Scalar
 from fedem_flwr.evaluation.cohort import evaluate_cohort
-from fedem_flwr.runtime.node import NodeHost, as_tensor
+from fedem_flwr.evaluation.scorers import CohortScorer
+from fedem_flwr.runtime.node import as_tensor
 from fedem_flwr.training.cohort import Cohort, TrainResult
 from fedem_flwr.training.merge import GlobalTables
 
-Scalar = bool | bytes | float | int | str
-Arrays = list[np.ndarray]
 
-
-class CohortClient(NumPyClient):
+class CohortClient(HostClient):
     """Hosts the users of one node.
 
     Args:
@@ -46,32 +45,15 @@ class CohortClient(NumPyClient):
         "rows": ("rows", "counts"),
     }
 
-    def __init__(self, host: NodeHost, node: int) -> None:
-        self.host, self.node = host, node
-        self.users = host.users(node)
-
-    def upload_names(self, config: dict[str, Scalar]) -> tuple[str, ...]:
-        """Names of the arrays that `fit` returns under this configuration."""
-        return self.UPLOADS[str(config["upload"])]
-
-    def introduce(self) -> dict[str, np.ndarray]:
-        """What the server must know before the first round: who lives here, and how much data each has.
-
-        Returns:
-            `users` (k,) and `samples` (k,), the counts behind the weights p_v of Eq. 13.
-        """
-        offsets = self.host.split.train_offsets
-        counts = np.asarray(offsets[self.users + 1]) - np.asarray(offsets[self.users])
-        return {"users": self.users, "samples": counts}
-
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Evaluate what was received, train the participants, keep the state, and return what the method uploads."""
         round_ = int(config["server-round"])
         participants, uploaders, *_ = parameters
-        cohort, downloaded = self.model(round_ - 1, parameters)
+        scorer = self.model(round_ - 1, parameters, config)
+        cohort, downloaded = scorer.cohort, scorer.tables
         metrics: dict[str, Scalar] = {}
         if config.get("evaluate"):
-            metrics |= evaluate_cohort(cohort, self.host.split, downloaded)
+            metrics |= evaluate_cohort(scorer, self.host.split)
         upload_kind = str(config["upload"])
         result = cohort.train(self.positions(participants), downloaded, round_, sums=upload_kind != "tables")
         upload = self.pack(upload_kind, cohort, result, uploaders)
@@ -80,20 +62,13 @@ class CohortClient(NumPyClient):
         metrics["loss-total"] = float((result.loss.double() * result.samples).sum())
         return upload, samples, metrics
 
-    def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate all users with what was received; only sums are returned."""
-        cohort, downloaded = self.model(int(config["server-round"]), parameters)
-        edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
-        metrics = evaluate_cohort(cohort, self.host.split, downloaded, edges)
-        return 0.0, len(self.users), dict(metrics)
+    def model(self, round_: int, parameters: Arrays, config: Mapping[str, Scalar]) -> CohortScorer:
+        """The cohort as it was after a round, and the tables it received.
 
-    def model(self, round_: int, parameters: Arrays) -> tuple[Cohort, GlobalTables | None]:
-        """What this node's users score with: the cohort as it was after a round, and the tables they received.
-
-        Evaluation, training and recommendations start from it. A client without state makes its users' embeddings here.
+        A client without state makes its users' embeddings here.
         """
         receivers, tables = parameters[2:]
-        return self.host.cohort(self.node, round_), self.downloaded(receivers, tables)
+        return CohortScorer(self.host.cohort(self.node, round_), self.downloaded(receivers, tables))
 
     def keep(self, round_: int, cohort: Cohort, config: dict[str, Scalar]) -> None:
         """Store the state after a round."""
@@ -126,15 +101,3 @@ class CohortClient(NumPyClient):
             raise ValueError(f"no sums were collected for the upload '{upload}'")
         first, second = (sums.mean_table(), sums.weight) if upload == "average" else (sums.touched, sums.count)
         return [first.float().cpu().numpy(), second.float().reshape(-1).cpu().numpy()]
-
-    def positions(self, users: np.ndarray) -> torch.Tensor:
-        """(k',) where users stand in this cohort.
-
-        Raises:
-            ValueError: a user that this node does not host.
-        """
-        first = self.users[0] if len(self.users) else 0
-        position = users - first
-        if len(users) and (position.min() < 0 or position.max() >= len(self.users)):
-            raise ValueError(f"node {self.node} was asked for a user that it does not host")
-        return as_tensor(position.astype(np.int64), self.host.device())

@@ -6,15 +6,16 @@ samples. Down: the global table, which replaces the own one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
-from clients.cohort import Arrays, CohortClient, Scalar
+from clients.base import Arrays, Scalar
+from clients.cohort import CohortClient
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
-from fedem_flwr.training.cohort import Cohort
-from fedem_flwr.training.merge import GlobalTables
+from fedem_flwr.evaluation.scorers import CohortScorer
 
 _NOBODY = np.empty(0, dtype=np.int64)
 
@@ -28,7 +29,7 @@ class TableClient(CohortClient):
         """The global model's only array."""
         return self.DOWNLOAD
 
-    def model(self, round_: int, parameters: Arrays) -> tuple[Cohort, GlobalTables | None]:
+    def model(self, round_: int, parameters: Arrays, config: Mapping[str, Scalar]) -> CohortScorer:
         """The downloaded table is everybody's; some of Flower's strategies (FedAdam) turn it into float64.
 
         Raises:
@@ -37,12 +38,13 @@ class TableClient(CohortClient):
         if not len(self.users):
             raise FedemError(f"node {self.node} hosts no users: start fewer nodes")
         table = parameters[0][None].astype(np.float32, copy=False)
-        return self.host.cohort(self.node, round_), self.downloaded(_NOBODY, table)
+        return CohortScorer(self.host.cohort(self.node, round_), self.downloaded(_NOBODY, table))
 
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Train every user from the downloaded table; return the mean table and the samples behind it."""
         round_ = int(config["server-round"])
-        cohort, downloaded = self.model(round_ - 1, parameters)
+        scorer = self.model(round_ - 1, parameters, config)
+        cohort, downloaded = scorer.cohort, scorer.tables
         result = cohort.train(self.positions(self.users), downloaded, round_, sums=True)
         self.keep(round_, cohort, config)
         samples = int(result.samples.sum())
@@ -51,5 +53,5 @@ class TableClient(CohortClient):
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Means over this node's users; the strategy weights them by `num-examples`, here the number of users."""
-        cohort, downloaded = self.model(int(config["server-round"]), parameters)
-        return 0.0, len(self.users), dict(means_of(evaluate_cohort(cohort, self.host.split, downloaded)))
+        scorer = self.model(int(config["server-round"]), parameters, config)
+        return 0.0, len(self.users), dict(means_of(evaluate_cohort(scorer, self.host.split)))

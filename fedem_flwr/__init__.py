@@ -13,4 +13,21 @@ Dimensions, used in every docstring and shape comment:
 A table is ``(m, d)``; tables of a cohort are stacked as ``(k, m, d)``.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedem_flwr.recommender import Recommender as Recommender
+
 __version__ = "0.1.0"
+__all__ = ["Recommender", "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    """`Recommender` on first use: torch and Flower take seconds to import."""
+    if name == "Recommender":
+        from fedem_flwr.recommender import Recommender
+
+        return Recommender
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -106,14 +106,27 @@ def audit(
 @app.command()
 def recommend(
     run_dir: Annotated[Path, typer.Argument(help="the directory of a finished run")],
-    user: Annotated[str, typer.Option(help="the user's id in the data set")],
+    user: Annotated[str | None, typer.Option(help="a user of the run, by the id in the data set")] = None,
+    history: Annotated[
+        str | None,
+        typer.Option(
+            help="item ids of anybody, oldest first: separated by commas, or a file (columns item, or user,item)"
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="how many items")] = 10,
+    exclude_seen: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-seen/--include-seen", " /--no-exclude-seen", help="leave out what the user has met already"
+        ),
+    ] = True,
+    names: Annotated[Path | None, typer.Option(help="a file with item ids and names, shown beside the ids")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table")] = False,
 ) -> None:
-    """Recommend items that a user has not interacted with."""
-    from fedem_flwr import commands
+    """Recommend items to a user of the run, or to anybody whose history is given."""
+    from fedem_flwr import commands_recommend
 
-    commands.recommend(run_dir, user, top, as_json=as_json)
+    commands_recommend.recommend(run_dir, user, history, top, exclude_seen=exclude_seen, names=names, as_json=as_json)
 
 
 @data_app.command("list")

@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
+import time
 import tomllib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fedem_flwr.config import Config, Tree, merge_trees, read_toml, resolve
 from fedem_flwr.data import SYNTHETIC
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.html import write_report
-from fedem_flwr.report.progress import RoundProgress
+from fedem_flwr.report.progress import RoundProgress, task_progress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
 from fedem_flwr.report.tables import audit_table, result_table
 from fedem_flwr.runtime import audit as auditing
-from fedem_flwr.runtime.controls import controls_of
+from fedem_flwr.runtime.controls import controls_of, per_user
+from fedem_flwr.runtime.inputs import adapted, check_method, split_into
 from fedem_flwr.runtime.node import SPLIT_FOLDER
-from fedem_flwr.runtime.recommend import recommend_for
-from fedem_flwr.runtime.run import (
-    PreparedRun,
-    check_method,
-    checkpointed,
-    diagnose,
-    load_interactions,
-    split_of,
-    summarise,
-)
+from fedem_flwr.runtime.outcome import diagnose, summarise
+from fedem_flwr.runtime.run import PreparedRun, checkpointed
+from fedem_flwr.runtime.served import look_at
 from fedem_flwr.settings import resolve_device
 
 SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
+_PATIENCE = 2.0  # seconds before a bar is shown
 AGAINST = "against"  # folder of a run that holds the runs beside it
 
 _out = Console(highlight=False)
@@ -93,9 +87,12 @@ def run(
     directory = RunDirectory(out or default_run_path(config.data.dataset, config.method.name, config.data.protocol))
     _claim(directory, overwrite=overwrite)
     _quiet_libraries()
+    fresh = directory.path / f"{SPLIT_FOLDER}.new"
     try:
-        split = split_of(config, load_interactions(config))
+        split = _split(config, fresh, quiet=quiet)
+        config, *others = (adapted(each, split) for each in (config, *others))
     except InputError:
+        shutil.rmtree(fresh, ignore_errors=True)
         with suppress(OSError):
             directory.path.rmdir()  # unless there is something in it
         raise
@@ -103,12 +100,32 @@ def run(
         directory.create(overwrite=True)
         for name in (SPLIT_FOLDER, AGAINST):
             shutil.rmtree(directory.path / name, ignore_errors=True)
+    fresh.rename(directory.path / SPLIT_FOLDER)
+    split = Split.load(directory.path / SPLIT_FOLDER)
     if not quiet:
         _err.print(_opening(config, split), f"into {directory.path}", sep="\n", soft_wrap=True)
     places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in others]
     beside = [PreparedRun.create(place, other, split) for place, other in zip(places, others, strict=True)]
-    main = PreparedRun.create(directory, config, split)  # last: now there is all that `resume` needs
+    main = PreparedRun.create(directory, config, split, saved=True)  # last: now there is all that `resume` needs
     _carry_out_all(main, beside, quiet=quiet)
+
+
+def _split(config: Config, folder: Path, *, quiet: bool) -> Split:
+    """Read the data and split them, with a bar where it takes a while."""
+    began, shown = time.monotonic(), 0
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal advance, shown
+            if advance is None and time.monotonic() - began > _PATIENCE:
+                bar = task_progress("reading and splitting, users", total, in_bytes=False, quiet=quiet)
+                advance = stack.enter_context(bar)
+            if advance is not None:
+                advance(done - shown)
+                shown = done
+
+        return split_into(folder, config, on_progress)
 
 
 def _claim(directory: RunDirectory, *, overwrite: bool) -> None:
@@ -164,8 +181,9 @@ def _carry_out(run: PreparedRun, quiet: bool, *, resume: bool) -> None:
     with RoundProgress(config.run.rounds, description="control: local-only", quiet=quiet) as progress:
         controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
     lines = directory.read_metrics()
-    directory.write_diagnostics(diagnose(run, lines, outcome))
-    directory.write_summary(summarise(run, lines, outcome, controls, _notes(run, controls)))
+    comparison, lists = look_at(run, controls, per_user(run.split, config))
+    directory.write_diagnostics({**diagnose(run, lines, outcome), "lists": lists})
+    directory.write_summary(summarise(run, lines, outcome, controls, comparison, _notes(run, controls)))
     write_report(directory.path)
 
 
@@ -181,16 +199,19 @@ def _notes(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
     notes = []
     if run.config.data.dataset == SYNTHETIC:
         notes.append("Synthetic data: use it to see that everything works, not to compare methods.")
-    if run.config.model_dump(exclude={"run", "evaluation"}) == resolve({}, {}).model_dump(
-        exclude={"run", "evaluation"}
-    ):
+    if run.config.method.name == resolve({}, {"data": {"dataset": run.config.data.dataset}}).method.name:
         notes.append(
-            "The default method is fedmf: under strict it beats popularity here, and the published FedEM does not."
+            f"{run.config.method.name} is the default on this data set: the best of what was measured under strict. "
+            "--against fedem puts the published method beside it."
         )
     if not run.split.has_times:
-        notes.append("This data set has no times: under strict the held-out items are drawn at random.")
-    if run.config.evaluation.controls and "ease" not in controls:
-        notes.append("EASE was left out: the catalogue is too large for its dense item-item matrix.")
+        notes.append(
+            "This data set has no times: under strict the held-out items are drawn at random, and nothing uses order, "
+            "neither recency nor an encoder."
+        )
+    for name, result in controls.items():
+        if result and "skipped" in result:
+            notes.append(f"Control {name} was left out: {result['skipped']}.")
     return notes
 
 
@@ -203,7 +224,7 @@ def audit(options: Tree, out: Path | None, *, quiet: bool) -> None:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {out}: {error.strerror}; give another folder with --out") from None
-    steps = auditing.steps(base)
+    steps = auditing.steps(options)
     with RoundProgress(steps, description="audit", quiet=quiet) as progress:
         rows = auditing.leak_table(base, options, lambda step: progress.update(step, {}))
     title = f"The same methods on {base.data.dataset} under both protocols (99 negatives)"
@@ -211,22 +232,6 @@ def audit(options: Tree, out: Path | None, *, quiet: bool) -> None:
     if out is not None:
         auditing.write(out, title, rows)
         _out.print(f"written: {out / 'audit.md'}", soft_wrap=True)
-
-
-def recommend(run_dir: Path, user: str, top: int, *, as_json: bool) -> None:
-    """`fedem recommend`: the best unseen items of one user."""
-    directory = RunDirectory(run_dir).open()
-    items = recommend_for(directory, user, top)
-    if as_json:
-        _out.print_json(json.dumps({"user": user, "items": [{"item": item, "score": score} for item, score in items]}))
-        return
-    table = Table(title=f"for user {user}")
-    table.add_column("rank", justify="right")
-    table.add_column("item")
-    table.add_column("score", justify="right")
-    for rank, (item, score) in enumerate(items, 1):
-        table.add_row(str(rank), item, f"{score:.4f}")
-    _out.print(table)
 
 
 def _quiet_libraries() -> None:

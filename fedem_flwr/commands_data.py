@@ -13,7 +13,7 @@ from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_ent
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.splits import Protocol
 from fedem_flwr.report.progress import task_progress
-from fedem_flwr.runtime.run import load_interactions, split_of
+from fedem_flwr.runtime.inputs import load_interactions, split_of
 
 _out = Console(highlight=False)
 

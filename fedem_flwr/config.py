@@ -11,133 +11,33 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from fedem_flwr.data.synthetic import SyntheticConfig
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.sections import (
+    AggregateConfig,
+    DataConfig,
+    ElasticConfig,
+    EvaluationConfig,
+    FoldInConfig,
+    IalsConfig,
+    LocalConfig,
+    MergeConfig,
+    MethodConfig,
+    ModelConfig,
+    OrderConfig,
+    RunConfig,
+    Section,
+)
 
 Tree = dict[str, Any]
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+DEFAULT_METHOD = "fedials"  # where the data set's file names none
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataConfig(_Section):
-    """What is learnt from, and how it is split."""
-
-    dataset: str = Field("synthetic", description="a known name, or the path of a delimited file")
-    protocol: Literal["strict", "paper"] = Field("strict", description="evaluation protocol; `paper` leaks")
-    data_dir: str | None = Field(
-        None, description="folder with known data sets; else $FEDEM_DATA, the cache, a download"
-    )
-    min_interactions: int | None = Field(
-        None, ge=3, description="rows a user must have; default: the data set's own, or 10"
-    )
-    separator: str | None = Field(None, description="of a delimited file; default: detected")
-    header: bool | None = Field(None, description="whether the file has a header line; default: detected")
-    user_column: str | int | None = Field(None, description="name or number (from 0)")
-    item_column: str | int | None = Field(None, description="name or number (from 0)")
-    rating_column: str | int | None = Field(None, description="name or number (from 0)")
-    time_column: str | int | None = Field(None, description="name or number (from 0)")
-    synthetic: SyntheticConfig = SyntheticConfig()
-
-
-class MethodConfig(_Section):
-    """Which Flower strategy and client a method is made of."""
-
-    name: str = Field("fedmf", pattern=_NAME, description="name of the preset; shown in results, and a folder's name")
-    base: str = Field("", description="preset whose settings this method starts from; default: the one of its name")
-    title: str = Field("", description="one line for reports")
-    strategy: str = Field("fedmf", description="a registered strategy, or `flwr.NAME` for a stock Flower strategy")
-    client: str = Field("cohort", description="a registered client kind")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the strategy")
-
-
-class ModelConfig(_Section):
-    """Matrix factorisation."""
-
-    dim: int = Field(16, ge=1, le=1024, description="d, embedding width (paper: 16)")
-    init_std: float = Field(1.0, gt=0, description="standard deviation of initial embeddings (released program: 1)")
-
-
-class LocalConfig(_Section):
-    """Local training, Eq. 12. Defaults are the paper's."""
-
-    epochs: int = Field(10, ge=1, description="E")
-    batch_size: int = Field(256, ge=1, description="B")
-    negatives: int = Field(4, ge=0, le=100, description="drawn for each positive, fresh every round")
-    lr_user: float = Field(0.1, gt=0, description="η for p_u (Adam)")
-    lr_item: float = Field(0.1, gt=0, description="η for Q_u (Adam)")
-    early_stop: float = Field(
-        0.0, ge=0, description="relative change of the running loss at which a client stops; 0 never"
-    )
-
-
-class MergeConfig(_Section):
-    """Elastic merging, Eq. 9–11, and the variants of Table 2."""
-
-    mode: Literal["none", "replace", "static", "scalar", "elastic"] = Field(
-        "replace", description="how G and Q become one"
-    )
-    schedule: Literal["paper", "released"] = Field("paper", description="merge once a round, or again in every batch")
-    rho: float = Field(0.5, ge=0, le=1, description="ρ of `static`")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (16, 8), min_length=1, description="hidden widths of the adapter"
-    )
-    bias: float = Field(0.0, description="added to the adapter's output at the start; > 0 favours the global table")
-    lr: float = Field(0.1, gt=0, description="β for Θ_u (Adam)")
-    epochs: int = Field(1, ge=1, description="epochs of Eq. 11 under the `paper` schedule")
-
-
-class AggregateConfig(_Section):
-    """What the server makes of the uploads, Eq. 13 and its alternatives."""
-
-    weights: Literal["average", "rows", "eq13", "released", "cvxpy"] = Field(
-        "average",
-        description="average: w = p_v; rows: each row over the clients that trained it; others: one w a client",
-    )
-    similarity: Literal["frobenius", "pca", "cosine"] = Field("frobenius", description="σ between two clients' tables")
-    alpha: float = Field(0.9, ge=0, description="α, weight of similarity")
-    fraction: float = Field(1.0, gt=0, le=1, description="share of participants whose tables are aggregated")
-    saturate: float | None = Field(None, gt=0, description="similarities above this become 1 (released program: 0.9)")
-    pca_sign: Literal["raw", "fixed"] = Field("raw", description="sign of the first principal component")
-    block_items: int = Field(512, ge=1, description="items combined at a time; bounds the server's memory")
-    max_norm: float = Field(1e6, gt=0, description="an uploaded table with a larger Frobenius norm is refused")
-
-
-class RunConfig(_Section):
-    """How the run is carried out; nothing here changes what is computed, apart from seed, rounds and participants."""
-
-    rounds: int = Field(30, ge=1, description="T")
-    seed: int = Field(0, ge=0, description="of every draw")
-    participants: float = Field(1.0, gt=0, le=1, description="share of users that train in a round")
-    runtime: Literal["inprocess", "ray"] = Field("inprocess", description="where clients run")
-    users_per_node: int = Field(
-        0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray: two nodes)"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
-    threads: int = Field(0, ge=0, description="torch threads; 0: torch's own choice")
-    round_timeout: float = Field(
-        3600.0, gt=0, description="seconds after which a round goes on without missing replies"
-    )
-    checkpoint_every: int = Field(5, ge=1, description="rounds between checkpoints; the last round always has one")
-
-
-class EvaluationConfig(_Section):
-    """What stands beside the result."""
-
-    controls: bool = Field(True, description="compute random, popularity and EASE")
-    local_only: bool = Field(True, description="train the same method without federation, as a control")
-    ease_lambda: float = Field(300.0, gt=0, description="ridge of EASE")
-    cache_dir: str | None = Field(None, description="where controls are kept; default: the user's cache folder")
-
-
-class Config(_Section):
+class Config(Section):
     """Everything a run depends on."""
 
     data: DataConfig = DataConfig()
@@ -146,6 +46,10 @@ class Config(_Section):
     local: LocalConfig = LocalConfig()
     merge: MergeConfig = MergeConfig()
     aggregate: AggregateConfig = AggregateConfig()
+    ials: IalsConfig = IalsConfig()
+    fold_in: FoldInConfig = FoldInConfig()
+    order: OrderConfig = OrderConfig()
+    elastic: ElasticConfig = ElasticConfig()
     run: RunConfig = RunConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -245,7 +149,7 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     dataset = str(given.get("data", {}).get("dataset", DataConfig().dataset))
     data_preset = _preset("datasets", dataset)
     settings = data_preset.pop("settings", {})
-    default_method = data_preset.get("method", {}).get("name", MethodConfig().name)
+    default_method = data_preset.get("method", {}).get("name", DEFAULT_METHOD)
     method = str(given.get("method", {}).get("name", default_method))
     base = str(given.get("method", {}).get("base", method))
     method_preset = _preset("methods", base)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
@@ -86,7 +86,10 @@ def _kind(field: FieldInfo) -> str:
 def _words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " ".join(f"`{value}`" for value in get_args(kind))
-    if get_origin(kind) is tuple:
+    if get_origin(kind) is Annotated:
+        inside, rule = get_args(kind)
+        return ", ".join([_words(inside), *(text for one in rule.metadata if (text := _bound(one)))])
+    if get_origin(kind) in (tuple, list):
         return f"list of {_words(get_args(kind)[0])}"
     if get_origin(kind) is dict:
         return "table"
@@ -109,7 +112,7 @@ def _text(value: object) -> str:
         return "not set"
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return str(list(value))
     if isinstance(value, str):
         return f'"{value}"'

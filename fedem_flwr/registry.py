@@ -18,8 +18,22 @@ from typing import Any, Literal
 from fedem_flwr.errors import InputError, suggest
 
 BUILT_IN = {
-    "strategies": {"fedem": "strategies.fedem:FedEM", "fedmf": "strategies.fedmf:FedMF"},
-    "clients": {"cohort": "clients.cohort:CohortClient", "table": "clients.table:TableClient"},
+    "strategies": {
+        "fedem": "strategies.fedem:FedEM",
+        "fedmf": "strategies.fedmf:FedMF",
+        "fedials": "strategies.fedials:Fedials",
+        "fedials-order": "strategies.fedials_order:FedialsOrder",
+        "fedials-elastic": "strategies.elastic:ElasticFedials",
+        "fedmf-elastic": "strategies.elastic:ElasticFedMF",
+    },
+    "clients": {
+        "cohort": "clients.cohort:CohortClient",
+        "table": "clients.table:TableClient",
+        "fedials": "clients.fedials:FedialsClient",
+        "fedials-order": "clients.fedials_order:FedialsOrderClient",
+        "fedials-elastic": "clients.elastic:ElasticFedialsClient",
+        "fedmf-elastic": "clients.elastic:ElasticFedMFClient",
+    },
 }
 STOCK_PREFIX = "flwr."
 _SINGULAR = {"strategies": "strategy", "clients": "client"}

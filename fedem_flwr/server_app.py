@@ -18,7 +18,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedem_flwr.config import resolve
 from fedem_flwr.errors import InputError
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.run import PreparedRun, load_interactions, split_of
+from fedem_flwr.runtime.inputs import load_interactions, split_of
+from fedem_flwr.runtime.run import PreparedRun
 
 _OPTIONS = {
     "dataset": "data",

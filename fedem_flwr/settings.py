@@ -7,9 +7,11 @@ import torch
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.adapter import Adapter
+from fedem_flwr.models.encoder import Encoder
 from fedem_flwr.training.cohort import CohortSettings
 from fedem_flwr.training.local import LocalSettings
 from fedem_flwr.training.merge import Merge
+from fedem_flwr.training.order import OrderTask
 
 
 def keeps_own_tables(config: Config) -> bool:
@@ -39,6 +41,19 @@ def cohort_settings(config: Config) -> CohortSettings:
         own_tables=keeps_own_tables(config),
         adapter_epochs=merge.epochs,
     )
+
+
+def order_task(config: Config) -> OrderTask:
+    """The order component's training.
+
+    Raises:
+        InputError: the heads do not divide the width.
+    """
+    order, dim = config.order, config.model.dim
+    if dim % order.heads:
+        raise InputError(f"order.heads = {order.heads} does not divide model.dim = {dim}: choose a divisor")
+    encoder = Encoder(dim, order.layers, order.heads, order.window, order.dropout)
+    return OrderTask(encoder, order.negatives, order.fine_tune, config.run.seed)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -48,9 +48,13 @@ class CohortStrategy(Strategy):
         failures: contributions left out so far; the run goes on without them.
         samples: (n,) training interactions of each user, known after `meet`.
         upload: the kind of upload asked for.
+        stateless: whether the clients keep nothing between rounds, so that the run keeps and serves its best round.
+        NEEDS_TIMES: whether the method learns from the order of interactions.
     """
 
     upload: str
+    stateless: bool = False
+    NEEDS_TIMES: bool = False
 
     def __init__(self, config: Config, items: int) -> None:
         self.config, self.items = config, items
@@ -79,6 +83,10 @@ class CohortStrategy(Strategy):
     def expected(self, uploaders: np.ndarray) -> dict[str, Spec]:
         """What a valid upload holds: name to shape and type."""
 
+    def typical(self) -> dict[str, Spec]:
+        """What an average user's own upload holds, for the count of bytes; open lengths are to be filled in."""
+        return self.expected(_ONE)
+
     @abstractmethod
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
         """Take in one node's valid upload."""
@@ -89,7 +97,7 @@ class CohortStrategy(Strategy):
 
     @abstractmethod
     def state(self) -> Named:
-        """What a checkpoint must hold to go on from here."""
+        """What a checkpoint must hold to go on from here; arrays that are never written to again."""
 
     @abstractmethod
     def restore(self, state: Named) -> None:
@@ -102,6 +110,14 @@ class CohortStrategy(Strategy):
     def diagnostics(self) -> dict[str, object]:
         """What goes into diagnostics.json of the server's side; `weights` is drawn in the report."""
         return {}
+
+    def caveats(self) -> list[str]:
+        """What a reader of the results must be warned of."""
+        return []
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether a round's model is evaluated; the last round's is in any case."""
+        return round_ % self.config.evaluation.every == 0
 
     # Who takes part.
 
@@ -141,10 +157,13 @@ class CohortStrategy(Strategy):
         return np.sort(users[order[: max(1, count)]])
 
     def participants(self, round_: int) -> np.ndarray:
-        """(p,) the users that train in a round, ascending; drawn once a round."""
+        """(p,) the users that train in a round, ascending."""
+        return self.drawn(round_, self.config.run.participants)
+
+    def drawn(self, round_: int, share: float) -> np.ndarray:
+        """(p,) a share of the users that have data, for a round; drawn once a round."""
         if self._drawn[0] != round_:
-            everyone = np.flatnonzero(self.samples)
-            self._drawn = round_, self.draw("participants", everyone, self.config.run.participants, round_)
+            self._drawn = round_, self.draw("participants", np.flatnonzero(self.samples), share, round_)
         return self._drawn[1]
 
     def uploaders(self, round_: int) -> np.ndarray:
@@ -156,18 +175,11 @@ class CohortStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """One message a node.
-
-        It says what the node downloads, who trains and who uploads; a node without participants only evaluates.
-        """
+        """One message a node: what it downloads, who trains and who uploads; without participants it only evaluates."""
         participants, uploaders = self.participants(server_round), self.uploaders(server_round)
         settings = ConfigRecord({**config, **self.settings(server_round)})
-        for name, value in (
-            ("server-round", server_round),
-            ("upload", self.upload),
-            ("evaluate", int(server_round > 1)),
-        ):
-            settings[name] = value
+        settings["server-round"], settings["upload"] = server_round, self.upload
+        settings["evaluate"] = int(server_round > 1 and self.evaluates(server_round - 1))
         self._open = dict(self._nodes)
         self._trains = {node: _hosted(participants, users) for node, users in self._nodes.items()}
         self._asked = {node: _hosted(uploaders, users) for node, users in self._nodes.items()}
@@ -183,7 +195,7 @@ class CohortStrategy(Strategy):
             depend on how users are spread over nodes.
         """
         trains, uploads = len(self.participants(round_)), len(self.uploaders(round_))
-        idle, one = (sum(size_of(self.expected(users))) for users in (_NOBODY, _ONE))
+        idle, one = (sum(size_of(specs)) for specs in (self.expected(_NOBODY), self.typical()))
         tables = self.download(np.arange(self.users))
         names, values = size_of(tables)
         own = len(tables.get("receivers", _NOBODY)) > 0  # else one table, that each of them gets
@@ -222,10 +234,7 @@ class CohortStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """Nothing, except after the last round.
-
-        A round's model is evaluated on receipt, with the next round's training.
-        """
+        """Nothing but after the last round: a round's model is evaluated on receipt, with the next round's training."""
         self._open = dict(self._nodes) if config.get("final") else {}
         settings = ConfigRecord({**config, **self.settings(server_round), "server-round": server_round})
         return (self._message("evaluate", node, settings, _NOBODY, _NOBODY) for node in list(self._open))

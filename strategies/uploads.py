@@ -34,6 +34,10 @@ class Spec:
         """What its values take; none where a length is open."""
         return math.prod(length or 0 for length in self.shape) * np.dtype(self.dtype).itemsize
 
+    def filled(self, length: int) -> Spec:
+        """The same with every open length set."""
+        return Spec(tuple(length if side is None else side for side in self.shape), self.dtype, self.bounded)
+
 
 def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> str:
     """What is wrong with an upload, in words; empty if nothing is."""
@@ -54,6 +58,24 @@ def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> 
                 return f"'{name}' is not finite"
             if spec.bounded and (largest := sizes.max(initial=0.0)) > max_norm:
                 return f"'{name}' has norm {largest:.3g}, more than {max_norm:.3g}"
+    return ""
+
+
+def sparse_problem(items: np.ndarray, counts: np.ndarray, rows: Named, most_items: int, most: int) -> str:
+    """What is wrong with an upload of touched rows, in words; empty if nothing is.
+
+    Args:
+        items: (t,) which rows; ascending, none twice. counts: (t,) how many users are behind each.
+        rows: arrays with a row for each item.
+        most_items: m. most: users that were asked.
+    """
+    if len(items) and not (items[0] >= 0 and items[-1] < most_items and bool((np.diff(items) > 0).all())):
+        return f"'items' are not ascending item codes below {most_items}"
+    for name, values in {"counts": counts, **rows}.items():
+        if len(values) != len(items):
+            return f"'{name}' has {len(values)} rows for {len(items)} items"
+    if len(counts) and not (counts.min() >= 1 and counts.max() <= most):
+        return f"'counts' are not between 1 and {most}"
     return ""
 
 

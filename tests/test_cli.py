@@ -127,8 +127,9 @@ def test_a_file_of_ones_own_and_overwriting(fedem: Fedem, tmp_path: Path) -> Non
         "who,what,when\n" + "".join(f"u{u},i{(u * 7 + j * 3) % 50},{j}\n" for u in range(12) for j in range(11))
     )
     options = ["run", "--dataset", path, "--rounds", 1, "--out", tmp_path / "run", *TINY_OPTIONS, "-q"]
+    options += ["--set", "model.dim=8"]
     code, out, err = fedem(*options)
-    assert (code, err) == (0, "") and "fedmf on mine" in out
+    assert (code, err) == (0, "") and "fedials on mine" in out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["users"] == 12
     code, _, err = fedem(*options)
     assert code == 2 and "already holds a run" in err
@@ -139,7 +140,7 @@ def test_a_file_of_ones_own_and_overwriting(fedem: Fedem, tmp_path: Path) -> Non
 def test_default_directory_is_named_after_the_run(fedem: Fedem, tmp_path: Path) -> None:
     assert fedem("run", *TINY_OPTIONS, "--rounds", 1, "-q")[0] == 0
     (path,) = (tmp_path / "runs").iterdir()
-    assert path.name.startswith("synthetic-fedmf-strict-")
+    assert path.name.startswith("synthetic-fedials-strict-")
 
 
 def test_data_commands(fedem: Fedem, tmp_path: Path) -> None:
@@ -154,8 +155,9 @@ def test_audit(fedem: Fedem, tmp_path: Path) -> None:
     options = ["--rounds", 1, "--out", tmp_path / "audit", *(o for o in TINY_OPTIONS if o.startswith("--set"))]
     code, out, _ = fedem("audit", "--dataset", "synthetic", *options, "--quiet")
     rows = json.loads((tmp_path / "audit" / "audit.json").read_text())
-    assert code == 0 and {row["method"] for row in rows} >= {"random", "popularity", "local-only", "fedmf"}
-    assert all(0 <= row[f"{protocol} HR@10"] <= 1 for row in rows for protocol in ("paper", "strict"))
+    assert code == 0 and {row["method"] for row in rows} >= {"random", "popularity", "local-only", "fedmf", "fedials"}
+    figures = [row[f"{protocol} HR@10"] for row in rows for protocol in ("paper", "strict") if len(row) > 3]
+    assert len(figures) >= 2 * 7 and all(0 <= figure <= 1 for figure in figures)
     assert "audit.md" in out
 
 
@@ -199,7 +201,7 @@ def one_line(answer: tuple[int, str, str], *words: str, code: int = 2) -> None:
         (["--set", "data.synthetic.user=3"], ["data.synthetic.user", "did you mean 'users'"]),
         (["--set", "data.synthetic.users=1"], ["data.synthetic.users"]),
         (["--set", "method.strategy=flwr.FedAvgg"], ["did you mean 'FedAvg'"]),
-        (["--set", "aggregate.fraction=0.5"], ["aggregate.fraction", "run.participants"]),
+        (["--method", "fedmf", "--set", "aggregate.fraction=0.5"], ["aggregate.fraction", "run.participants"]),
         (["--method", "fedem", "--set", "aggregate.weights=rows"], ["aggregate.weights"]),
         (["--set", "run=3"], ["section.key=value"]),
         (["missing.toml"], ["missing.toml"]),

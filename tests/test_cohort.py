@@ -13,6 +13,7 @@ from torch import Tensor
 from fedem_flwr.aggregation import average_rows
 from fedem_flwr.data.interactions import Interactions, first_appearance
 from fedem_flwr.evaluation.cohort import Sums, add_sums, evaluate_cohort, means_of, nested, rho_statistics
+from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.splits import Protocol, Split, make_split
@@ -196,13 +197,14 @@ def test_every_user_merges_with_its_own_slot_and_none_without(small: Split) -> N
 
 def test_evaluation_sums_do_not_depend_on_the_partition(small: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, tables = method("elastic", dim=4), downloads(small.users, small.items, 4)
-    whole = evaluate_cohort(cohort_of(histories_of(small), settings), small, tables, [12.5])
+    whole = evaluate_cohort(CohortScorer(cohort_of(histories_of(small), settings), tables), small, [12.5])
     parts: Sums = {}
     for users in (np.arange(5), np.arange(5, 12)):
         mine = GlobalTables(tables.tables, tables.slot[torch.from_numpy(users)])
-        add_sums(parts, evaluate_cohort(cohort_of(histories_of(small, users), settings), small, mine, [12.5]))
+        scorer = CohortScorer(cohort_of(histories_of(small, users), settings), mine)
+        add_sums(parts, evaluate_cohort(scorer, small, [12.5]))
     monkeypatch.setattr(cohort_module, "MERGE_FLOATS", 1)
-    one_by_one = evaluate_cohort(cohort_of(histories_of(small), settings), small, tables, [12.5])
+    one_by_one = evaluate_cohort(CohortScorer(cohort_of(histories_of(small), settings), tables), small, [12.5])
     for other in (parts, one_by_one):
         assert other.keys() == whole.keys()
         assert [other[key] for key in whole] == pytest.approx(list(whole.values()), rel=1e-6)
@@ -220,7 +222,7 @@ def test_evaluation_sums_do_not_depend_on_the_partition(small: Split, monkeypatc
 
 
 def hit_rate(cohort: Cohort, split: Split, tables: GlobalTables | None, what: str = "test/sampled99/hr@10") -> float:
-    return means_of(evaluate_cohort(cohort, split, tables))[what]
+    return means_of(evaluate_cohort(CohortScorer(cohort, tables), split))[what]
 
 
 def train_alone(split: Split, rounds: int) -> Cohort:

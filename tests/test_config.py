@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from fedem_flwr.commands import experiment_tree, options_tree
 from fedem_flwr.config import Config, load_resolved, merge_trees, preset_names, read_toml, resolve
 from fedem_flwr.errors import InputError
-from fedem_flwr.runtime.run import check_method
+from fedem_flwr.runtime.inputs import check_method
 
 METHODS, DATASETS = preset_names("methods"), preset_names("datasets")
 EXPERIMENTS = sorted(p.name.removesuffix(".toml") for p in files("configs").joinpath("experiments").iterdir())
@@ -68,7 +68,7 @@ def test_every_experiment_resolves(name: str) -> None:
 
 def test_defaults_are_the_ones_that_are_promised() -> None:
     config = resolve({}, {})
-    assert (config.data.dataset, config.method.name, config.data.protocol) == ("synthetic", "fedmf", "strict")
+    assert (config.data.dataset, config.method.name, config.data.protocol) == ("synthetic", "fedials", "strict")
     assert (config.run.runtime, config.run.seed, config.run.participants) == ("inprocess", 0, 1.0)
 
 

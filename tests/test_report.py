@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.report import RunDirectory, default_run_path, plots, selection
+from fedem_flwr.report import RunDirectory, default_run_path, drawing, plots, selection
+from fedem_flwr.report.comparison import comparison_of, comparison_text, signed
 from fedem_flwr.report.html import render_report, write_report
+from fedem_flwr.report.labels import control_rows, settings_text
 from fedem_flwr.report.progress import RoundProgress, clock_text, rate_text, task_progress
 from fedem_flwr.report.run_directory import number_at, plain, write_atomically
+from fedem_flwr.report.sections import lists_text, tunings_of
 from fedem_flwr.report.tables import audit_table, bytes_text, result_rows, result_table, verdict
 
 Json = dict[str, Any]
@@ -99,6 +102,56 @@ def example_diagnostics() -> Json:
         ],
         "failures": [{"round": 2, "node": "3", "reason": "timed out after 30 s"}],
     }
+
+
+UNEVALUATED: Json = {"validation": None, "test": None, "rho": None, "evaluated_users": 0}
+
+
+def every_third(count: int) -> list[Json]:
+    return [
+        metrics_line(n, **({"evaluated_users": 943} if n % 3 == 0 or n == count else UNEVALUATED))
+        for n in range(1, count + 1)
+    ]
+
+
+def example_comparison(**changes: Any) -> Json:
+    comparison: Json = {
+        "control": "ease_recent",
+        "metrics": {
+            "ndcg@10": {"mean": 0.012, "low": 0.004, "high": 0.020},
+            "hr@10": {"mean": -0.001, "low": -0.01, "high": 0.008},
+            "sampled99": {
+                "ndcg@10": {"mean": -0.02, "low": -0.03, "high": -0.01},
+                "hr@10": {"mean": 0.0, "low": 0.0, "high": 0.01},
+            },
+        },
+        "round": 5,
+        "users": 943,
+        "level": 0.95,
+    }
+    return comparison | changes
+
+
+def example_lists() -> Json:
+    return {
+        "coverage": 0.341,
+        "popularity_recommended": 0.213,
+        "popularity_consumed": 0.0912,
+        "popularity_histogram": {
+            "edges": [0, 0.001, 0.002, 0.004, 0.007, 0.013, 0.021, 0.036, 0.064, 0.12, 0.615],
+            "recommended": [0, 0, 0.002, 0.008, 0.02, 0.03, 0.06, 0.12, 0.23, 0.53],
+            "consumed": [0.002, 0.004, 0.01, 0.02, 0.03, 0.05, 0.08, 0.13, 0.2, 0.474],
+        },
+    }
+
+
+def example_tuning() -> Json:
+    rows = [
+        {"half_life": half, "ridge": ridge, "ndcg@10": 0.1 + 0.01 * ridge - 0.001 * half, "users": 900}
+        for half in (5, 10)
+        for ridge in (0.5, 1.0)
+    ]
+    return {"rows": rows, "chosen": {"half_life": 5, "ridge": 1.0}, "round": 12}
 
 
 def example_run(path: Path, **changes: Any) -> RunDirectory:
@@ -232,6 +285,68 @@ class TestTables:
         assert [row.label for row in result_rows(summary) if row.is_reported] == ["fedem, best test"]
         assert "99 negatives" in verdict(summary).sentence
 
+    def test_any_set_of_controls_is_shown_with_its_settings(self) -> None:
+        tuned = {**scores(0.26, 0.14), "settings": {"lambda": 400.0, "half_life": 10, "unused": None}}
+        controls = {
+            "ease_recent": tuned,
+            "local_only": None,
+            "my_own": scores(0.1, 0.1),
+            "ease": scores(0.25, 0.13),
+            "item_knn": scores(0.2, 0.1),
+            "popularity": None,
+        }
+        rows = [row for row in result_rows(example_summary(controls=controls)) if row.is_control]
+        labels = ["popularity", "item-kNN", "EASE", "EASE-recent", "my-own", "local-only"]
+        assert [row.label for row in rows] == labels, "random is not measured here"
+        assert [row.settings for row in rows] == ["", "", "", "lambda 400, half-life 10", "", ""]
+        assert rows[0].figures == (None,) * 4 and rows[3].best[:2] == (True, True)
+        console = Console(width=80, file=io.StringIO(), record=True)
+        console.print(result_table(example_summary(controls=controls)))
+        text = console.export_text()
+        assert max(map(len, text.splitlines())) <= 80
+        assert re.search(r"EASE-recent .*0\.2600\*", text)
+        assert re.search(r"^EASE-recent: lambda 400, half-life 10 *$", text, re.MULTILINE)
+
+    @pytest.mark.parametrize("controls", [None, {}, [], {"ease": "x"}, {"ease": {"settings": 3}}])
+    def test_odd_controls(self, controls: object) -> None:
+        assert all(row.settings == "" for row in control_rows(controls))
+        assert {row.label for row in result_rows(example_summary(controls=controls)) if row.is_control} <= {"EASE"}
+
+    def test_settings_in_words(self) -> None:
+        assert settings_text({"half_life": 2.5, "ridge": 1e6, "kind": "x", "on": True}) == (
+            "half-life 2.5, ridge 1e+06, kind x, on True"
+        )
+        assert settings_text({"full": {"lambda": 400.0}, "sampled99": {"lambda": 400.0}}) == "lambda 400"
+        both = {"full": {"lambda": 400.0}, "sampled99": {"lambda": 200.0}}
+        assert settings_text(both) == "whole catalogue: lambda 400; 99 negatives: lambda 200"
+
+    def test_the_comparison_is_one_line_and_says_whether_it_excludes_zero(self) -> None:
+        summary = example_summary(comparison=example_comparison())
+        line = "NDCG@10 against EASE-recent: +0.0120, 95 % interval +0.0040 to +0.0200"
+        assert comparison_text(summary) == line
+        console = Console(width=120, file=io.StringIO(), record=True)
+        console.print(result_table(summary))
+        assert line in " ".join(console.export_text().split())
+        compared = comparison_of(summary)
+        assert compared is not None
+        assert [compared.words(row).partition(":")[0] for row in compared.differences] == [
+            "excludes 0",
+            "includes 0",
+            "excludes 0",
+            "includes 0",  # one end at 0
+        ]
+        assert [row.sign for row in compared.differences] == [1, 0, -1, 0]
+        assert (signed(-0.00001), signed(0.00004), signed(-0.25)) == ("0.0000", "0.0000", "-0.2500")
+
+    @pytest.mark.parametrize(
+        "comparison", [None, {}, "x", {"metrics": {"ndcg@10": {"mean": 0.1, "low": None, "high": 0.2}}}]
+    )
+    def test_without_a_comparison_there_is_no_line(self, comparison: object) -> None:
+        summary = example_summary(comparison=comparison)
+        assert comparison_of(summary) is None and comparison_text(summary) == ""
+        part = {"metrics": {"hr@10": {"mean": 0.1, "low": 0.05, "high": 0.2}}}
+        assert comparison_text({"comparison": part}).startswith("HR@10 against the control: +0.1000, interval +0.0500")
+
     def test_verdict(self) -> None:
         said = verdict(example_summary())
         assert (said.beats_popularity, said.beats_local_only) == (True, True)
@@ -298,6 +413,22 @@ class TestProgress:
         assert "hr@10 0.0400" in text
         assert "ETA 0:00" in text
 
+    @pytest.mark.parametrize("terminal", [True, False])
+    def test_a_round_that_was_not_evaluated_shows_the_last_known_metrics(self, terminal: bool) -> None:
+        console = Console(file=io.StringIO(), width=200, force_terminal=terminal)
+        with RoundProgress(3, console=console) as progress:
+            progress.update(1, metrics_line(1, **UNEVALUATED))
+            progress.update(2, metrics_line(2))
+            progress.update(3, metrics_line(3, **UNEVALUATED))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        if terminal:
+            last = text.rpartition("loss")[2]
+            assert "hr@10 0.0400" in last and "(round 2)" in last
+            return
+        first, second, third = text.splitlines()
+        assert first.endswith("loss 0.7000") and "(round" not in second
+        assert third.endswith("loss 0.2333  hr@10 0.0400  ndcg@10 0.0200  rho 0.5000  (round 2)")
+
     def test_quiet(self) -> None:
         console = Console(file=io.StringIO(), force_terminal=True)
         with RoundProgress(2, console=console, quiet=True) as progress:
@@ -328,13 +459,14 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class TestPlots:
-    def draw_all(self, lines: list[Json], diagnostics: Json, image_format: plots.ImageFormat) -> list[bytes]:
+    def draw_all(self, lines: list[Json], diagnostics: Json, image_format: drawing.ImageFormat) -> list[bytes]:
         curves = [plots.Curve("fedem", lines, 3), plots.Curve("fedmf", lines[:3])]
         return [
             plots.convergence(curves, example_summary()["controls"], image_format=image_format),
             plots.rho_distribution(lines, diagnostics, image_format=image_format),
             plots.aggregation_weights(diagnostics, image_format=image_format),
             plots.sparsity_groups(diagnostics["groups"], image_format=image_format),
+            plots.popularity_histogram(example_lists(), image_format=image_format),
         ]
 
     def test_images_are_not_empty(self) -> None:
@@ -375,17 +507,44 @@ class TestPlots:
     def test_degenerate_weights(self, weights: Json) -> None:
         assert plots.aggregation_weights({"weights": weights}, image_format="png").startswith(PNG)
 
+    def test_curves_join_evaluated_rounds_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Few points have markers, many have none; the loss is known in every round."""
+        drawn: list[Any] = []
+        encode = drawing.image_bytes
+
+        def noted(figure: Any, image_format: drawing.ImageFormat) -> bytes:
+            drawn.extend(figure.axes)
+            return encode(figure, image_format)
+
+        monkeypatch.setattr(plots, "image_bytes", noted)
+        lines = every_third(31)
+        plots.convergence([plots.Curve("fedem", lines, 30)], {}, image_format="png")
+        loss, hits, _ = (axis.lines for axis in drawn)
+        assert len(loss[0].get_xdata()) == 31 and loss[0].get_marker() == ""
+        assert [*hits[0].get_xdata()] == [*range(3, 31, 3), 31] and hits[0].get_marker() == "o"
+        assert [*hits[2].get_xdata()] == [30], "the reported round"
+        plots.rho_distribution(lines, {}, image_format="png")
+        assert [*drawn[-1].lines[0].get_xdata()] == [*range(3, 31, 3), 31]
+        assert drawing.marker_for(drawing.FEW_POINTS) == ""
+
+    @pytest.mark.parametrize(
+        "histogram", [None, {}, {"recommended": [0.5, 0.5]}, {"recommended": [1.0], "consumed": [0.5, 0.5]}]
+    )
+    def test_histograms_that_cannot_be_drawn(self, histogram: object) -> None:
+        with pytest.raises(drawing.NothingToDrawError, match=r"not recorded|not numbers|different groups"):
+            plots.popularity_histogram({"popularity_histogram": histogram})
+
     def test_nothing_to_draw_says_why(self) -> None:
-        with pytest.raises(plots.NothingToDrawError, match="no round"):
+        with pytest.raises(drawing.NothingToDrawError, match="no round"):
             plots.convergence([plots.Curve("fedem", [])], {})
-        with pytest.raises(plots.NothingToDrawError, match="adapter"):
+        with pytest.raises(drawing.NothingToDrawError, match="adapter"):
             plots.rho_distribution([metrics_line(1, rho=None)], {"rho": None})
         for weights in (None, {}, {"own": [], "sample": "x", "nonzero": [[1]]}):
-            with pytest.raises(plots.NothingToDrawError, match="not recorded"):
+            with pytest.raises(drawing.NothingToDrawError, match="not recorded"):
                 plots.aggregation_weights({"weights": weights})
         absent: tuple[object, ...] = (None, [], "x")
         for groups in absent:
-            with pytest.raises(plots.NothingToDrawError, match="not recorded"):
+            with pytest.raises(drawing.NothingToDrawError, match="not recorded"):
                 plots.sparsity_groups(groups)
 
     @given(
@@ -472,7 +631,9 @@ class TestReport:
     def test_each_file_may_be_missing_or_cut(
         self, tmp_path: Path, name: str, damage: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fedem_flwr.report.plots._bytes", lambda figure, image_format: b"")  # draw, do not encode
+        monkeypatch.setattr(
+            "fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b""
+        )  # draw, do not encode
         run = example_run(tmp_path / "run")
         if damage == "missing":
             (run.path / name).unlink()
@@ -512,6 +673,63 @@ class TestReport:
         assert "beats popularity: not measured" in text
         assert not re.search(r"\bnan\b", text, flags=re.IGNORECASE)
 
+    def test_sections_that_not_every_run_has(self, tmp_path: Path) -> None:
+        run = example_run(tmp_path / "run", comparison=example_comparison(), warnings=["Half the users <left>."])
+        bare = render_report(example_run(tmp_path / "bare").path)
+        run.write_diagnostics(example_diagnostics() | {"lists": example_lists(), "tuning": example_tuning()})
+        mixed = {"rows": [{"weight": 1.0, "ndcg@10": 0.1, "users": 1234.0}], "chosen": {"weight": 1.0}, "round": 9}
+        run.write_diagnostics(run.read_diagnostics() | {"mixing": mixed})
+        text = render_report(run.path)
+        said = [
+            "Against EASE-recent, user by user",
+            "+0.0040 to +0.0200",
+            "excludes 0: better than EASE-recent",
+            "excludes 0: worse than EASE-recent",
+            "includes 0: not told apart from EASE-recent",
+            "mean over 943 users, round 5",
+            "What the lists hold",
+            "34 % of the catalogue",
+            "21 % of the users",
+            "by 9.1 %",
+            "How the settings were chosen",
+            "Chosen: half-life 5, ridge 1. Measured in round 12.",
+            "Half the users &lt;left&gt;.",
+            'class="warning"',
+        ]
+        assert [words for words in said if words not in text] == []
+        assert [words for words in said if words in bare] == []
+        assert len(Page(text).targets) == 5 and text.count("How the settings were chosen") == 1
+        chosen, other = re.findall(r"<tr class=chosen>(.*?)</tr>", text)
+        assert re.findall(r">([^<]+)<", chosen) == ["5", "1", "0.1050", "900", "chosen"]
+        assert re.findall(r">([^<]+)<", other) == ["1", "0.1000", "1,234", "chosen"]
+
+    @pytest.mark.parametrize("part", ["lists", "tuning"])
+    @pytest.mark.parametrize("value", ["x", [], {}, {"rows": ["x"]}, {"rows": [{"a": None}], "chosen": 3}])
+    def test_odd_sections_do_not_spoil_the_report(
+        self, tmp_path: Path, part: str, value: object, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")
+        run = example_run(tmp_path / "run")
+        run.write_diagnostics({part: value})
+        assert "</html>" in render_report(run.path)
+        assert lists_text({part: value}) == ""
+
+    def test_nothing_is_marked_where_nothing_was_chosen(self) -> None:
+        (grid,) = tunings_of({"tuning": example_tuning() | {"chosen": {"ridge": 7}}, "mixing": None})
+        assert not any(chosen for _, chosen in grid.rows)
+        assert grid.heads == ("half-life", "ridge", "NDCG@10", "users")
+        (grid,) = tunings_of({"tuning": example_tuning() | {"chosen": None, "round": None}})
+        assert not any(chosen for _, chosen in grid.rows)
+        assert grid.sentence == "Nothing was chosen."
+
+    def test_rounds_without_an_evaluation_render(self, tmp_path: Path) -> None:
+        run = example_run(tmp_path / "run")
+        run.truncate_metrics(1)
+        for line in every_third(7):
+            run.append_metrics(line)
+        text = render_report(run.path)
+        assert "7 of 6" in text and "fewer users" not in text
+
     def test_an_empty_directory_is_bad_input(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="holds no run"):
             write_report(tmp_path)
@@ -549,6 +767,20 @@ def test_the_reported_round_is_the_best_among_those_with_the_most_users() -> Non
     unsaid = [evaluated(n, None, 0.1 * n, 0.5) for n in (1, 2)]
     assert selection.reported_line(unsaid, "strict")["round"] == 1, "the first of equals"
     assert selection.reported_line(unsaid, "paper")["round"] == 2
+
+
+def test_rounds_without_an_evaluation_are_not_chosen_and_not_called_a_loss() -> None:
+    lines = every_third(8)
+    assert selection.reported_line(lines, "strict")["round"] == selection.reported_line(lines, "paper")["round"] == 8
+    assert selection.reported_line(lines[:7], "strict")["round"] == 6
+    assert selection.partial_text(lines, 943) == ""
+    lines[2]["evaluated_users"] = 900
+    assert "1 of 3 rounds (3)" in selection.partial_text(lines, 943)
+    with pytest.raises(FedemError, match=r"none of 2 rounds was evaluated: .* evaluation\.every") as caught:
+        selection.best_line(lines[:2], "best_test")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FedemError, match="none of 0 rounds"):
+        selection.best_line([], "best_test")
 
 
 def test_rounds_on_fewer_users_are_named(tmp_path: Path) -> None:

@@ -269,6 +269,12 @@ def damage(name: str) -> Callable[[Path], None]:
     return write
 
 
+def cut_config(run: Path) -> None:
+    """A key without its value; cut between two lines the rest would be a configuration."""
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text[: text.index(" = ", len(text) // 2) + 3])
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
@@ -277,7 +283,7 @@ def damage(name: str) -> Callable[[Path], None]:
         (damage("checkpoint/nodes/node-000000/*3.safetensors"), "round-00000003.safetensors is damaged"),
         (lambda run: next(run.glob("checkpoint/server/*")).unlink(), "the checkpoint of round 3 in"),
         (lambda run: (run / "checkpoint/latest.json").write_text("[]"), "latest.json is damaged"),
-        (damage("config.toml"), "config.toml"),
+        (cut_config, "config.toml"),
         (damage("split/train_items.npy"), "damaged split"),
         (damage("split/split.json"), "damaged split"),
         (lambda run: (run / "config.toml").unlink(), "config.toml"),

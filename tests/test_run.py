@@ -15,7 +15,8 @@ from clients.cohort import CohortClient
 from fedem_flwr.randomness import keyed_permutation
 from fedem_flwr.runtime import controls
 from fedem_flwr.runtime.node import NodeHost, slice_histories
-from fedem_flwr.runtime.run import PreparedRun, summarise
+from fedem_flwr.runtime.outcome import summarise
+from fedem_flwr.runtime.run import PreparedRun
 
 METHODS = ("fedem", "fedem-released", "fedmf", "fedsim-dm", "fedmf-sr")
 TOLERANCE = 1e-4
@@ -254,7 +255,7 @@ def test_peak_memory_is_read_before_the_controls(tmp_path: Path, monkeypatch: py
     measured = iter([123, 10**12])
     monkeypatch.setattr("fedem_flwr.runtime.run.peak_rss_bytes", lambda: next(measured))
     result = carry_out(tmp_path / "run", config_of("fedmf", run={"rounds": 1}))
-    assert summarise(result.run, result.lines, result.outcome, {}, [])["peak_rss_bytes"] == 123
+    assert summarise(result.run, result.lines, result.outcome, {}, None, [])["peak_rss_bytes"] == 123
 
 
 def test_a_run_is_opened_from_its_directory(tmp_path: Path) -> None:

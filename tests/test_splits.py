@@ -294,7 +294,7 @@ def test_negatives_of_a_user_depend_on_seed_and_user_alone() -> None:
 
 
 def test_too_many_repeated_draws_fall_back_to_a_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedem_flwr.protocol.splits._CANDIDATES", 100)  # more than one repeat is now too many
+    monkeypatch.setattr("fedem_flwr.protocol.negatives._CANDIDATES", 100)  # more than one repeat is now too many
     negatives = draw_negatives(np.zeros(51, np.int64), np.empty(0, np.int64), 1000, seed=0)
     assert negatives.min() >= 0
     assert all(len(set(row)) == 99 for row in negatives.tolist())

@@ -12,7 +12,7 @@ from test_strategies import ABSENT, BAD, EACH, FAULTS, with_fault
 from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, largest_difference, node_of
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime.run import build_strategy, check_method
+from fedem_flwr.runtime.inputs import build_strategy, check_method
 from strategies.fedmf import FedMF
 
 

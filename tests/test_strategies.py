@@ -15,7 +15,8 @@ from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, figure
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.report.selection import partial_text
-from fedem_flwr.runtime.run import build_strategy, summarise
+from fedem_flwr.runtime.inputs import build_strategy
+from fedem_flwr.runtime.outcome import summarise
 from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
 
 BAD, EACH = 2, 10  # the third of four nodes, users 20 to 29
@@ -248,7 +249,7 @@ def test_a_line_says_on_how_many_users_it_was_evaluated(absent: dict[str, Any]) 
     """A node that is silent in rounds 2 and 3 does not evaluate the models of rounds 1 and 2."""
     for run in absent.values():
         assert [line["evaluated_users"] for line in run.lines] == [USERS - EACH, USERS - EACH, USERS]
-        summary = summarise(run.run, run.lines, run.outcome, {}, [])
+        summary = summarise(run.run, run.lines, run.outcome, {}, None, [])
         assert {best["round"] for best in summary["metrics"].values()} == {3}, "the others do not compare"
         note = partial_text(run.lines, USERS)
         assert "2 of 3 rounds (1, 2)" in note and "30 at least, of 40" in note

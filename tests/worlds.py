@@ -15,9 +15,10 @@ from fedem_flwr.config import Config, merge_trees, resolve
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inprocess import FIRST_NODE_ID, InProcessGrid, task_identity
+from fedem_flwr.runtime.inputs import load_interactions, split_of
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.node import STATE_FOLDER, NodeHost
-from fedem_flwr.runtime.run import PreparedRun, load_interactions, split_of
+from fedem_flwr.runtime.run import PreparedRun
 from fedem_flwr.runtime.state_store import DiskStateStore
 from fedem_flwr.runtime.wire import unpack_arrays
 

@@ -1,24 +1,33 @@
 """Data sets as `Interactions`: known ones (found or downloaded), any delimited file, and a synthetic one."""
 
-from fedem_flwr.data.catalog import SYNTHETIC, FoundDataset, fetch_dataset, find_dataset, load_dataset
-from fedem_flwr.data.interactions import Interactions
+from fedem_flwr.data.catalog import SYNTHETIC, FoundDataset, fetch_dataset, find_dataset, load_dataset, open_source
+from fedem_flwr.data.interactions import Interactions, Source, gather
 from fedem_flwr.data.known import KNOWN_DATASETS, KnownDataset, dataset_entry
 from fedem_flwr.data.loader import ABSENT, Columns, read_interactions
-from fedem_flwr.data.synthetic import SyntheticConfig, synthetic_interactions
+from fedem_flwr.data.new_users import ChosenUsers, KnownRows, hold_out_users, with_known_items
+from fedem_flwr.data.synthetic import SyntheticConfig, SyntheticSource, synthetic_interactions
 
 __all__ = [
     "ABSENT",
     "KNOWN_DATASETS",
     "SYNTHETIC",
+    "ChosenUsers",
     "Columns",
     "FoundDataset",
     "Interactions",
     "KnownDataset",
+    "KnownRows",
+    "Source",
     "SyntheticConfig",
+    "SyntheticSource",
     "dataset_entry",
     "fetch_dataset",
     "find_dataset",
+    "gather",
+    "hold_out_users",
     "load_dataset",
+    "open_source",
     "read_interactions",
     "synthetic_interactions",
+    "with_known_items",
 ]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from fedem_flwr.data.download import Progress, checksum_mismatch, download, extract_member, file_sha256
-from fedem_flwr.data.interactions import Interactions
+from fedem_flwr.data.interactions import Interactions, Source, gather
 from fedem_flwr.data.known import KNOWN_DATASETS, KnownDataset, dataset_entry
 from fedem_flwr.data.loader import Columns, read_interactions
-from fedem_flwr.data.synthetic import SyntheticConfig, synthetic_interactions
+from fedem_flwr.data.synthetic import SyntheticConfig, SyntheticSource
 from fedem_flwr.errors import InputError, suggest
 
 SYNTHETIC: Final = "synthetic"
@@ -144,15 +144,15 @@ def _recorded_sha256(source: Path) -> str | None:
     return str(recorded.get("sha256")) if isinstance(recorded, dict) else None
 
 
-def load_dataset(
+def open_source(
     name_or_path: str,
     data_dir: Path | None = None,
     *,
     columns: Columns | None = None,
     seed: int = 0,
     synthetic: SyntheticConfig | None = None,
-) -> Interactions:
-    """Load "synthetic", a known data set by name, or any delimited file by path.
+) -> Source:
+    """Open "synthetic" in blocks of users; a known data set by name, or any delimited file by path, in memory.
 
     Args:
         name_or_path: a name in `KNOWN_DATASETS`, "synthetic", or a path.
@@ -165,7 +165,7 @@ def load_dataset(
         InputError: neither a name nor a file, or a file that cannot be read.
     """
     if name_or_path == SYNTHETIC:
-        return synthetic_interactions(synthetic or SyntheticConfig(), seed)
+        return SyntheticSource(synthetic or SyntheticConfig(), seed)
     if name_or_path in KNOWN_DATASETS:
         found = find_dataset(name_or_path, data_dir)
         if found.warning is not None:
@@ -176,3 +176,16 @@ def load_dataset(
         names = [*KNOWN_DATASETS, SYNTHETIC]
         raise InputError(f"'{name_or_path}' is neither a known data set nor a file{suggest(name_or_path, names)}")
     return read_interactions(path, columns)
+
+
+def load_dataset(
+    name_or_path: str,
+    data_dir: Path | None = None,
+    *,
+    columns: Columns | None = None,
+    seed: int = 0,
+    synthetic: SyntheticConfig | None = None,
+) -> Interactions:
+    """`open_source`, with all rows in memory also where the data set is synthetic."""
+    source = open_source(name_or_path, data_dir, columns=columns, seed=seed, synthetic=synthetic)
+    return source if isinstance(source, Interactions) else gather(source)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,32 @@ from numpy.typing import NDArray
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 StrArray = NDArray[np.str_]
+
+
+class Source(Protocol):
+    """A data set that comes in blocks of users, so that it need not fit into memory; `Interactions` is one block.
+
+    No user is in two blocks, and the blocks follow one another as the rows of the whole data set do.
+    """
+
+    @property
+    def name(self) -> str:
+        """The data set's name, for reports."""
+
+    @property
+    def users(self) -> int:
+        """Number of users in all blocks (n)."""
+
+    @property
+    def items(self) -> int:
+        """Number of items in the catalogue; some may be in no row."""
+
+    @property
+    def item_ids(self) -> StrArray:
+        """(items,) labels of the catalogue."""
+
+    def blocks(self) -> Iterator[Interactions]:
+        """Some users each, numbered inside the block; the item codes are the catalogue's, the same in every block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +83,10 @@ class Interactions:
         """Number of rows, duplicates included."""
         return len(self.user)
 
+    def blocks(self) -> Iterator[Interactions]:
+        """The data set as one block: this makes it a `Source`."""
+        yield self
+
     def take(self, rows: Int64Array | NDArray[np.bool_]) -> Interactions:
         """The chosen rows in the order given, with users and items renumbered by first appearance.
 
@@ -73,6 +104,24 @@ class Interactions:
             user_ids=self.user_ids[kept_users],
             item_ids=self.item_ids[kept_items],
         )
+
+
+def gather(source: Source) -> Interactions:
+    """All rows of a source in memory, with items numbered by first appearance."""
+    blocks = list(source.blocks())
+    before = np.cumsum([0, *(block.users for block in blocks)])
+    codes, appeared = first_appearance(np.concatenate([block.item for block in blocks]))
+    ratings = [block.rating for block in blocks if block.rating is not None]
+    times = [block.time for block in blocks if block.time is not None]
+    return Interactions(
+        name=source.name,
+        user=np.concatenate([block.user + first for block, first in zip(blocks, before, strict=False)]),
+        item=codes,
+        rating=np.concatenate(ratings) if ratings else None,
+        time=np.concatenate(times) if times else None,
+        user_ids=np.concatenate([block.user_ids for block in blocks]),
+        item_ids=source.item_ids[appeared],
+    )
 
 
 def first_appearance(values: NDArray[Any]) -> tuple[Int64Array, NDArray[Any]]:

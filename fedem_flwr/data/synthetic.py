@@ -6,14 +6,16 @@ block size does not change a single row.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, StrArray, first_appearance
+from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, StrArray, gather
+from fedem_flwr.data.sorting import first_of_each, stable_order
 from fedem_flwr.randomness import keyed_bits, keyed_integers, keyed_normal, keyed_permutation, keyed_uniform
 
 _TASTE_ENDS: Final = (0.6, 0.85)  # a user's rows divide 60 : 25 : 15 over three clusters
@@ -21,6 +23,9 @@ _EPOCH: Final = 1_600_000_000  # first second of the data set, 2020-09-13
 _YEAR_SECONDS: Final = 31_536_000
 _OVERSAMPLING: Final = 1.5  # draws per wanted row in a pass, since repeated items are dropped
 _PASSES: Final = 8
+_GUIDES: Final = 1 << 14  # a power of two, so that multiplying by it is exact
+
+_Rows = tuple[Int64Array, Int64Array, Float64Array]  # user, item, moment
 
 
 class SyntheticConfig(BaseModel):
@@ -49,39 +54,94 @@ class SyntheticConfig(BaseModel):
         return self
 
 
-def synthetic_interactions(config: SyntheticConfig, seed: int, *, block_users: int = 20_000) -> Interactions:
-    """Generate the data set: users in order, each user's rows oldest first, no pair twice, no ratings.
+@dataclass(frozen=True)
+class SyntheticSource:
+    """The synthetic data set as a source: users in order, each user's rows oldest first, no pair twice, no ratings.
 
-    Args:
+    Attributes:
         config: its shape.
         seed: same seed, same rows.
         block_users: users generated at once; bounds the working memory (about 10 kB a user at 50 rows) and
-            leaves the result as it is.
+            leaves the rows as they are. Blocks that fit into the processor's cache are the fastest.
     """
-    counts = _activity(config, seed)
-    cumulative = _cumulative_tastes(config, seed)
-    rows = int(counts.sum())
-    item, when = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.float64)
-    end = 0
-    for first in range(0, config.users, block_users):
-        block = counts[first : first + block_users]
-        begin, end = end, end + int(block.sum())
-        item[begin:end], when[begin:end] = _block(config, seed, first, block, cumulative)
-    codes, appeared = first_appearance(item)
-    return Interactions(
-        name="synthetic",
-        user=np.repeat(np.arange(config.users), counts),
-        item=codes,
-        rating=None,
-        time=when,
-        user_ids=_numerals(np.arange(config.users)),
-        item_ids=_numerals(appeared),
-    )
+
+    config: SyntheticConfig
+    seed: int
+    block_users: int = 1000
+
+    name: ClassVar[str] = "synthetic"
+
+    @property
+    def users(self) -> int:
+        """Number of users (n)."""
+        return self.config.users
+
+    @property
+    def items(self) -> int:
+        """Number of items in the catalogue; a small data set meets only some of them."""
+        return self.config.items
+
+    @property
+    def item_ids(self) -> StrArray:
+        """(items,) labels: the items' numbers."""
+        return _numerals(np.arange(self.items), self.items)
+
+    def blocks(self) -> Iterator[Interactions]:
+        """`block_users` users each; the item codes are the catalogue's."""
+        counts = _activity(self.config, self.seed)
+        world = _World.of(self.config, self.seed)
+        item_ids = self.item_ids
+        for first in range(0, self.users, self.block_users):
+            block = counts[first : first + self.block_users]
+            item, when = _block(world, first, block)
+            yield Interactions(
+                name=self.name,
+                user=np.repeat(np.arange(len(block)), block),
+                item=item,
+                rating=None,
+                time=when,
+                user_ids=_numerals(np.arange(first, first + len(block)), self.users),
+                item_ids=item_ids,
+            )
 
 
-def _numerals(numbers: Int64Array) -> StrArray:
-    """Labels no wider than they must be: numpy would give every int64 21 characters."""
-    return numbers.astype(f"U{len(str(int(numbers.max())))}")
+def synthetic_interactions(config: SyntheticConfig, seed: int, *, block_users: int = 1000) -> Interactions:
+    """Generate the whole data set in memory; arguments as for `SyntheticSource`."""
+    return gather(SyntheticSource(config, seed, block_users))
+
+
+def _numerals(numbers: Int64Array, bound: int) -> StrArray:
+    """Labels no wider than those below `bound` must be: numpy would give every int64 21 characters."""
+    return numbers.astype(f"U{len(str(bound - 1))}")
+
+
+@dataclass(frozen=True)
+class _World:
+    """What all users have in common.
+
+    Attributes:
+        config, seed: what the data set is a function of.
+        cumulative: see `_cumulative_tastes`.
+        guide: ((clusters + 1) * _GUIDES + 1,) how many entries of `cumulative` are at most i / _GUIDES.
+    """
+
+    config: SyntheticConfig
+    seed: int
+    cumulative: Float64Array
+    guide: Int64Array
+
+    @classmethod
+    def of(cls, config: SyntheticConfig, seed: int) -> _World:
+        cumulative = _cumulative_tastes(config, seed)
+        edges = np.arange((config.clusters + 1) * _GUIDES + 1) / _GUIDES
+        return cls(config, seed, np.append(cumulative, np.inf), np.searchsorted(cumulative, edges, side="right"))
+
+    def find(self, points: Float64Array) -> Int64Array:
+        """What ``np.searchsorted(cumulative, points, side="right")`` gives: mostly read from a table."""
+        found: Int64Array = self.guide[(points * _GUIDES).astype(np.int64)]
+        further = np.flatnonzero(self.cumulative[found] <= points)
+        found[further] = np.searchsorted(self.cumulative, points[further], side="right")
+        return found
 
 
 def _activity(config: SyntheticConfig, seed: int) -> Int64Array:
@@ -112,17 +172,16 @@ def _cumulative_tastes(config: SyntheticConfig, seed: int) -> Float64Array:
     return (cumulative + np.arange(config.clusters + 1)[:, None]).ravel()
 
 
-def _block(
-    config: SyntheticConfig, seed: int, first: int, counts: Int64Array, cumulative: Float64Array
-) -> tuple[Int64Array, Float64Array]:
+def _block(world: _World, first: int, counts: Int64Array) -> tuple[Int64Array, Float64Array]:
     """Items and times of users first .. first + len(counts) - 1, user by user, oldest first.
 
     A user's rows are the first distinct items of an endless stream of draws; more passes extend it.
     """
+    config, seed = world.config, world.seed
     # user is numbered inside the block; a user's rows stay in the order they were drawn until the last step
-    user, item, moment = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
-    drawn = np.zeros_like(counts)
-    missing = counts
+    rows: _Rows = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    complete: list[_Rows] = []  # rows of users who need no further pass
+    drawn, missing = np.zeros_like(counts), counts
     for attempt in range(_PASSES + 1):
         short = np.flatnonzero(missing)
         if not len(short):
@@ -131,22 +190,26 @@ def _block(
             take = np.ceil(missing[short] * _OVERSAMPLING).astype(np.int64)
         else:  # tastes too concentrated to fill the count: complete it with the catalogue in random order
             take = np.full(len(short), config.items)
-        new_user = np.repeat(short, take)
-        position = drawn[new_user] + np.arange(len(new_user)) - np.repeat(np.cumsum(take) - take, take)
-        new_moment = _uniform(seed, "synthetic/moment", new_user + first, position)
+        user = np.repeat(short, take)
+        position = np.arange(len(user)) + np.repeat(drawn[short] - (np.cumsum(take) - take), take)
+        moment = _uniform(seed, "synthetic/moment", user + first, position)
         if attempt < _PASSES:
-            new_item = _draw(config, seed, new_user + first, position, new_moment, cumulative)
+            item = _draw(world, first, user, position, moment)
         else:
-            new_item = _shuffled_catalogues(config, seed, short + first)
+            item = _shuffled_catalogues(config, seed, short + first)
         drawn[short] += take
-        user, item = np.concatenate([user, new_user]), np.concatenate([item, new_item])
-        moment = np.concatenate([moment, new_moment])
+        if attempt:
+            user, item, moment = (np.concatenate(pair) for pair in zip(rows, (user, item, moment), strict=True))
         kept = _first_distinct(user, item, counts, config.items)
         user, item, moment = user[kept], item[kept], moment[kept]
-        missing = counts - np.bincount(user, minlength=len(counts))
+        missing = np.where(missing > 0, counts - np.bincount(user, minlength=len(counts)), 0)
+        lasting = missing[user] > 0
+        complete.append((user[~lasting], item[~lasting], moment[~lasting]))
+        rows = (user[lasting], item[lasting], moment[lasting])
+    user, item, moment = (np.concatenate(column) for column in zip(*complete, strict=True))
     # moments have no more to do with the order of drawing: drawn first means popular, which old must not mean
     tick = (moment * (1 << 32)).astype(np.int64)
-    order = np.argsort((user << 32) | tick, kind="stable")
+    order = stable_order((user << 32) | tick, len(counts) << 32)
     return item[order], _seconds(seed, first, counts, moment[order])
 
 
@@ -158,32 +221,39 @@ def _uniform(seed: int, purpose: str, user: Int64Array, position: Int64Array) ->
 
 def _first_distinct(user: Int64Array, item: Int64Array, counts: Int64Array, items: int) -> Int64Array:
     """Row numbers of each user's first `counts` distinct items, by user, in the order of the rows."""
-    rows = np.flatnonzero(~pd.Index(user * items + item).duplicated())
-    rows = rows[np.argsort(user[rows], kind="stable")]
-    distinct = np.bincount(user[rows], minlength=len(counts))
+    rows = first_of_each(user * items + item, len(counts) * items)
+    owner = user[rows]
+    if (owner[1:] < owner[:-1]).any():  # rows of a later pass stand behind everybody's earlier ones
+        order = stable_order(owner, len(counts))
+        rows, owner = rows[order], owner[order]
+    distinct = np.bincount(owner, minlength=len(counts))
     rank = np.arange(len(rows)) - np.repeat(np.cumsum(distinct) - distinct, distinct)
-    kept: Int64Array = rows[rank < counts[user[rows]]]
+    kept: Int64Array = rows[rank < counts[owner]]
     return kept
 
 
-def _draw(
-    config: SyntheticConfig,
-    seed: int,
-    user: Int64Array,
-    position: Int64Array,
-    moment: Float64Array,
-    cumulative: Float64Array,
-) -> Int64Array:
-    """One item a (user, position): by popularity, from the cluster drifted to, or one of the user's own."""
-    share = _uniform(seed, "synthetic/source", user, position)
+def _draw(world: _World, first: int, user: Int64Array, position: Int64Array, moment: Float64Array) -> Int64Array:
+    """One item a (user, position): by popularity, from the cluster drifted to, or one of the user's own.
+
+    Args:
+        world: the configuration, the seed and the cumulative tastes.
+        first: number of the block's first user.
+        user: (rows,) ascending, numbered inside the block.
+        position: (rows,) which of the user's draws it is.
+        moment: (rows,) when in the user's stay, in [0, 1).
+    """
+    config, seed = world.config, world.seed
+    share = _uniform(seed, "synthetic/source", user + first, position)
     own = (share - config.noise) / (1 - config.noise)  # uniform on [0, 1) for rows that are not noise
     drifted = config.drift * moment
-    slot = np.searchsorted(_TASTE_ENDS, (own - drifted) / (1 - drifted), side="right")
-    slot[own < drifted] = len(_TASTE_ENDS) + 1  # the slot after the user's own is the cluster drifted to
-    chosen = keyed_integers(config.clusters, seed, "synthetic/taste", torch.from_numpy(user), torch.from_numpy(slot))
-    row = np.where(share < config.noise, config.clusters, chosen.numpy())
-    within = _uniform(seed, "synthetic/draw", user, position)
-    found: Int64Array = np.searchsorted(cumulative, row + within, side="right") - row * config.items
+    left = (own - drifted) / (1 - drifted)
+    # slots 0 to 2 are the user's own clusters; 3 is the cluster drifted to
+    slot = np.where(own < drifted, len(_TASTE_ENDS) + 1, sum((left >= end).astype(np.int64) for end in _TASTE_ENDS))
+    slots, users = torch.arange(len(_TASTE_ENDS) + 2), torch.arange(first, first + int(user[-1]) + 1)
+    clusters = keyed_integers(config.clusters, seed, "synthetic/taste", users[:, None], slots).numpy()
+    row = np.where(share < config.noise, config.clusters, clusters[user, slot])
+    within = _uniform(seed, "synthetic/draw", user + first, position)
+    found: Int64Array = world.find(row + within) - row * config.items
     return np.minimum(found, config.items - 1)  # row + within may round up to the next row
 
 

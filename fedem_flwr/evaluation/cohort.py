@@ -8,7 +8,7 @@ partition.
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,8 +17,6 @@ from torch import Tensor
 from fedem_flwr.evaluation.controls import headline
 from fedem_flwr.evaluation.ranking import METRICS, Part, evaluate_scores
 from fedem_flwr.protocol.splits import Split
-from fedem_flwr.training.cohort import Cohort
-from fedem_flwr.training.merge import GlobalTables
 from fedem_flwr.training.parallel import in_parallel
 
 Sums = dict[str, float]
@@ -27,35 +25,60 @@ LISTS = ("full", "sampled99")
 RHO_BINS = 20
 
 
-def evaluate_cohort(
-    cohort: Cohort, split: Split, tables: GlobalTables | None, group_edges: Sequence[float] = ()
-) -> Sums:
-    """Rank every user's validation and test item with the merged tables.
+class Scorer(Protocol):
+    """What users are scored with: a cohort and what it downloaded."""
+
+    @property
+    def users(self) -> np.ndarray:
+        """(k,) codes of the cohort's users in the run."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are computed."""
+
+    @property
+    def by_part(self) -> bool:
+        """Whether the test item is scored otherwise than the validation item, which may then be history."""
+
+    def counts(self) -> np.ndarray:
+        """(k,) training interactions of each user."""
+
+    def blocks(self) -> Sequence[Tensor]:
+        """Positions of all users, in chunks whose scores fit the working memory."""
+
+    def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
+        """(k', m) scores of users at positions `who`, and the merging weights ρ where something was merged."""
+
+
+def evaluate_cohort(scorer: Scorer, split: Split, group_edges: Sequence[float] = ()) -> Sums:
+    """Rank every user's validation and test item.
 
     Args:
-        cohort: the users and their state.
+        scorer: the users, and how they are scored.
         split: where their held-out items and evaluation negatives are.
-        tables: what they downloaded, or None.
         group_edges: numbers of training interactions that separate groups; with them, each group's sums are returned
             too, as `group-0/...`, in ascending order of activity.
     """
-    activity = cohort.histories.counts().cpu().numpy()
+    activity = scorer.counts()
 
     def evaluate(part: Tensor) -> Sums:
-        logits, rho = cohort.scores(part, tables)  # (k', m)
-        logits = logits.cpu()
-        users, interactions = cohort.histories.users[part].cpu().numpy(), activity[part.cpu().numpy()]
+        position = part.cpu().numpy()
+        users, interactions = scorer.users[position], activity[position]
+        scored = {PARTS[0]: scorer.scores(part, PARTS[0])}
+        scored[PARTS[1]] = scorer.scores(part, PARTS[1]) if scorer.by_part else scored[PARTS[0]]
+        logits = {which: found[0].cpu() for which, found in scored.items()}
+        rho = scored["test"][1]
         sums = {**_ranked(split, users, logits), **({} if rho is None else _rho_sums(rho))}
         for group in range(len(group_edges) + 1 if group_edges else 0):
             members = np.flatnonzero(np.searchsorted(np.asarray(group_edges), interactions) == group)
-            inside = _ranked(split, users[members], logits[torch.from_numpy(members)])
+            chosen = torch.from_numpy(members)
+            inside = _ranked(split, users[members], {which: found[chosen] for which, found in logits.items()})
             sums |= {f"group-{group}/{key}": value for key, value in inside.items()}
             sums[f"group-{group}/interactions"] = float(interactions[members].sum())
         return sums
 
     total: Sums = {"users": 0.0}
-    everyone = torch.arange(len(activity), device=cohort.state.user.device)
-    for sums in in_parallel(evaluate, cohort.merge_blocks(everyone), everyone.device):
+    for sums in in_parallel(evaluate, list(scorer.blocks()), scorer.device):
         add_sums(total, sums)
     return total
 
@@ -72,10 +95,10 @@ def _rho_sums(rho: Tensor) -> Sums:
     return sums | {f"rho/bin-{b:02d}": count for b, count in enumerate(bins)}
 
 
-def _ranked(split: Split, users: np.ndarray, logits: Tensor) -> Sums:
+def _ranked(split: Split, users: np.ndarray, logits: Mapping[Part, Tensor]) -> Sums:
     out: Sums = {"users": float(len(users)), "nonfinite": 0.0}
     for part in PARTS:
-        for name, metrics in evaluate_scores(split, users, logits, which=part).items():
+        for name, metrics in evaluate_scores(split, users, logits[part], which=part).items():
             out["nonfinite"] += metrics.nonfinite if name == "full" else 0
             out |= {f"{part}/{name}/{key}": value for key, value in metrics.sums.items()}
     return out

@@ -1,14 +1,12 @@
-"""Controls that stand beside every result, on the same split: random, popularity and EASE.
+"""Controls that stand beside every result, on the same split: random, popularity, item-kNN, EASE, EASE with recency.
 
-A federated method that does not beat them has shown nothing. All are fitted on the training part alone.
+A federated method that does not beat them has shown nothing. All are fitted on the training part alone. Settings are
+chosen by validation NDCG@10, for each list (whole catalogue, 99 negatives) by that list's own, so that each of a
+control's figures is as strong as its grid makes it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,21 +14,26 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation.ranking import MetricSums, Part, evaluate_scores
-from fedem_flwr.protocol.splits import IntArray, Split
+from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, remembered, split_hash
+from fedem_flwr.evaluation.linear import Ease, Histories, Linear, Neighbours, blocks
+from fedem_flwr.evaluation.ranking import MetricSums, Part, held_out_ranks, user_terms
+from fedem_flwr.evaluation.tuning import LISTS, Gains, Setting, best_settings, tuning_users, validation_gains
+from fedem_flwr.protocol.split import IntArray, Split
 from fedem_flwr.randomness import keyed_uniform
 
-Control = Literal["random", "popularity", "ease"]
+Control = Literal["random", "popularity", "item_knn", "ease", "ease_recent"]
+TestHistory = Literal["training", "all"]
 Scorer = Callable[[IntArray], Tensor]  # (k,) users -> (k, m) scores
+Figures = tuple[dict[str, Any], UserMetrics]  # of a control: means, and the test metrics of each user
 
-EASE_LIMIT = 25_000  # EASE holds tables of min(n, m) squared: 2.5 GB each in float32 at this size
-_DOUBLE_UP_TO = 4096  # the size up to which EASE is solved in float64; beyond, memory and time count for more
-_CELLS = 2**23  # scores held at a time
-_FORMAT = 1  # of a cache entry; raise it when a control's figures change
+EASE_LIMIT = 25_000  # EASE holds square tables of that many rows: 2.5 GB each in float32 at this size
+RIDGES = (50.0, 150.0, 400.0, 1000.0, 3000.0)
+HALF_LIVES = (float("inf"), 100.0, 30.0, 10.0, 5.0, 3.0)  # in newer items; in a tie the plainer one, first, is chosen
+SHRINKAGES = (0.0, 10.0, 100.0)
+NEIGHBOURS = (10, 20, 50, 100, 200)
+_FORMAT = 2  # of a cache entry; raise it when a control's figures change
 
 
 def headline(protocol: str, full_means: Mapping[str, float], sampled_means: Mapping[str, float]) -> dict[str, Any]:
@@ -48,153 +51,194 @@ def headline(protocol: str, full_means: Mapping[str, float], sampled_means: Mapp
     return {**first, "sampled99": dict(sampled_means), "full": dict(full_means)}
 
 
-def evaluate_scorer(split: Split, score: Scorer) -> dict[str, Any]:
+def evaluate_scorer(split: Split, score: Scorer, score_test: Scorer | None = None) -> dict[str, Any]:
     """Evaluate fixed scores on both held-out items, in blocks of users so that memory is bounded.
+
+    Args:
+        split: gives the held-out items.
+        score: scores of the validation item's list.
+        score_test: of the test item's; the same where it is None.
 
     Returns:
         The test figures in the form of `headline`, and ``"validation"`` with those of the validation item.
     """
+    return _figures(split, score, score_test)[0]
+
+
+def _figures(split: Split, score: Scorer, score_test: Scorer | None = None) -> Figures:
+    """The result of `evaluate_scorer`, and the test metrics of each user by list and name, such as "full/ndcg@10"."""
     parts: tuple[Part, ...] = ("validation", "test")
-    sums = {which: {way: MetricSums.empty() for way in ("full", "sampled99")} for which in parts}
-    block = max(1, _CELLS // split.items)
-    for start in range(0, split.users, block):
-        users = np.arange(start, min(start + block, split.users), dtype=np.int64)
+    sums = {which: dict.fromkeys(LISTS, MetricSums.empty()) for which in parts}
+    terms: dict[str, list[NDArray[np.float32]]] = {}
+    for block in blocks(split.users, split.items):
+        users = np.arange(block.start, block.stop, dtype=np.int64)
         scores = score(users)  # (k, m)
         for which in parts:
-            for way, part in evaluate_scores(split, users, scores, which=which).items():
-                sums[which][way] += part
-    forms = {
-        which: headline(split.protocol, ways["full"].means(), ways["sampled99"].means()) for which, ways in sums.items()
-    }
-    return {**forms["test"], "validation": forms["validation"]}
+            if which == "test" and score_test is not None:
+                scores = score_test(users)
+            for way, ranks in held_out_ranks(split, users, scores, which=which).items():
+                sums[which][way] += MetricSums.from_ranks(ranks)
+                for name, values in user_terms(ranks).items() if which == "test" else ():
+                    terms.setdefault(f"{way}/{name}", []).append(values.numpy())
+    forms = {which: headline(split.protocol, *(ways[way].means() for way in LISTS)) for which, ways in sums.items()}
+    per_user = {name: np.concatenate(values) for name, values in terms.items()}
+    return {**forms["test"], "validation": forms["validation"]}, per_user
 
 
-def random_control(split: Split) -> dict[str, Any]:
-    """Uniform scores keyed by (the split's seed, user, item); the form of `evaluate_scorer`."""
+def random_control(split: Split) -> Figures:
+    """Uniform scores keyed by (the split's seed, user, item)."""
     items = torch.arange(split.items)
 
     def score(users: IntArray) -> Tensor:
         return keyed_uniform(split.seed, "control/random", torch.from_numpy(users)[:, None], items)
 
-    return evaluate_scorer(split, score)
+    return _figures(split, score)
 
 
-def popularity_control(split: Split) -> dict[str, Any]:
-    """Score an item by the number of users who have it in training; the form of `evaluate_scorer`."""
+def popularity_control(split: Split) -> Figures:
+    """Score an item by the number of users who have it in training."""
     counts = np.bincount(split.train_csr().indices, minlength=split.items)
     popularity = torch.from_numpy(counts.astype(np.float32))
-    return evaluate_scorer(split, lambda users: popularity.expand(len(users), -1))
+    return _figures(split, lambda users: popularity.expand(len(users), -1))
 
 
-def ease_control(split: Split, ridge: float = 300.0) -> dict[str, Any]:
-    """EASE (Steck 2019) in closed form: scores X B, B = I - P diag(P)^-1, P = (XᵀX + λI)^-1.
+def item_knn_control(split: Split, test_history: TestHistory = "training") -> Figures:
+    """Item-based nearest neighbours, their number and the shrinkage chosen on validation."""
+    histories, users, ages_alike = Histories.of(split), tuning_users(split), HALF_LIVES[:1]
+    neighbours = Neighbours.of(split.train_csr(), max(NEIGHBOURS), SHRINKAGES)
+    gains: dict[tuple[int, float], Gains] = {}
+    for shrinkage in SHRINKAGES:
+        for count in NEIGHBOURS:
+            model = neighbours[shrinkage].model(count)
+            (gains[count, shrinkage],) = validation_gains(split, users, histories, model, ages_alike)
 
-    With fewer users than items the same scores come from the small side: X P = K X and
-    λ diag(P) = 1 - diag(Xᵀ K X) with K = (XXᵀ + λI)^-1, so the cost is min(n, m)^3.
+    def figures(setting: tuple[int, float]) -> Figures:
+        return _linear_figures(split, neighbours[setting[1]].model(setting[0]), histories, test_history)
+
+    return _chosen(split, gains, figures, lambda setting: {"neighbours": setting[0], "shrinkage": setting[1]})
+
+
+def ease_controls(
+    split: Split, ease_lambda: float | None = None, test_history: TestHistory = "training"
+) -> dict[str, Figures]:
+    """EASE, λ chosen on validation; and with recency, λ and the half-life of a history's items chosen together.
 
     Args:
         split: X is its binary (n, m) training matrix.
-        ridge: λ.
+        ease_lambda: λ, where it is not to be chosen.
+        test_history: whether the test item is scored with the validation item in the history.
 
     Returns:
-        The form of `evaluate_scorer`.
+        ``"ease"``, and ``"ease_recent"`` where the order of a history may be used (`order_refused`).
 
     Raises:
         InputError: λ is not positive, or too small for the arithmetic.
     """
-    if not ridge > 0:
-        raise InputError(f"ease_lambda is {ridge}: the ridge of the EASE control must be positive; try 300")
-    train = split.train_csr().astype(np.float64 if min(split.users, split.items) <= _DOUBLE_UP_TO else np.float32)
-    return evaluate_scorer(split, (_ease_by_users if split.users < split.items else _ease_by_items)(train, ridge))
+    ease, histories, users = Ease(split.train_csr()), Histories.of(split), tuning_users(split)
+    half_lives = HALF_LIVES[:1] if order_refused(split) else HALF_LIVES
+    gains: dict[tuple[float, float], Gains] = {}
+    for ridge in RIDGES if ease_lambda is None else (ease_lambda,):
+        found = validation_gains(split, users, histories, ease.model(ridge), half_lives)
+        gains |= {(ridge, half_life): gain for half_life, gain in zip(half_lives, found, strict=True)}
+    plain = {setting: gain for setting, gain in gains.items() if setting[1] == HALF_LIVES[0]}
 
+    def figures(setting: tuple[float, float]) -> Figures:
+        return _linear_figures(split, ease.model(setting[0]), histories, test_history, setting[1])
 
-def _ease_by_items(train: csr_matrix, ridge: float) -> Scorer:
-    weights = _ridge_inverse(train.T.tocsr(), ridge)  # (m, m)
-    weights /= -weights.diagonal().copy()  # column j by P_jj
-    np.fill_diagonal(weights, 0)
-    return lambda users: torch.from_numpy(train[users] @ weights)
+    def named(setting: tuple[float, float]) -> dict[str, float | None]:
+        ridge, half_life = setting
+        return {"lambda": ridge, "half_life": half_life if np.isfinite(half_life) else None}
 
-
-def _ease_by_users(train: csr_matrix, ridge: float) -> Scorer:
-    inverse, transposed = _ridge_inverse(train, ridge), train.T.tocsr()  # K (n, n)
-    filled = np.zeros(train.shape[1], train.dtype)  # diag(XᵀKX)
-    block = max(1, _CELLS // max(train.shape))
-    for start in range(0, train.shape[0], block):
-        stop = start + block
-        filled += np.asarray(train[start:stop].T.multiply(transposed @ inverse[:, start:stop]).sum(1)).ravel()
-    diagonal = ((1 - filled) / ridge)[:, None]  # (m, 1) P_jj
-    return lambda users: torch.from_numpy((train[users].T - transposed @ inverse[:, users] / diagonal).T)
-
-
-def _ridge_inverse(rows: csr_matrix, ridge: float) -> NDArray[Any]:
-    """(r, r) inverse of A Aᵀ + λI for sparse A (r, c); holds three such tables at most."""
-    count, columns = rows.shape[0], rows.T.tocsr()
-    gram = np.empty((count, count), rows.dtype)
-    block = max(1, _CELLS // count)
-    for start in range(0, count, block):  # in whole the sparse product could outgrow the dense table
-        gram[start : start + block] = (rows[start : start + block] @ columns).toarray()
-    gram[np.diag_indices(count)] += ridge
-    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(gram))
-    if failed:
-        raise InputError(f"ease_lambda is {ridge}: too small to solve the EASE control; try 300")
-    inverse: NDArray[Any] = torch.cholesky_inverse(factor).numpy()
-    return inverse
-
-
-def compute_controls(split: Split, ease_lambda: float = 300.0) -> dict[str, dict[str, Any]]:
-    """All controls of a split by name (`Control`), each in the form of `evaluate_scorer`.
-
-    EASE is left out where there are more than `EASE_LIMIT` items and as many users.
-    """
-    controls = {"random": random_control(split), "popularity": popularity_control(split)}
-    if min(split.users, split.items) <= EASE_LIMIT:
-        controls["ease"] = ease_control(split, ease_lambda)
+    controls = {"ease": _chosen(split, plain, figures, lambda setting: {"lambda": setting[0]})}
+    if not order_refused(split):
+        controls["ease_recent"] = _chosen(split, gains, figures, named)
     return controls
 
 
-def split_hash(split: Split, **settings: float | str) -> str:
-    """Hex SHA-256 of everything in a split, by content, and of the settings given."""
-    fields = vars(split)
-    scalars = {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
-    digest = hashlib.sha256(json.dumps([scalars, settings], sort_keys=True).encode())
-    for name, value in sorted(fields.items()):
-        if isinstance(value, np.ndarray):
-            digest.update(f"{name}{value.dtype.str}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).view(np.uint8).data)
-    return digest.hexdigest()
+def _linear_figures(
+    split: Split, model: Linear, histories: Histories, test_history: TestHistory, half_life: float = HALF_LIVES[0]
+) -> Figures:
+    longer = Histories.of(split, validation=True) if test_history == "all" else None
+    return _figures(
+        split,
+        lambda users: model(histories.rows(users, half_life)),
+        None if longer is None else lambda users: model(longer.rows(users, half_life)),
+    )
 
 
-def cached_controls(split: Split, directory: Path, ease_lambda: float = 300.0) -> dict[str, dict[str, Any]]:
-    """`compute_controls`, remembered in ``directory`` under the content of the split and the settings.
+def _chosen(
+    split: Split,
+    gains: Mapping[Setting, Gains],
+    figures: Callable[[Setting], Figures],
+    named: Callable[[Setting], Mapping[str, Any]],
+) -> Figures:
+    """Each list's figures under the setting that is best on that list's validation, and ``"settings"`` by list."""
+    best = best_settings(gains)
+    found = {setting: figures(setting) for setting in dict.fromkeys(best.values())}
+    results = {way: found[setting][0] for way, setting in best.items()}
+    per_user = {
+        name: values
+        for way, setting in best.items()
+        for name, values in found[setting][1].items()
+        if name.startswith(f"{way}/")
+    }
+    result = headline(split.protocol, *(results[way][way] for way in LISTS))
+    result["validation"] = headline(split.protocol, *(results[way]["validation"][way] for way in LISTS))
+    result["settings"] = {way: dict(named(setting)) for way, setting in best.items()}
+    return result, per_user
 
-    A missing or damaged entry is computed again and replaced in one step.
+
+def order_refused(split: Split) -> str | None:
+    """Why the order of a history may not be used, or None where it may."""
+    if split.protocol == "paper":
+        return "the paper protocol's rows repeat, and stand in another order where a data set has no times"
+    return None if split.has_times else "the data set has no times, so the order of its rows means nothing"
+
+
+def measure_controls(
+    split: Split, ease_lambda: float | None = None, test_history: TestHistory = "training"
+) -> Measured:
+    """All controls of a split by name (`Control`).
+
+    Returns:
+        Results in the form of `evaluate_scorer`, with the chosen ``"settings"`` of either list where there are any;
+        ``{"skipped": why}`` for EASE above `EASE_LIMIT`, and for recency where order may not be used.
     """
-    key = split_hash(split, ease_lambda=ease_lambda, ease_limit=EASE_LIMIT, format=_FORMAT)
-    entry = directory / f"controls-{key}.json"
-    known = _read_entry(entry)
-    if known is not None:
-        return known
-    controls = compute_controls(split, ease_lambda)
-    directory.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{entry.name}-", dir=directory)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump({"checksum": _checksum(controls), "controls": controls}, file)
-        os.replace(temporary, entry)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return controls
+    found: dict[str, Figures] = {
+        "random": random_control(split),
+        "popularity": popularity_control(split),
+        "item_knn": item_knn_control(split, test_history),
+    }
+    skipped: dict[str, str | None] = {}
+    if Ease.size(split.users, split.items) <= EASE_LIMIT:
+        found |= ease_controls(split, ease_lambda, test_history)
+        skipped["ease_recent"] = order_refused(split)
+    else:
+        why = f"its dense table would have more than {EASE_LIMIT:,} rows"
+        skipped |= {"ease": why, "ease_recent": why}
+    results = {name: result for name, (result, _) in found.items()}
+    results |= {name: {"skipped": why} for name, why in skipped.items() if why is not None}
+    return Measured(results, {name: per_user for name, (_, per_user) in found.items()})
 
 
-def _read_entry(entry: Path) -> dict[str, dict[str, Any]] | None:
-    """The controls in a cache entry; None where it is missing or damaged."""
-    try:
-        content = json.loads(entry.read_bytes())
-        controls: dict[str, dict[str, Any]] = content["controls"]
-        return controls if content["checksum"] == _checksum(controls) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def compute_controls(
+    split: Split, ease_lambda: float | None = None, test_history: TestHistory = "training"
+) -> dict[str, dict[str, Any]]:
+    """The results of `measure_controls`."""
+    return measure_controls(split, ease_lambda, test_history).results
 
 
-def _checksum(controls: dict[str, dict[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(controls, sort_keys=True).encode()).hexdigest()
+def remembered_controls(
+    split: Split, directory: Path, ease_lambda: float | None = None, test_history: TestHistory = "training"
+) -> Measured:
+    """`measure_controls`, remembered in ``directory`` under the content of the split and the settings."""
+    settings = {"ease_lambda": ease_lambda, "test_history": test_history, "ease_limit": EASE_LIMIT, "format": _FORMAT}
+    entry = directory / f"controls-{split_hash(split, **settings)}.bin"
+    return remembered(entry, lambda: measure_controls(split, ease_lambda, test_history))
+
+
+def cached_controls(
+    split: Split, directory: Path, ease_lambda: float | None = None, test_history: TestHistory = "training"
+) -> dict[str, dict[str, Any]]:
+    """The results of `remembered_controls`."""
+    return remembered_controls(split, directory, ease_lambda, test_history).results

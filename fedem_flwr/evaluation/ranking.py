@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedem_flwr.protocol.splits import IntArray, Split, user_rows
+from fedem_flwr.protocol.split import IntArray, Split, user_rows
 
 CUTOFFS = (5, 10, 20)
 METRICS = (*(f"{kind}@{cutoff}" for cutoff in CUTOFFS for kind in ("hr", "ndcg")), "mrr")
@@ -114,7 +114,7 @@ def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     return (1 + ahead.sum(1)).where(torch.isfinite(target_scores[:, 0]), 0)
 
 
-def evaluate_scores(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, MetricSums]:
+def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, Tensor]:
     """Rank each user's held-out item both ways.
 
     The whole catalogue leaves out the user's training items and, for ``test``, the validation item, but never
@@ -127,11 +127,11 @@ def evaluate_scores(split: Split, users: IntArray, scores: Tensor, *, which: Par
         which: the held-out item to rank.
 
     Returns:
-        ``{"full": ..., "sampled99": ...}``.
+        ``{"full": ..., "sampled99": ...}``: (k,) ranks as in `full_ranks`.
     """
 
     def tensor(values: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(scores.device)
+        return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(scores.device)  # int32 in a loaded split
 
     rows, flat = user_rows(split.train_offsets, users)
     excluded = split.train_items[flat]
@@ -141,4 +141,17 @@ def evaluate_scores(split: Split, users: IntArray, scores: Tensor, *, which: Par
         targets = split.test[users]
     full = full_ranks(scores, tensor(targets), tensor(rows), tensor(excluded))
     sampled = sampled_ranks(scores, tensor(targets), tensor(split.negatives[users]))
-    return {"full": MetricSums.from_ranks(full), "sampled99": MetricSums.from_ranks(sampled)}
+    return {"full": full, "sampled99": sampled}
+
+
+def evaluate_scores(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, MetricSums]:
+    """The sums over users of `held_out_ranks`, which has the arguments: ``{"full": ..., "sampled99": ...}``."""
+    ranks = held_out_ranks(split, users, scores, which=which)
+    return {way: MetricSums.from_ranks(found) for way, found in ranks.items()}
+
+
+def user_terms(ranks: Tensor) -> dict[str, Tensor]:
+    """Each user's ``hr@10`` and ``ndcg@10``, (k,) float32, of (k,) ranks as in `full_ranks`."""
+    inside = (ranks > 0) & (ranks <= 10)
+    gain = 1 / torch.log2(ranks.clamp(min=1).to(torch.float64) + 1)
+    return {"hr@10": inside.to(torch.float32), "ndcg@10": (gain * inside).to(torch.float32)}

@@ -2,298 +2,272 @@
 
 ``paper`` is what the literature's tables were measured with; ``strict`` counts each (user, item) pair once
 and uses no order where a data set has no times. Rows are sorted by time and, at equal times, by file order.
+
+A data set goes through in blocks of users, so that a large one need not fit into memory: first its training rows and
+held-out items, then, when the number of items is known, the evaluation negatives.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
-from fedem_flwr.data.interactions import Interactions
+from fedem_flwr.data.interactions import Interactions, Source, first_appearance
+from fedem_flwr.data.sorting import first_of_each
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.protocol.files import appended, replaced_folder, stored_type, write_settings
+from fedem_flwr.protocol.negatives import draw_negatives, negative_blocks
+from fedem_flwr.protocol.split import (
+    EVALUATION_NEGATIVES,
+    IntArray,
+    Protocol,
+    Split,
+    offsets_of,
+    user_rows,
+)
 from fedem_flwr.randomness import keyed_bits
 
-Protocol = Literal["paper", "strict"]
-IntArray = NDArray[np.int64]
+__all__ = ["Protocol", "Split", "draw_negatives", "make_split", "split_to", "user_rows"]
 
-EVALUATION_NEGATIVES = 99
+Progress = Callable[[int, int], None]
+"""Called with (users done, users in all); a user is half done when split and done with its negatives."""
+
 MIN_ROWS = 3  # one row each for training, validation and test
-_CANDIDATES = 128  # draws that hold 99 distinct ones where at least _SPARSE_FROM are possible
-_SPARSE_FROM = 10 * EVALUATION_NEGATIVES
-_ARRAYS = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
-_SETTINGS = ("dataset", "protocol", "seed", "has_times", "users", "items", "interactions")
-_SETTINGS_FILE = "split.json"
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """One leave-one-out split; user and item codes are dense and numbered by first appearance.
-
-    Attributes:
-        dataset, protocol, seed: what the split is a function of.
-        has_times: whether the data set has times; without them the order of training items must not be used.
-        users, items, interactions: n, m and the number of rows kept, in all three parts.
-        train_offsets, train_items: CSR (n + 1,), (nnz,), oldest first; ``paper`` keeps duplicate rows.
-        validation, test: (n,) the held-out item of each user.
-        negatives: (n, 99) distinct items the user never met, padded with -1 where fewer are left.
-        user_ids, item_ids: (n,) and (m,) original labels.
-    """
-
-    dataset: str
-    protocol: Protocol
-    seed: int
-    has_times: bool
-    users: int
-    items: int
-    interactions: int
-    train_offsets: IntArray
-    train_items: IntArray
-    validation: IntArray
-    test: IntArray
-    negatives: IntArray
-    user_ids: NDArray[Any]
-    item_ids: NDArray[Any]
-
-    def train_csr(self) -> csr_matrix:
-        """Binary (n, m) float32 matrix of the training pairs, duplicates counted once, columns sorted."""
-        offsets, items = _sorted_unique_csr(_row_of(self.train_offsets), self.train_items, self.users, self.items)
-        return csr_matrix((np.ones(len(items), np.float32), items, offsets), shape=(self.users, self.items))
-
-    def forbidden(self, users: IntArray | None = None) -> tuple[IntArray, IntArray]:
-        """What training negatives of some or all users may not be: CSR (k + 1,), (e,), sorted, unique inside a user.
-
-        ``strict``: the user's training items. ``paper``: the user's items of all parts, which is the leak of
-        that protocol: beyond the training items, only the held-out ones are never trained as negatives.
-        """
-        users = np.arange(self.users, dtype=np.int64) if users is None else users
-        user, positions = user_rows(self.train_offsets, users)
-        item = self.train_items[positions]
-        if self.protocol == "paper":
-            user = np.concatenate([user, np.arange(len(users)), np.arange(len(users))])
-            item = np.concatenate([item, self.validation[users], self.test[users]])
-        return _sorted_unique_csr(user, item, len(users), self.items)
-
-    def save(self, directory: Path) -> None:
-        """Write ``<array>.npy`` files and ``split.json``; a reader sees the whole split or none of it."""
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        try:
-            new = work / "new"
-            new.mkdir()
-            for name in _ARRAYS:
-                np.save(new / f"{name}.npy", getattr(self, name), allow_pickle=False)
-            (new / _SETTINGS_FILE).write_text(json.dumps({name: getattr(self, name) for name in _SETTINGS}))
-            if directory.exists():
-                os.rename(directory, work / "old")  # a folder that is not empty cannot be renamed over
-            os.rename(new, directory)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-
-    @classmethod
-    def load(cls, directory: Path, mmap: bool = True) -> Split:
-        """Read a saved split; with ``mmap`` the arrays stay on disk until they are touched.
-
-        Raises:
-            InputError: a file is missing or damaged.
-        """
-        mode: Literal["r"] | None = "r" if mmap else None
-        try:
-            settings = json.loads((directory / _SETTINGS_FILE).read_text())
-            arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode) for name in _ARRAYS}
-            split = cls(**{name: settings[name] for name in _SETTINGS}, **arrays)
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"damaged split in {directory}: {error}; delete it and make it again") from error
-        if not split._sizes_agree():
-            raise InputError(f"damaged split in {directory}: sizes disagree; delete it and make it again")
-        return split
-
-    def _sizes_agree(self) -> bool:
-        return (
-            self.train_offsets.shape == (self.users + 1,)
-            and self.train_items.shape == (int(self.train_offsets[-1]),)
-            and self.validation.shape == self.test.shape == self.user_ids.shape == (self.users,)
-            and self.negatives.shape == (self.users, EVALUATION_NEGATIVES)
-            and self.item_ids.shape == (self.items,)
-        )
-
-
-def make_split(interactions: Interactions, protocol: Protocol, *, seed: int, min_interactions: int = 10) -> Split:
+def make_split(
+    source: Source, protocol: Protocol, *, seed: int, min_interactions: int = 10, keep_items: bool = False
+) -> Split:
     """Leave one out: the last row of a user is the test item, the second last the validation item.
 
     Args:
-        interactions: rows in file order; rows with rating <= 0 are dropped, none where there are no ratings.
+        source: interactions in file order; rows with rating <= 0 are dropped, none where there are no ratings.
         protocol: ``paper`` or ``strict``.
         seed: keys the evaluation negatives and, under ``strict`` without times, the held-out items.
         min_interactions: users with fewer rows (``strict``: fewer distinct items) are dropped.
+        keep_items: keep the source's item numbers, and its items without a row, instead of numbering anew.
 
     Raises:
         InputError: unknown protocol, ``min_interactions`` below 3, no user left, or fewer than 2 items.
     """
-    if protocol not in get_args(Protocol):
-        raise InputError(f"unknown protocol '{protocol}'{suggest(str(protocol), get_args(Protocol))}")
-    if min_interactions < MIN_ROWS:
-        raise InputError(f"min_interactions is {min_interactions}: a split needs >= {MIN_ROWS} rows a user")
-    kept = interactions.take(_kept_rows(interactions, protocol, min_interactions))
-    if not kept.rows:
-        raise InputError(
-            f"no user has >= {min_interactions} rows in '{kept.name}'; lower it (--set data.min_interactions=5)"
-        )
-    if kept.items < 2:
-        raise InputError(f"'{kept.name}' has fewer than 2 items after the filter; use a larger data set")
-
-    order = np.lexsort((_sort_key(kept, protocol, seed), kept.user))  # stable: ties stay in file order
-    item, counts = kept.item[order], np.bincount(kept.user)
-    ends = np.cumsum(counts)
-    held_out = np.zeros(kept.rows, bool)
-    held_out[ends - 1] = held_out[ends - 2] = True
-    interacted = _sorted_unique_csr(kept.user, kept.item, kept.users, kept.items)
-    return Split(
-        dataset=kept.name,
-        protocol=protocol,
-        seed=seed,
-        has_times=kept.time is not None,
-        users=kept.users,
-        items=kept.items,
-        interactions=kept.rows,
-        train_offsets=_offsets(counts - 2),
-        train_items=item[~held_out],
-        validation=item[ends - 2],
-        test=item[ends - 1],
-        negatives=draw_negatives(*interacted, kept.items, seed=seed),
-        user_ids=np.asarray(kept.user_ids, np.str_),
-        item_ids=np.asarray(kept.item_ids, np.str_),
-    )
+    train: list[IntArray] = []
+    parts = _Parts(source, protocol, seed, min_interactions, keep_items).collect(train.append, _silent)
+    train_items = np.concatenate(train)
+    negatives = np.concatenate(list(parts.negatives(train_items, _silent)))
+    fields: dict[str, Any] = parts.settings() | parts.small_arrays()
+    return Split(**fields, train_items=train_items, negatives=negatives)
 
 
-def user_rows(offsets: IntArray, users: IntArray) -> tuple[IntArray, IntArray]:
-    """Slice a CSR structure for arbitrary users, in the order given, without a loop.
+def split_to(
+    directory: Path,
+    source: Source,
+    protocol: Protocol,
+    *,
+    seed: int,
+    min_interactions: int = 10,
+    keep_items: bool = False,
+    on_progress: Progress | None = None,
+) -> Split:
+    """`make_split` straight into a folder, in memory of the order of a block and of a few numbers a user.
 
     Args:
-        offsets: (n + 1,) row starts.
-        users: (k,) user codes; repeats are allowed.
+        directory: the split's folder; one that is there is replaced when the new one is complete.
+        source, protocol, seed, min_interactions, keep_items: as for `make_split`.
+        on_progress: told of every block.
 
     Returns:
-        row_index (e,): position in ``users`` of each entry; flat_positions (e,): its place in the CSR values.
+        The split, mapped from the folder.
+
+    Raises:
+        InputError: as for `make_split`.
     """
-    starts = np.asarray(offsets[users], np.int64)
-    counts = np.asarray(offsets[users + 1], np.int64) - starts
-    ends = np.cumsum(counts)
-    row_index = np.repeat(np.arange(len(users), dtype=np.int64), counts)
-    return row_index, np.arange(counts.sum(), dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
+    progress = on_progress or _silent
+    parts = _Parts(source, protocol, seed, min_interactions, keep_items)
+    stored = stored_type(source.items)
+    with replaced_folder(directory) as new:
+        with appended(new / "train_items.npy", stored) as append:
+            parts.collect(append, progress)
+        train_items = np.load(new / "train_items.npy", mmap_mode="r")
+        with appended(new / "negatives.npy", stored, (EVALUATION_NEGATIVES,)) as append:
+            for block in parts.negatives(train_items, progress):
+                append(block)
+        for name, values in parts.small_arrays().items():
+            np.save(new / f"{name}.npy", values, allow_pickle=False)
+        write_settings(new, parts.settings())
+        del train_items  # a mapped file cannot be renamed everywhere
+    return Split.load(directory)
 
 
-def draw_negatives(offsets: IntArray, items: IntArray, m: int, *, seed: int, chunk: int = 8192) -> IntArray:
-    """Draw 99 evaluation negatives a user, uniformly without replacement, keyed by (seed, user).
+def _silent(done: int, total: int) -> None:
+    """Nobody watches."""
 
-    Args:
-        offsets: (n + 1,) CSR row starts of what each user interacted with.
-        items: (e,) its items, sorted and unique inside a user.
-        m: number of items of the catalogue.
-        seed: the split's.
-        chunk: users per block; memory is about 4 KB times this.
 
-    Returns:
-        (n, 99) item codes, padded at the end with -1 where fewer than 99 items are left.
+@dataclass
+class _Numbering:
+    """Item codes by first appearance over the kept rows of one block after the other.
+
+    Attributes:
+        codes: (catalogue,) the code of each item, -1 as long as it has none.
+        seen: catalogue numbers, in the order of their codes, in pieces.
+        count: how many items have a code.
     """
-    users = len(offsets) - 1
-    negatives = np.full((users, EVALUATION_NEGATIVES), -1, np.int64)
-    for start in range(0, users, chunk):
-        block = np.arange(start, min(start + chunk, users), dtype=np.int64)
-        row, flat = user_rows(offsets, block)
-        available = m - np.bincount(row, minlength=len(block)).astype(np.int64)
-        ranks = _distinct_ranks(block, available, seed)
-        # The r-th item outside e_0 < e_1 < ... is r + #{j: e_j - j <= r}; a stride of m + 1 keeps rows apart.
-        excluded = row * (m + 1) + items[flat] - (flat - offsets[block][row])
-        wanted = np.arange(len(block))[:, None] * (m + 1) + ranks
-        before = np.searchsorted(excluded, wanted.ravel(), side="right").reshape(ranks.shape)
-        before -= (offsets[block] - offsets[start])[:, None]
-        negatives[block] = np.where(ranks < 0, -1, ranks + before)
-    return negatives
+
+    codes: IntArray
+    seen: list[IntArray] = field(default_factory=list)
+    count: int = 0
+
+    @classmethod
+    def of(cls, items: int, keep: bool) -> _Numbering:
+        if keep:
+            return cls(np.arange(items), [np.arange(items)], items)
+        return cls(np.full(items, -1, np.int64))
+
+    def __call__(self, item: IntArray) -> IntArray:
+        codes = self.codes[item]
+        unknown = item[codes < 0]
+        if not len(unknown):
+            return codes
+        fresh = first_appearance(unknown)[1]
+        self.codes[fresh] = np.arange(self.count, self.count + len(fresh))
+        self.count += len(fresh)
+        self.seen.append(fresh)
+        return self.codes[item]
 
 
-def _distinct_ranks(users: IntArray, available: IntArray, seed: int) -> IntArray:
-    """(k, 99) distinct uniform ranks in [0, available), padded with -1; a row depends on (seed, user) only.
+@dataclass
+class _Parts:
+    """What of a split is small: a few numbers a user. The training items and negatives pass through."""
 
-    In a large complement the first 99 distinct keyed ranks are taken; a small one is shuffled whole.
-    """
-    ranks = np.full((len(users), EVALUATION_NEGATIVES), -1, np.int64)
-    large = np.flatnonzero(available >= _SPARSE_FROM)
-    columns = torch.arange(_CANDIDATES)
-    drawn = keyed_bits(seed, "split/negatives", torch.from_numpy(users[large])[:, None], columns)
-    candidates = drawn.numpy() % available[large, None]  # (k, 128)
-    packed = np.sort(candidates * _CANDIDATES + np.arange(_CANDIDATES), axis=1)
-    fresh = np.empty(packed.shape, bool)
-    np.put_along_axis(fresh, packed % _CANDIDATES, np.diff(packed // _CANDIDATES, prepend=-1) > 0, axis=1)
-    fresh &= np.cumsum(fresh, axis=1) <= EVALUATION_NEGATIVES
-    enough = fresh.sum(axis=1) == EVALUATION_NEGATIVES
-    ranks[large[enough]] = candidates[enough][fresh[enough]].reshape(-1, EVALUATION_NEGATIVES)
-    # A complement that is small, or (never seen) a row with more than 29 repeats: shuffle it whole.
-    rest = np.setdiff1d(np.arange(len(users)), large[enough])
-    block = 1 + 2**22 // (1 + int(available[rest].max(initial=0)))
-    for start in range(0, len(rest), block):
-        part = rest[start : start + block]
-        ranks[part] = _shuffled_ranks(users[part], available[part], seed)
-    return ranks
+    source: Source
+    protocol: Protocol
+    seed: int
+    min_interactions: int
+    keep_items: bool
+    counts: list[IntArray] = field(default_factory=list)
+    validation: list[IntArray] = field(default_factory=list)
+    test: list[IntArray] = field(default_factory=list)
+    user_ids: list[NDArray[Any]] = field(default_factory=list)
+    has_times: bool = False
+    users: int = 0
+
+    def __post_init__(self) -> None:
+        if self.protocol not in get_args(Protocol):
+            raise InputError(f"unknown protocol '{self.protocol}'{suggest(str(self.protocol), get_args(Protocol))}")
+        if self.min_interactions < MIN_ROWS:
+            raise InputError(f"min_interactions is {self.min_interactions}: a split needs >= {MIN_ROWS} rows a user")
+        self.numbering = _Numbering.of(self.source.items, self.keep_items)
+
+    def collect(self, append: Callable[[IntArray], None], progress: Progress) -> _Parts:
+        """Divide every block; its training items go to `append`.
+
+        Raises:
+            InputError: no user is left, or fewer than 2 items.
+        """
+        done = 0
+        for block in self.source.blocks():
+            self.has_times = block.time is not None
+            rows = _kept_rows(block, self.protocol, self.min_interactions)
+            if len(rows):
+                append(self._divide(block, rows))
+            done += block.users
+            progress(done // 2, self.source.users)
+        name = self.source.name
+        if not self.users:
+            least = self.min_interactions
+            raise InputError(f"no user has >= {least} rows in '{name}'; lower it (--set data.min_interactions=5)")
+        if self.numbering.count < 2:
+            raise InputError(f"'{name}' has fewer than 2 items after the filter; use a larger data set")
+        return self
+
+    def _divide(self, block: Interactions, rows: IntArray) -> IntArray:
+        """The block's training items, user by user; its other parts are noted."""
+        user, kept_users = first_appearance(block.user[rows])
+        item = self.numbering(block.item[rows])
+        key = _sort_key(self.protocol, self.seed, block.time, rows, user + self.users, item)
+        same, later = user[1:] == user[:-1], user[1:] > user[:-1]
+        if not (later | (same & (key[1:] >= key[:-1]))).all():
+            item = item[np.lexsort((key, user))]  # stable: ties stay in file order
+        counts = np.bincount(user)
+        ends = np.cumsum(counts)
+        held_out = np.zeros(len(item), bool)
+        held_out[ends - 1] = held_out[ends - 2] = True
+        self.counts.append(counts - 2)
+        self.validation.append(item[ends - 2])
+        self.test.append(item[ends - 1])
+        self.user_ids.append(np.asarray(block.user_ids[kept_users], np.str_))
+        self.users += len(counts)
+        return item[~held_out]
+
+    def negatives(self, train_items: IntArray, progress: Progress) -> Iterator[IntArray]:
+        """The evaluation negatives in blocks of users, once all blocks are collected."""
+        small = self.small_arrays()
+        held_out = np.stack([small["validation"], small["test"]], axis=1)
+        done, total = 0, self.source.users
+        for block in negative_blocks(small["train_offsets"], train_items, held_out, self.numbering.count, self.seed):
+            yield block
+            done += len(block)
+            progress(total // 2 + (total - total // 2) * done // self.users, total)
+
+    def settings(self) -> dict[str, Any]:
+        """What of the split is no array."""
+        return {
+            "dataset": self.source.name,
+            "protocol": self.protocol,
+            "seed": self.seed,
+            "has_times": self.has_times,
+            "users": self.users,
+            "items": self.numbering.count,
+            "interactions": int(sum(counts.sum() for counts in self.counts)) + 2 * self.users,
+        }
+
+    def small_arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays with a row a user or an item, but for the negatives."""
+        return {
+            "train_offsets": offsets_of(np.concatenate(self.counts)),
+            "validation": np.concatenate(self.validation),
+            "test": np.concatenate(self.test),
+            "user_ids": np.concatenate(self.user_ids),
+            "item_ids": np.asarray(self.source.item_ids[np.concatenate(self.numbering.seen)], np.str_),
+        }
 
 
-def _shuffled_ranks(users: IntArray, available: IntArray, seed: int) -> IntArray:
-    """The same for any complement, by ordering all its ranks by a keyed draw: O(available) a user."""
-    columns = torch.arange(int(available.max()))
-    keys = keyed_bits(seed, "split/negatives/shuffle", torch.from_numpy(users)[:, None], columns).numpy()
-    keys[columns.numpy() >= available[:, None]] = np.iinfo(np.int64).max  # beyond the row's complement: last
-    order = np.argsort(keys, axis=1, kind="stable")[:, :EVALUATION_NEGATIVES].astype(np.int64)
-    ranks = np.full((len(users), EVALUATION_NEGATIVES), -1, np.int64)
-    ranks[:, : order.shape[1]] = np.where(np.arange(order.shape[1]) < available[:, None], order, -1)
-    return ranks
-
-
-def _kept_rows(interactions: Interactions, protocol: Protocol, min_interactions: int) -> IntArray:
+def _kept_rows(block: Interactions, protocol: Protocol, min_interactions: int) -> IntArray:
     """Row numbers, in file order, that pass the rating, duplicate (``strict``) and minimum-count filters."""
-    rows = np.arange(interactions.rows, dtype=np.int64)
-    if interactions.rating is not None:
-        rows = rows[interactions.rating > 0]
+    rows = np.arange(block.rows, dtype=np.int64)
+    if block.rating is not None:
+        rows = rows[block.rating > 0]
     if protocol == "strict":
-        if interactions.time is not None:
-            rows = rows[np.argsort(interactions.time[rows], kind="stable")]
-        pair = interactions.user[rows] * np.int64(interactions.items) + interactions.item[rows]
-        rows = np.sort(rows[np.unique(pair, return_index=True)[1]])  # the earliest row of each pair
-    counts = np.bincount(interactions.user[rows], minlength=interactions.users)
-    return rows[counts[interactions.user[rows]] >= min_interactions]
+        first = _first_of_pairs(block, rows)
+        if len(first) < len(rows):  # the earliest row of each pair: only now does it matter how the rows are sorted
+            if block.time is not None:
+                first = _first_of_pairs(block, rows[np.argsort(block.time[rows], kind="stable")])
+            rows = np.sort(first)
+    counts = np.bincount(block.user[rows], minlength=block.users)
+    return rows[counts[block.user[rows]] >= min_interactions]
 
 
-def _sort_key(kept: Interactions, protocol: Protocol, seed: int) -> NDArray[Any]:
+def _first_of_pairs(block: Interactions, rows: IntArray) -> IntArray:
+    """Of some row numbers, the first of each (user, item) pair."""
+    pair = block.user[rows] * np.int64(block.items) + block.item[rows]
+    return rows[first_of_each(pair, block.users * block.items)]
+
+
+def _sort_key(
+    protocol: Protocol, seed: int, time: NDArray[Any] | None, rows: IntArray, user: IntArray, item: IntArray
+) -> NDArray[Any]:
     """(rows,) what a user's rows are sorted by: time, or what stands in for it.
 
     Without times ``paper`` takes the item's code, as the released program does, and ``strict`` a keyed
     shuffle, so that the held-out items are drawn at random.
     """
-    if kept.time is not None:
-        return kept.time
+    if time is not None:
+        return np.asarray(time[rows])
     if protocol == "paper":
-        return kept.item
-    user, item = torch.from_numpy(kept.user), torch.from_numpy(kept.item)
-    return np.asarray(keyed_bits(seed, "split/held-out", user, item))
-
-
-def _offsets(counts: IntArray) -> IntArray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-def _row_of(offsets: IntArray) -> IntArray:
-    return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
-
-
-def _sorted_unique_csr(user: IntArray, item: IntArray, users: int, items: int) -> tuple[IntArray, IntArray]:
-    """CSR (n + 1,), (e,) of the distinct pairs, items ascending inside a user."""
-    user, item = np.divmod(np.unique(user * np.int64(items) + item), items)
-    return _offsets(np.bincount(user, minlength=users)), item
+        return item
+    return np.asarray(keyed_bits(seed, "split/held-out", torch.from_numpy(user), torch.from_numpy(item)))

@@ -17,7 +17,9 @@ from typing import TypeVar
 from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.report import plots
+from fedem_flwr.report.comparison import comparison_of, signed
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at, write_atomically
+from fedem_flwr.report.sections import lists_text, tunings_of
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.report.tables import (
     ABSENT,
@@ -105,7 +107,7 @@ def _picture(title: str, caption: str, draw: Callable[[], bytes]) -> Picture:
 def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
     controls = run.summary.get("controls")
     curves = [_curve(each, with_name=bool(others)) for each in (run, *others)]
-    return [
+    pictures = [
         _picture(
             "Convergence",
             f"Loss and headline metrics ({headline_text(run.summary)}) by round. Dot: the reported round. "
@@ -128,6 +130,11 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
             partial(plots.sparsity_groups, run.diagnostics.get("groups")),
         ),
     ]
+    if run.diagnostics.get("lists"):
+        caption = "The items of all users' top 10, and of their training data, by how many users trained on them. "
+        draw = partial(plots.popularity_histogram, run.diagnostics["lists"])
+        pictures.append(_picture("What the lists hold", caption + lists_text(run.diagnostics), draw))
+    return pictures
 
 
 def _curve(run: _Run, *, with_name: bool) -> plots.Curve:
@@ -157,6 +164,7 @@ def _facts(summary: Json, metrics: Sequence[Json]) -> list[tuple[str, str]]:
         ("runtime", text_at(summary, "runtime", ABSENT)),
         ("seed", text_at(summary, "seed", ABSENT)),
         ("rounds finished", f"{len(metrics)} of {count('rounds')}"),
+        ("round whose model is served", count("served_round")),
         ("seconds per round (median)", ABSENT if seconds is None else f"{seconds:.3g} s"),
         ("sent up per user and round, one user a device", size("bytes_up")),
         ("sent down per user and round, one user a device", size("bytes_down")),
@@ -168,12 +176,16 @@ def _facts(summary: Json, metrics: Sequence[Json]) -> list[tuple[str, str]]:
 
 
 def _notes(run: _Run) -> list[str]:
-    """Return what a reader must know: the leak, what is missing, the run's own notes."""
-    recorded = run.summary.get("notes")
-    own = [str(note) for note in recorded] if isinstance(recorded, list) else []
-    warning = [PAPER_WARNING] if run.summary.get("protocol") == "paper" else []
+    """Return what a reader must know: the leak, the run's warnings, what is missing, its notes."""
+    leak = [PAPER_WARNING] if run.summary.get("protocol") == "paper" else []
+    own = [*_texts(run.summary, "warnings"), *_texts(run.summary, "notes")]
     fewer = [partial_text(run.metrics, number_at(run.summary, "users"))]
-    return warning + own + [note for note in fewer if note] + [f"Missing here: {gap}" for gap in run.gaps]
+    return leak + own + [note for note in fewer if note] + [f"Missing here: {gap}" for gap in run.gaps]
+
+
+def _texts(summary: Json, key: str) -> list[str]:
+    recorded = summary.get(key)
+    return [str(text) for text in recorded] if isinstance(recorded, list) else []
 
 
 def _failures(diagnostics: Json) -> tuple[list[tuple[str, str, str]], int]:
@@ -211,11 +223,14 @@ def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
         title=title_text(run.summary) if run.summary else f"{run.directory.path.name} (unfinished)",
         verdict=verdict(run.summary).sentence if run.summary else "This run has not finished: there is no result yet.",
         marks=_verdict_marks(run.summary) if run.summary else [],
-        is_paper=run.summary.get("protocol") == "paper",
+        alarming=run.summary.get("protocol") == "paper" or bool(_texts(run.summary, "warnings")),
         notes=_notes(run),
         headline=headline_text(run.summary),
         rows=result_rows(run.summary, [other.summary for other in others]) if run.summary else [],
+        comparison=comparison_of(run.summary),
+        tunings=tunings_of(run.diagnostics),
         figure_text=figure_text,
+        signed=signed,
         absent=ABSENT,
         facts=_facts(run.summary, run.metrics),
         pictures=_pictures(run, others),

@@ -1,48 +1,42 @@
-"""Plots of a run: convergence, rho, aggregation weights, groups of users by sparsity.
+"""Plots of a run: convergence, rho, aggregation weights, groups of users by sparsity, popularity of what is listed.
 
 Each function returns the bytes of an image, or raises ``NothingToDrawError`` with a reason for the report.
-matplotlib is imported on the first call (it is slow, and most commands draw nothing) and used without pyplot,
-so no figure and no style outlives a call. Colours: Okabe and Ito, safe for the colour-blind.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedem_flwr.errors import FedemError
+from fedem_flwr.report.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    RHO_UNIT,
+    RUN_COLOURS,
+    UNITS,
+    Floats,
+    ImageFormat,
+    NothingToDrawError,
+    image_bytes,
+    marker_for,
+    numbers,
+    panels,
+    series,
+)
+from fedem_flwr.report.labels import control_rows
 from fedem_flwr.report.run_directory import Json, number_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-ImageFormat: TypeAlias = Literal["svg", "png"]
-Floats: TypeAlias = NDArray[np.float64]
-
-BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#333333", "#777777"
-RUN_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
-CONTROL_LABELS = {"ease": "EASE", "popularity": "popularity", "local_only": "local-only", "random": "random"}
-UNITS = {"hr@10": "HR@10 (share of users)", "ndcg@10": "NDCG@10 (0 to 1)"}
-RHO_UNIT = "ρ (0 = own row, 1 = global row)"
-_STYLE: dict[str, object] = {
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **{"axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left"},
-    **{"axes.edgecolor": GREY, "axes.axisbelow": True, "grid.color": "#E6E6E6"},
-    "svg.hashsalt": "fedem-flwr",  # the same figures give the same bytes
-}
-
-
-class NothingToDrawError(FedemError):
-    """The run did not record what the plot shows; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -52,43 +46,6 @@ class Curve:
     label: str
     lines: Sequence[Json]
     selected_round: int | None = None
-
-
-@contextmanager
-def _panels(count: int, widths: Sequence[float] | None = None) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Make a figure with panels side by side in the house style."""
-    import matplotlib
-    from matplotlib.figure import Figure as NewFigure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]  # the stub lists every key as a literal
-        size = (12.5 if count == 3 else 10.0, 3.9)
-        figure = NewFigure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.1))
-        axes: list[Axes] = list(figure.subplots(1, count, squeeze=False, width_ratios=widths)[0])
-        yield figure, axes
-
-
-def _bytes(figure: Figure, image_format: ImageFormat) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=image_format, dpi=110, metadata={"Date": None} if image_format == "svg" else {})
-    return buffer.getvalue()
-
-
-def _numbers(value: object, what: str, dimensions: int = 1) -> Floats:
-    """Return recorded figures as an array (null is NaN), or raise if there are none of this shape."""
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise NothingToDrawError(f"{what} are not numbers") from error
-    if array.ndim != dimensions or not np.isfinite(array).any():
-        raise NothingToDrawError(f"{what} were not recorded")
-    return array
-
-
-def _series(lines: Sequence[Json], *keys: str) -> tuple[list[int], list[float]]:
-    """Return rounds and values of a figure, without the rounds that lack it (not evaluated or not finite)."""
-    kept = [(int(line["round"]), value) for line in lines if (value := number_at(line, *keys)) is not None]
-    return [number for number, _ in kept], [value for _, value in kept]
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -106,7 +63,7 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> lis
 
 def _draw_controls(axis: Axes, controls: Mapping[str, object], metric: str) -> None:
     """Draw a level for each control, named at the right edge; names move apart where levels are close."""
-    found = {label: number_at(controls, key, metric) for key, label in CONTROL_LABELS.items()}
+    found = {row.label: number_at(row.record, metric) for row in control_rows(controls)}
     levels = {label: level for label, level in found.items() if level is not None}
     axis.update_datalim([(0, level) for level in levels.values()], updatex=False)
     axis.autoscale_view()
@@ -127,16 +84,17 @@ def convergence(curves: Sequence[Curve], controls: Mapping[str, object], *, imag
     """
     if not any(curve.lines for curve in curves):
         raise NothingToDrawError("no round was finished")
-    with _panels(3) as (figure, axes):
+    with panels(3) as (figure, axes):
         for curve, colour in zip(curves, cycle(RUN_COLOURS), strict=False):
             name = f"{curve.label}, " if len(curves) > 1 else ""
-            marker = "o" if len(curve.lines) < 8 else ""
-            axes[0].plot(*_series(curve.lines, "train_loss"), color=colour, marker=marker, ms=3)
+            rounds, losses = series(curve.lines, "train_loss")
+            axes[0].plot(rounds, losses, color=colour, marker=marker_for(len(rounds)), ms=3)
             for axis, metric in zip(axes[1:], UNITS, strict=True):
                 for part, style, width in (("validation", "--", 1.2), ("test", "-", 1.8)):
-                    rounds, values = _series(curve.lines, part, metric)
+                    rounds, values = series(curve.lines, part, metric)
                     label = f"{name}{part}" if rounds else "_"  # a leading underscore keeps it out of the legend
-                    axis.plot(rounds, values, style, color=colour, lw=width, marker=marker, ms=3, label=label)
+                    (drawn,) = axis.plot(rounds, values, style, color=colour, lw=width, ms=3, label=label)
+                    drawn.set_marker(marker_for(len(rounds)))
                     if part == "test" and curve.selected_round in rounds:
                         place = rounds.index(curve.selected_round)
                         axis.plot(rounds[place], values[place], "o", color=colour, mec="white", ms=8, zorder=4)
@@ -149,7 +107,7 @@ def convergence(curves: Sequence[Curve], controls: Mapping[str, object], *, imag
             axis.grid(axis="y")
             axis.locator_params(axis="x", integer=True)
         figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-        return _bytes(figure, image_format)
+        return image_bytes(figure, image_format)
 
 
 def _histograms(section: object) -> tuple[Floats, dict[int, Floats]]:
@@ -157,11 +115,11 @@ def _histograms(section: object) -> tuple[Floats, dict[int, Floats]]:
     stored = section.get("histograms") if isinstance(section, Mapping) else None
     if not isinstance(section, Mapping) or not isinstance(stored, Mapping) or not stored:
         raise NothingToDrawError("histograms of rho were not recorded")
-    edges = _numbers(section.get("edges"), "the bins of rho")
+    edges = numbers(section.get("edges"), "the bins of rho")
     rounds = sorted(int(key) for key in stored if str(key).isdigit())
     shares: dict[int, Floats] = {}
     for place in np.unique(np.linspace(0, len(rounds) - 1, num=min(4, len(rounds))).round().astype(int)):
-        counts = np.nan_to_num(_numbers(stored.get(str(rounds[place])), "the counts of rho"))
+        counts = np.nan_to_num(numbers(stored.get(str(rounds[place])), "the counts of rho"))
         if len(counts) == len(edges) - 1 and counts.sum() > 0:
             shares[rounds[place]] = 100 * counts / counts.sum()
     if not shares:
@@ -173,7 +131,7 @@ def rho_distribution(
     lines: Sequence[Json], diagnostics: Mapping[str, object], *, image_format: ImageFormat = "svg"
 ) -> bytes:
     """Draw mean and spread of rho by round, and its histogram at up to four rounds, light to dark."""
-    rounds, means = _series(lines, "rho", "mean")
+    rounds, means = series(lines, "rho", "mean")
     try:
         edges, shares = _histograms(diagnostics.get("rho"))
     except NothingToDrawError as error:
@@ -182,13 +140,13 @@ def rho_distribution(
                 f"this method has no adapter and merges nothing: no mean of rho in any round, and {error}"
             ) from error
         edges, shares = np.zeros(0), {}
-    with _panels(bool(rounds) + bool(shares)) as (figure, axes):
+    with panels(bool(rounds) + bool(shares)) as (figure, axes):
         if rounds:
             spreads = {int(line["round"]): number_at(line, "rho", "std") or 0.0 for line in lines}
             mean, spread = np.array(means), np.array([spreads[number] for number in rounds])
             low, high = np.clip(mean - spread, 0, 1), np.clip(mean + spread, 0, 1)
             axes[0].fill_between(rounds, low, high, color=BLUE, alpha=0.18, lw=0, label="± one standard deviation")
-            axes[0].plot(rounds, mean, color=BLUE, marker="o" if len(rounds) < 8 else "", ms=3, label="mean")
+            axes[0].plot(rounds, mean, color=BLUE, marker=marker_for(len(rounds)), ms=3, label="mean")
             axes[0].set(title="ρ by round", xlabel="round", ylabel=RHO_UNIT, ylim=(0, 1))
             axes[0].locator_params(axis="x", integer=True)
         if shares:
@@ -200,7 +158,7 @@ def rho_distribution(
         for axis in axes:
             axis.grid(axis="y")
             axis.legend(loc="best")
-        return _bytes(figure, image_format)
+        return image_bytes(figure, image_format)
 
 
 def aggregation_weights(diagnostics: Mapping[str, object], *, image_format: ImageFormat = "svg") -> bytes:
@@ -210,10 +168,10 @@ def aggregation_weights(diagnostics: Mapping[str, object], *, image_format: Imag
     for name, dimensions in (("sample", 2), ("own", 1), ("nonzero", 1)):
         value = section.get(name) if isinstance(section, Mapping) else None
         with suppress(NothingToDrawError):  # the others are still worth seeing
-            found[name] = _numbers(value, name, dimensions)
+            found[name] = numbers(value, name, dimensions)
     if not found:
         raise NothingToDrawError("this method does not weight single clients: aggregation weights were not recorded")
-    with _panels(len(found), [1.25 if name == "sample" else 1 for name in found]) as (figure, axes):
+    with panels(len(found), [1.25 if name == "sample" else 1 for name in found]) as (figure, axes):
         for (name, values), axis in zip(found.items(), axes, strict=True):
             if name == "sample":
                 _draw_matrix(figure, axis, values)
@@ -221,7 +179,7 @@ def aggregation_weights(diagnostics: Mapping[str, object], *, image_format: Imag
             _draw_counts(axis, values[np.isfinite(values)], whole=name == "nonzero")
             words = ("Own weight", "own weight w_uu") if name == "own" else ("Weights above zero", "weights above zero")
             axis.set(title=words[0], xlabel=words[1], ylabel="number of clients")
-        return _bytes(figure, image_format)
+        return image_bytes(figure, image_format)
 
 
 def _draw_counts(axis: Axes, values: Floats, *, whole: bool) -> None:
@@ -266,7 +224,7 @@ def sparsity_groups(groups: object, *, image_format: ImageFormat = "svg") -> byt
         raise NothingToDrawError("groups of users were not recorded")
     sizes = [(number_at(row, "users") or 0, number_at(row, "mean_interactions") or 0) for row in rows]
     ticks = [f"{row.get('label')}\n{n:.0f} users\n∅ {mean:.0f}" for row, (n, mean) in zip(rows, sizes, strict=True)]
-    with _panels(2) as (figure, axes):
+    with panels(2) as (figure, axes):
         for axis, metric, colour in zip(axes, UNITS, (BLUE, GREEN), strict=True):
             values = [number_at(row, metric) for row in rows]
             bars = axis.bar(range(len(rows)), [value or 0.0 for value in values], color=colour, width=0.7)
@@ -276,4 +234,36 @@ def sparsity_groups(groups: object, *, image_format: ImageFormat = "svg") -> byt
             axis.margins(y=0.12)
             axis.set_ylim(0, None if any(values) else 1)
             axis.grid(axis="y")
-        return _bytes(figure, image_format)
+        return image_bytes(figure, image_format)
+
+
+def popularity_histogram(lists: object, *, image_format: ImageFormat = "svg") -> bytes:
+    """Draw how recommended and consumed items spread over the deciles of item popularity, as paired bars.
+
+    ``lists`` is ``diagnostics["lists"]``.
+    """
+    section = lists.get("popularity_histogram") if isinstance(lists, Mapping) else None
+    stored = section if isinstance(section, Mapping) else {}
+    shares = {name: 100 * numbers(stored.get(name), f"shares of {name} items") for name in ("recommended", "consumed")}
+    groups = len(shares["recommended"])
+    ticks = [str(place) for place in range(1, groups + 1)]
+    if len(shares["consumed"]) != groups:
+        raise NothingToDrawError("recommended and consumed items were counted in different groups of popularity")
+    with suppress(NothingToDrawError):  # ticks without their bounds are still worth seeing
+        edges = numbers(stored.get("edges"), "bounds of popularity")
+        if len(edges) == groups + 1:
+            ticks = [f"{tick}\n≤ {100 * edge:.2g} %" for tick, edge in zip(ticks, edges[1:], strict=True)]
+    with panels(1) as (figure, (axis,)):
+        places = np.arange(groups)
+        for (name, share), colour, side in zip(shares.items(), (BLUE, ORANGE), (-0.2, 0.2), strict=True):
+            words = "in the lists" if name == "recommended" else "in the users' training items"
+            bars = axis.bar(places + side, share, width=0.38, color=colour, label=words)
+            axis.bar_label(bars, [f"{value:.0f}" if value >= 0.5 else "" for value in share], padding=2, fontsize=8)
+        axis.set_xticks(places, ticks)
+        axis.set(title="Popularity of items", ylabel="% of items in lists, or of interactions")
+        part = "tenth" if groups == 10 else "part"
+        axis.set_xlabel(f"{part} of the catalogue, least popular first (largest share of users with such an item)")
+        axis.margins(y=0.12)
+        axis.grid(axis="y")
+        axis.legend(loc="upper left")
+        return image_bytes(figure, image_format)

@@ -44,10 +44,19 @@ def rate_text(seconds_per_round: float) -> str:
     return f"{seconds_per_round:.2f} s/round"
 
 
-def metrics_text(line: Mapping[str, object]) -> str:
-    """Return loss, validation HR@10 and NDCG@10 and mean rho of a metrics line, without what is missing."""
+def metrics_text(line: Mapping[str, object], evaluated: Mapping[str, object] | None = None) -> str:
+    """Return loss, validation HR@10 and NDCG@10 and mean rho of a metrics line, without what is missing.
+
+    Args:
+        line: of the round.
+        evaluated: the line of the last round that was evaluated; gives what `line` lacks beside the loss.
+    """
+    aside = ""
+    if evaluated is not None and number_at(line, "validation", "ndcg@10") is None:
+        aside = f"  (round {evaluated.get('round')})"
+        line = {**evaluated, "train_loss": line.get("train_loss")}
     found = ((name, number_at(line, *keys)) for name, keys in _SHOWN)
-    return "  ".join(f"{name} {value:.4f}" for name, value in found if value is not None)
+    return "  ".join(f"{name} {value:.4f}" for name, value in found if value is not None) + aside
 
 
 class _RoundDisplay(Progress):
@@ -91,6 +100,7 @@ class RoundProgress:
         self._start = clock()
         self._tenth = -1
         self._display: _RoundDisplay | None = None
+        self._evaluated: Mapping[str, object] | None = None  # the last line with metrics
 
     def __enter__(self) -> Self:
         self._start = self._clock()
@@ -120,14 +130,16 @@ class RoundProgress:
 
         Args:
             round_number: from 1.
-            line: the round's line of ``metrics.jsonl``; figures it lacks are not shown.
+            line: the round's line of ``metrics.jsonl``; if it was not evaluated, the last known metrics are shown.
         """
+        if number_at(line, "validation", "ndcg@10") is not None:
+            self._evaluated = line
         if self._quiet:
             return
         elapsed = self._clock() - self._start
         pace = elapsed / max(round_number - self._before, 1)
         left = pace * max(self._rounds - round_number, 0)
-        metrics = metrics_text(line)
+        metrics = metrics_text(line, self._evaluated)
         if self._display is not None:
             self._display.below = Text(f"  {metrics}", style="cyan")
             self._display.update(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from fedem_flwr.errors import FedemError
 from fedem_flwr.report.run_directory import Json, number_at
 
 Selected = Literal["best_validation", "best_test"]
@@ -17,14 +18,21 @@ def reported_key(protocol: str) -> Selected:
 
 
 def best_line(lines: Sequence[Json], rule: Selected) -> Json:
-    """The first best metrics line, by validation NDCG@10 or by test HR@10.
+    """The first best metrics line, by validation NDCG@10 or by test HR@10; rounds without an evaluation do not count.
 
     Where nodes fail, a round is evaluated on fewer users, whose figures do not compare with the others': only rounds
     with the most users are considered.
+
+    Raises:
+        FedemError: no round was evaluated.
     """
-    most = max(evaluated_users(line) for line in lines)
     part, metric = _CHOSEN_BY[rule]
-    return max((line for line in lines if evaluated_users(line) == most), key=lambda line: line[part][metric])
+    measured = [(line, value) for line in lines if (value := number_at(line, part, metric)) is not None]
+    if not measured:
+        raise FedemError(f"none of {len(lines)} rounds was evaluated: there is no best round; lower evaluation.every")
+    most = max(evaluated_users(line) for line, _ in measured)
+    comparable = [entry for entry in measured if evaluated_users(entry[0]) == most]
+    return max(comparable, key=lambda entry: entry[1])[0]
 
 
 def reported_line(lines: Sequence[Json], protocol: str) -> Json:
@@ -33,7 +41,7 @@ def reported_line(lines: Sequence[Json], protocol: str) -> Json:
 
 
 def evaluated_users(line: Json) -> float:
-    """Over how many users a line's metrics are; 0 where it does not say."""
+    """Over how many users a line's metrics are; 0 where it was not evaluated or does not say."""
     return number_at(line, "evaluated_users") or 0.0
 
 
@@ -41,7 +49,7 @@ def partial_text(lines: Sequence[Json], users: float | None) -> str:
     """Say which rounds were evaluated on fewer users than the run has; empty if none was.
 
     Args:
-        lines: metrics lines; those that do not say on how many users are passed over.
+        lines: metrics lines; those that were not evaluated, or do not say on how many users, are passed over.
         users: of the run; None if that is not known.
     """
     known = {int(line["round"]): evaluated_users(line) for line in lines if evaluated_users(line)}

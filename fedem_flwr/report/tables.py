@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from fedem_flwr.report.comparison import comparison_text
+from fedem_flwr.report.labels import control_rows
 from fedem_flwr.report.run_directory import Json, number_at
 from fedem_flwr.report.selection import reported_key
 
 ABSENT = "–"
-CONTROLS = {"random": "random", "popularity": "popularity", "ease": "EASE", "local_only": "local-only"}
 HEADLINES = {"strict": "whole catalogue", "paper": "99 negatives"}
 COLUMNS = (("hr@10",), ("ndcg@10",), ("sampled99", "hr@10"), ("sampled99", "ndcg@10"))
 _ROUNDS = {"best_validation": "best validation", "best_test": "best test", "last": "last"}
@@ -32,6 +33,7 @@ class ResultRow:
         round: the round the figures are from, where there is one.
         figures: HR@10, NDCG@10 (headline), HR@10, NDCG@10 (99 negatives); None where not measured.
         best: whether a figure is the highest of its column among the reported row and the controls.
+        settings: what was chosen for a control, in words.
     """
 
     label: str
@@ -40,6 +42,7 @@ class ResultRow:
     round: int | None
     figures: tuple[float | None, ...]
     best: tuple[bool, ...]
+    settings: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,24 +112,25 @@ def result_rows(summary: Mapping[str, object], against: Sequence[Mapping[str, ob
         selected_key(summary),
     )
     method = text_at(summary, "method")
-    found: list[tuple[str, bool, bool, object]] = [
-        (f"{method}, {words}", False, key == selected, metrics.get(key)) for key, words in _ROUNDS.items()
+    found: list[tuple[str, bool, bool, object, str]] = [
+        (f"{method}, {words}", False, key == selected, metrics.get(key), "") for key, words in _ROUNDS.items()
     ]
     for other in against:
         key = selected_key(other)
         label = f"{text_at(other, 'method')}, {_ROUNDS[key]}"
-        found.append((label, True, False, _section(other, "metrics").get(key)))
-    found += [(label, True, False, controls.get(key)) for key, label in CONTROLS.items()]
+        found.append((label, True, False, _section(other, "metrics").get(key), ""))
+    found += [(row.label, True, False, row.record, row.settings) for row in control_rows(controls)]
 
     # A round chosen by the test set may not win the column unless the protocol reports that very round.
-    rivals = [_figures(record) for _, is_control, is_reported, record in found if is_control or is_reported]
+    rivals = [_figures(record) for _, is_control, is_reported, record, _ in found if is_control or is_reported]
     top = [max((row[column] or 0.0 for row in rivals), default=0.0) for column in range(len(COLUMNS))]
     rows = []
-    for label, is_control, is_reported, record in found:
+    for label, is_control, is_reported, record, settings in found:
         figures, number = _figures(record), number_at(record, "round")
         enters = is_control or is_reported
         best = tuple(enters and value is not None and value > 0 and value == top[i] for i, value in enumerate(figures))
-        rows.append(ResultRow(label, is_control, is_reported, None if number is None else int(number), figures, best))
+        round_ = None if number is None else int(number)
+        rows.append(ResultRow(label, is_control, is_reported, round_, figures, best, settings))
     return rows
 
 
@@ -167,9 +171,13 @@ def result_table(summary: Mapping[str, object], against: Sequence[Mapping[str, o
     The reported row is bold and starts with ``>``; the best figure of a column carries a ``*`` (marks
     that survive a log file without colours).
     """
+    rows = result_rows(summary, against)
+    below = [verdict(summary).sentence, comparison_text(summary)]
+    below += [f"{row.label}: {row.settings}" for row in rows if row.settings]  # too long for a cell
+    below += ["> reported round   * best of the reported round and the controls"]
     table = Table(
         title=Text(f"{title_text(summary)}, headline: {headline_text(summary)}", style="bold"),
-        caption=Text(f"{verdict(summary).sentence}\n> reported round   * best of the reported round and the controls"),
+        caption=Text("\n".join(line for line in below if line)),
         caption_justify="left",
         title_justify="left",
     )
@@ -182,7 +190,6 @@ def result_table(summary: Mapping[str, object], against: Sequence[Mapping[str, o
         ("NDCG@10", "99 neg."),
     ):
         table.add_column(Text(f"{name}\n{ranked_in}"), justify="right")
-    rows = result_rows(summary, against)
     for index, row in enumerate(rows):
         cells = [
             Text(f"{figure_text(value)}{'*' if best else ' '}", style="bold green" if best else "")

@@ -13,10 +13,11 @@ from fedem_flwr.evaluation.controls import cached_controls
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.controls import cache_folder
-from fedem_flwr.runtime.run import PreparedRun, load_interactions, split_of
+from fedem_flwr.runtime.inputs import adapted, load_interactions, split_of
+from fedem_flwr.runtime.run import PreparedRun
 
-TRAINED = ("local-only", "fedem-released", "fedmf")
-FITTED = ("random", "popularity", "ease")
+TRAINED = ("local-only", "fedem-released", "fedmf", "fedials")
+FITTED = ("random", "popularity", "item_knn", "ease", "ease_recent")
 PROTOCOLS = ("paper", "strict")
 CAPTION = (
     "paper never draws the held-out items as training negatives, so tables that are private to a client leave them "
@@ -26,9 +27,15 @@ CAPTION = (
 Row = dict[str, Any]
 
 
-def steps(config: Config) -> int:
+def steps(options: Tree) -> int:
     """Rounds that the audit trains in all."""
-    return len(TRAINED) * len(PROTOCOLS) * config.run.rounds
+    return sum(_config(options, name, protocol).run.rounds for name in TRAINED for protocol in PROTOCOLS)
+
+
+def _config(options: Tree, name: str, protocol: str) -> Config:
+    """A method's preset under a protocol, with what was asked for laid over it."""
+    wanted = {"data": {"protocol": protocol}, "method": {"name": name}, "run": {"checkpoint_every": 10**6}}
+    return resolve({}, merge_trees(options, wanted))
 
 
 def leak_table(base: Config, options: Tree, on_step: Callable[[int], None]) -> list[Row]:
@@ -44,11 +51,13 @@ def leak_table(base: Config, options: Tree, on_step: Callable[[int], None]) -> l
     done = 0
     for protocol in PROTOCOLS:
         split = split_of(base.changed("data", protocol=protocol), interactions)
-        for name, result in cached_controls(split, cache_folder(base), base.evaluation.ease_lambda).items():
-            _fill(rows[name], protocol, result["sampled99"])
+        settings = base.evaluation
+        controls = cached_controls(split, cache_folder(base), settings.ease_lambda, settings.test_history)
+        for name, result in controls.items():
+            if "sampled99" in result:  # it may have been skipped
+                _fill(rows[name], protocol, result["sampled99"])
         for name in TRAINED:
-            wanted = {"data": {"protocol": protocol}, "method": {"name": name}, "run": {"checkpoint_every": 10**6}}
-            config = resolve({}, merge_trees(options, wanted))
+            config = adapted(_config(options, name, protocol), split)
 
             def advance(line: Row, before: int = done) -> None:
                 on_step(before + line["round"])

@@ -3,6 +3,10 @@
 `checkpoint/server/round-N.safetensors` holds the arrays after round N, `checkpoint/latest.json` names the newest
 complete one and is written last, so a process killed at any moment leaves the previous checkpoint whole. Nodes keep
 their own state beside it (`checkpoint/nodes`).
+
+Where clients keep nothing between rounds, `checkpoint/best/server/round-N.safetensors` holds the arrays after the best
+round so far. `latest.json` names that round too: a run that goes on from a checkpoint has the best round that was
+known then, and finds later ones again when it repeats them.
 """
 
 from __future__ import annotations
@@ -16,10 +20,26 @@ from typing import Any
 import numpy as np
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.report.run_directory import write_atomically
+from fedem_flwr.report.run_directory import RunDirectory, write_atomically
 from fedem_flwr.runtime.state_store import DiskStateStore
 
 _SERVER = "server"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best round of a run so far.
+
+    Attributes:
+        users: how many users the round was evaluated on.
+        score: its validation NDCG@10.
+        arrays: the strategy's state after the round.
+    """
+
+    round: int
+    users: int
+    score: float
+    arrays: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,12 +52,15 @@ class Checkpoint:
         arrays: the strategy's state.
         pending: the metrics line of `round` as far as it is known; None if it stands in metrics.jsonl already.
         failures: contributions left out so far.
+        best: the best round so far, of strategies whose clients keep nothing; never later than the metrics lines that
+            are kept when the run goes on from here.
     """
 
     round: int
     arrays: dict[str, np.ndarray]
     pending: dict[str, Any] | None
     failures: list[dict[str, Any]]
+    best: Best | None = None
 
 
 class Checkpoints:
@@ -45,7 +68,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._store = DiskStateStore(directory)
+        self._store, self._bests = DiskStateStore(directory), DiskStateStore(directory / "best")
+        self._stored_best = 0  # the round whose state is known to be on disk
 
     @property
     def _latest(self) -> Path:
@@ -53,10 +77,26 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; on return it is the one that `load` gives, and older ones are gone."""
+        best = checkpoint.best
+        if best is not None and best.round != self._stored_best:
+            self.save_best(best.round, best.arrays)
         self._store.save(_SERVER, checkpoint.round, checkpoint.arrays)
-        record = {"round": checkpoint.round, "pending": checkpoint.pending, "failures": checkpoint.failures}
+        record = {
+            "round": checkpoint.round,
+            "pending": checkpoint.pending,
+            "failures": checkpoint.failures,
+            "best": best and {"round": best.round, "users": best.users, "score": best.score},
+        }
         write_atomically(self._latest, json.dumps(record))
         self._store.prune(_SERVER, checkpoint.round)
+        if best is not None:
+            self._bests.prune(_SERVER, best.round)
+            self._bests.drop_after(best.round)  # of a process that died before its next checkpoint
+
+    def save_best(self, round: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Store the state after the best round; it becomes what `load_best` gives with the `save` that names it."""
+        self._bests.save(_SERVER, round, arrays)
+        self._stored_best = round
 
     def load(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None before the first.
@@ -69,11 +109,39 @@ class Checkpoints:
         try:
             record: Mapping[str, Any] = json.loads(self._latest.read_text(encoding="utf-8"))
             round_, pending, failures = int(record["round"]), record["pending"], list(record["failures"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            named = record.get("best")
+            scored = named and (int(named["round"]), int(named["users"]), float(named["score"]))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise InputError(
                 f"{self._latest} is damaged ({error}): the run cannot be resumed; start it again"
             ) from None
-        arrays = self._store.load(_SERVER, round_)
+        best = Best(*scored, self._arrays(self._bests, scored[0])) if scored else None
+        self._stored_best = best.round if best else 0
+        return Checkpoint(round_, self._arrays(self._store, round_), pending, failures, best)
+
+    def load_best(self) -> tuple[int, dict[str, np.ndarray]] | None:
+        """The best round so far and the state after it; None before one is known, and where clients keep a state.
+
+        Raises:
+            InputError: the record is damaged. FedemError: the arrays are.
+        """
+        point = self.load()
+        return (point.best.round, point.best.arrays) if point and point.best else None
+
+    def _arrays(self, store: DiskStateStore, round_: int) -> dict[str, np.ndarray]:
+        arrays = store.load(_SERVER, round_)
         if arrays is None:
             raise InputError(f"the checkpoint of round {round_} in {self._directory} is missing; start the run again")
-        return Checkpoint(round_, arrays, pending, failures)
+        return arrays
+
+
+def served_checkpoint(directory: RunDirectory) -> Checkpoint:
+    """What a run's recommendations are made from: the best round's state if there is one, else the newest checkpoint.
+
+    Raises:
+        InputError: the run has no checkpoint yet, or it is damaged.
+    """
+    point = Checkpoints(directory.checkpoint_dir).load()
+    if point is None:
+        raise InputError(f"{directory.path} has no checkpoint yet; finish the run first: fedem resume {directory.path}")
+    return point if point.best is None else Checkpoint(point.best.round, point.best.arrays, None, point.failures)

@@ -1,4 +1,4 @@
-"""The control that needs training: the same method with no federation, on the same split, cached like the others."""
+"""A run's controls, from the cache; and the one that needs training: the same method with no federation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 from fedem_flwr.config import Config
 from fedem_flwr.data.catalog import cache_dir
 from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, nested
-from fedem_flwr.evaluation.controls import cached_controls, split_hash
-from fedem_flwr.protocol.splits import Split
+from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
+from fedem_flwr.evaluation.controls import remembered_controls
+from fedem_flwr.evaluation.scorers import CohortScorer
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.registry import find
 from fedem_flwr.report.run_directory import write_atomically
 from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.node import slice_histories
@@ -31,15 +34,41 @@ def cache_folder(config: Config) -> Path:
 
 
 def controls_of(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
-    """Every control of a split, each computed once and then read from the cache.
+    """Every control of a split by name, each computed once and then read from the cache.
 
     Args:
         on_round: told how many rounds of local training are done, of the run's; not called on a cache hit.
+
+    Returns:
+        `evaluation.controls.Control` to the results of `measure_controls`; and ``local_only``, None where it was not
+        asked for or the method's clients train nothing that could be trained alone.
     """
-    settings, folder = config.evaluation, cache_folder(config)
-    controls: dict[str, Any] = dict(cached_controls(split, folder, settings.ease_lambda)) if settings.controls else {}
-    controls["local_only"] = cached_local_only(split, config, folder, on_round) if settings.local_only else None
+    controls: dict[str, Any] = dict(_fitted(split, config).results)
+    alone = config.evaluation.local_only and trains_alone(config)
+    controls["local_only"] = cached_local_only(split, config, cache_folder(config), on_round) if alone else None
     return controls
+
+
+def per_user(split: Split, config: Config) -> dict[str, UserMetrics]:
+    """Each fitted control's test metrics of every user, from the cache.
+
+    Returns:
+        Control to metric to (n,) float32, the metrics being hr@10 and ndcg@10 of both lists, as in ``"full/ndcg@10"``;
+        empty where no controls were asked for. Skipped controls and ``local_only`` are not in it.
+    """
+    return _fitted(split, config).per_user
+
+
+def _fitted(split: Split, config: Config) -> Measured:
+    settings = config.evaluation
+    if not settings.controls:
+        return Measured({}, {})
+    return remembered_controls(split, cache_folder(config), settings.ease_lambda, settings.test_history)
+
+
+def trains_alone(config: Config) -> bool:
+    """Whether the method's clients train on their own: a client class without local training has LOCAL_ONLY = False."""
+    return bool(getattr(find("clients", config.method.client), "LOCAL_ONLY", True))
 
 
 def cached_local_only(split: Split, config: Config, folder: Path, on_round: Callable[[int], None]) -> dict[str, Any]:
@@ -75,7 +104,7 @@ def local_only(split: Split, config: Config, on_round: Callable[[int], None]) ->
         everyone = torch.arange(len(users), device=device)
         for round_ in range(1, config.run.rounds + 1):
             cohort.train(everyone, None, round_)
-            add_sums(totals[round_ - 1], evaluate_cohort(cohort, split, None))
+            add_sums(totals[round_ - 1], evaluate_cohort(CohortScorer(cohort, None), split))
             on_round((number * config.run.rounds + round_) // len(parts))  # all parts together are the run's rounds
     lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
     best = reported_line(lines, split.protocol)

@@ -7,24 +7,31 @@ adds checkpoints, metrics lines and byte counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.evaluation.cohort import means_of, nested, rho_statistics
-from fedem_flwr.runtime.checkpoint import Checkpoint
+from fedem_flwr.report.run_directory import number_at
+from fedem_flwr.report.selection import evaluated_users
+from fedem_flwr.runtime.checkpoint import Best, Checkpoint
+from fedem_flwr.runtime.lines import (
+    Failure,
+    Line,
+    Meter,
+    Sums,
+    evaluated_line,
+    trained_line,
+    unevaluated_line,
+    weigh,
+)
 from fedem_flwr.runtime.stock import give_memory, memory_of
-from fedem_flwr.runtime.wire import pack_arrays, payload_bytes, plain_numbers, unpack_arrays
-
-Line = dict[str, Any]
-Sums = dict[str, float]
-Failure = dict[str, Any]
+from fedem_flwr.runtime.wire import pack_arrays, plain_numbers, unpack_arrays
 
 
 @runtime_checkable
@@ -34,6 +41,7 @@ class Resumable(Protocol):
     users: int
     failures: list[Any]
     samples: np.ndarray
+    stateless: bool  # clients keep nothing between rounds: the state of any round can be served
 
     def meet(self, grid: Grid, timeout: float) -> None:
         """Learn which users live where."""
@@ -41,11 +49,17 @@ class Resumable(Protocol):
     def participants(self, round_: int) -> np.ndarray:
         """The users that train in a round."""
 
+    def evaluates(self, round_: int) -> bool:
+        """Whether a round's model is evaluated; the last round's is in any case."""
+
     def message_bytes(self, round_: int) -> tuple[float, float]:
         """Bytes up and down that a user's own messages would take."""
 
     def download(self, users: np.ndarray) -> dict[str, np.ndarray]:
         """What a node with these users is sent."""
+
+    def settings(self, round_: int) -> dict[str, int | float | str]:
+        """Numbers and words that go with it."""
 
     def state(self) -> dict[str, np.ndarray]:
         """What a checkpoint holds."""
@@ -64,6 +78,7 @@ class Plan:
     Attributes:
         emit: called with each round's finished metrics line.
         save: called with each checkpoint; not called without one.
+        evaluate_every: rounds between evaluations of stock strategies; ours say themselves which rounds they evaluate.
     """
 
     rounds: int
@@ -73,6 +88,7 @@ class Plan:
     users: int
     emit: Callable[[Line], None]
     save: Callable[[Checkpoint], None] | None = None
+    evaluate_every: int = 1
 
 
 @dataclass
@@ -84,61 +100,42 @@ class Outcome:
         failures: contributions left out, of the whole run.
         diagnostics: what the strategy shows; empty if there was no round left to carry out.
         peak_rss_bytes: see `run.peak_rss_bytes`; 0 where it was not measured.
+        served_round: the round whose model is served: the best one where clients keep nothing, else the last.
     """
 
     final_sums: Sums = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     diagnostics: dict[str, object] = field(default_factory=dict)
     peak_rss_bytes: int = 0
+    served_round: int = 0
 
 
-class _Meter:
-    """Counts the array bytes of a phase's messages as they pass, and notes what stock strategies do not count."""
+class _Served:
+    """The best round's state so far, of strategies whose clients keep nothing between rounds.
 
-    def __init__(self, round_: int) -> None:
-        self.down = self.up = self.messages = self.replies = 0
-        self.examples = 0.0
-        self.round, self._waiting = round_, dict[int, None]()
-        self._errors: list[tuple[int, str]] = []  # node, reason
+    Best by validation NDCG@10 among the rounds that were evaluated on the most users, as `selection.best_line` has it.
+    A round's state waits here until the round's evaluation is known, which is a round later.
+    """
 
-    def expected(self, messages: Iterable[Message]) -> list[Message]:
-        """Note who is asked, also where time runs out before a node gets its message."""
-        asked = list(messages)
-        self._waiting = dict.fromkeys(message.metadata.dst_node_id for message in asked)
-        return asked
+    def __init__(self, strategy: Resumable | None, best: Best | None) -> None:
+        self._strategy = strategy if strategy is not None and strategy.stateless else None
+        self._waiting: dict[str, np.ndarray] = {}
+        self.best = best
 
-    def sent(self, messages: Iterable[Message]) -> Iterator[Message]:
-        for message in messages:
-            self.down += payload_bytes(message)
-            self.messages += 1
-            yield message
+    def hold(self) -> None:
+        """Note the strategy's state of a round that will be evaluated."""
+        if self._strategy is not None:
+            self._waiting = self._strategy.state()
 
-    def received(self, replies: Iterable[Message]) -> Iterator[Message]:
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            self._waiting.pop(node, None)
-            if reply.has_error():
-                self._errors.append((node, " ".join((reply.error.reason or "no reason given").split())))
-            else:
-                self.up += payload_bytes(reply)
-                self.replies += 1
-                numbers = plain_numbers(reply.content.metric_records.get("metrics", MetricRecord()))
-                self.examples += np.nan_to_num(numbers.get("num-examples", 0.0), posinf=0.0, neginf=0.0)
-            yield reply
-
-    def failures(self) -> list[Failure]:
-        """Errors, and nodes that did not answer, in the form of our strategies' failures."""
-        lost = [*self._errors, *((node, "no reply within the round's time") for node in self._waiting)]
-        return [{"round": self.round, "node": f"node {node}", "reason": reason} for node, reason in lost]
-
-    def each(self) -> tuple[float, float]:
-        """Mean bytes up and down of a node's messages."""
-        return self.up / max(1, self.replies), self.down / max(1, self.messages)
-
-    def why(self) -> str:
-        """The first failure, to end a message with."""
-        lost = self.failures()
-        return f": {lost[0]['reason']}" if lost else ""
+    def evaluated(self, line: Line) -> None:
+        """Take the state that waits for this line if it is the best."""
+        waiting, self._waiting = self._waiting, {}
+        score = number_at(line, "validation", "ndcg@10")
+        if self._strategy is None or score is None:
+            return
+        users = int(evaluated_users(line))
+        if self.best is None or (users, score) > (self.best.users, self.best.score):
+            self.best = Best(line["round"], users, score, waiting)
 
 
 def run_rounds(
@@ -167,15 +164,23 @@ def run_rounds(
         ours.meet(grid, plan.timeout)
         if start is not None:
             ours.restore(start.arrays)
+    served = _Served(ours, start.best if start else None)
+    if pending is not None:
+        served.hold()
 
     def lost() -> list[Failure]:
         news = [asdict(failure) for failure in ours.failures] if ours else fresh
         return known + [failure for failure in news if failure not in known]  # nodes are met again on resuming
 
+    def finish(line: Line) -> None:
+        plan.emit(line)
+        served.evaluated(line)
+
     final: Sums | None = None
     for round_ in range(done + 1, plan.rounds + 1):
-        began, meter = time.perf_counter(), _Meter(round_)
+        began, meter = time.perf_counter(), Meter(round_)
         last = round_ == plan.rounds
+        due = last or (ours.evaluates(round_) if ours else round_ % plan.evaluate_every == 0)
         persist = plan.save is not None and (last or round_ % plan.checkpoint_every == 0)
         config = ConfigRecord({"persist": int(persist), "keep-from": kept})
         messages = strategy.configure_train(round_, arrays, config, grid)
@@ -191,28 +196,33 @@ def run_rounds(
             arrays = pack_arrays(unpack_arrays(aggregated))  # unpacked once, not by every node
         sums = plain_numbers(metrics)
         participants = len(ours.participants(round_)) if ours else plan.users
-        line = _trained(round_, sums, participants, time.perf_counter() - began)
-        _weigh(line, meter, each or meter.each())
+        line = trained_line(round_, sums, participants, time.perf_counter() - began)
+        weigh(line, meter, each or meter.each())
         if pending is not None:  # this round's messages evaluated the previous round's model on receipt
-            plan.emit(_evaluated(pending, sums, plan.protocol))
-        pending = line
-        if ours is None or last:
-            began, meter = time.perf_counter(), _Meter(round_)
+            finish(evaluated_line(pending, sums, plan.protocol))
+        pending = line if due else None
+        if due:
+            served.hold()
+        else:
+            finish(unevaluated_line(line))
+        if pending is not None and (ours is None or last):
+            began, meter = time.perf_counter(), Meter(round_)
             final = _evaluate(strategy, grid, arrays, plan, meter, ours)
             fresh += meter.failures()
-            _weigh(line, meter, (0.0, 0.0) if ours else meter.each())
+            weigh(line, meter, (0.0, 0.0) if ours else meter.each())
             line["seconds"] += time.perf_counter() - began
-            plan.emit(_evaluated(line, final, plan.protocol, meter.examples))
+            finish(evaluated_line(line, final, plan.protocol, meter.examples))
             pending = None
         if persist and plan.save is not None:
             server = ours.state() if ours else {**unpack_arrays(arrays), **memory_of(strategy)}
-            plan.save(Checkpoint(round_, server, pending, lost()))
+            plan.save(Checkpoint(round_, server, pending, lost(), served.best))
             kept = round_
     if final is None:  # resumed after the last checkpoint: only the final sums are missing
-        meter = _Meter(plan.rounds)
+        meter = Meter(plan.rounds)
         final = _evaluate(strategy, grid, arrays, plan, meter, ours)
         fresh += meter.failures()
-    return Outcome(final, lost(), ours.diagnostics() if ours else {})
+    served_round = served.best.round if served.best else plan.rounds
+    return Outcome(final, lost(), ours.diagnostics() if ours else {}, served_round=served_round)
 
 
 def group_edges(samples: np.ndarray) -> list[float]:
@@ -221,7 +231,7 @@ def group_edges(samples: np.ndarray) -> list[float]:
 
 
 def _evaluate(
-    strategy: Strategy, grid: Grid, arrays: ArrayRecord, plan: Plan, meter: _Meter, ours: Resumable | None
+    strategy: Strategy, grid: Grid, arrays: ArrayRecord, plan: Plan, meter: Meter, ours: Resumable | None
 ) -> Sums:
     """Evaluate the newest model in messages of its own; our strategies' clients also return the sums of five groups."""
     config = ConfigRecord({"final": 1})
@@ -235,40 +245,3 @@ def _evaluate(
     if metrics is None:
         raise FedemError(f"no node evaluated round {meter.round}{meter.why()}")
     return plain_numbers(metrics)
-
-
-def _trained(round_: int, sums: Sums, participants: int, seconds: float) -> Line:
-    """The part of a metrics line that is known when training ends; see `_weigh` for the bytes."""
-    loss = sums["loss-total"] / max(1.0, sums["num-examples"]) if "loss-total" in sums else sums.get("train-loss")
-    return {
-        "round": round_,
-        "train_loss": loss,
-        "seconds": seconds,
-        "participants": participants,
-        "bytes_up": 0.0,
-        "bytes_down": 0.0,
-        "node_bytes_up": 0,
-        "node_bytes_down": 0,
-    }
-
-
-def _weigh(line: Line, meter: _Meter, each: tuple[float, float]) -> None:
-    """Add a phase's bytes to a line: those of a user's own messages, and what really crossed in all."""
-    line["bytes_up"] += each[0]
-    line["bytes_down"] += each[1]
-    line["node_bytes_up"] += meter.up
-    line["node_bytes_down"] += meter.down
-
-
-def _evaluated(line: Line, sums: Sums, protocol: str, users: float = 0.0) -> Line:
-    """Complete a metrics line. Stock strategies give means over `users`, ours sums and the number of users behind."""
-    means = means_of(sums) if "users" in sums else sums
-    out = {
-        **line,
-        "evaluated_users": int(sums.get("users", users)),
-        **nested(means, protocol),
-        "rho": rho_statistics(sums),
-    }
-    if sums.get("nonfinite"):
-        out["nonfinite_scores"] = int(sums["nonfinite"])
-    return out

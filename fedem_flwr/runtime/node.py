@@ -23,6 +23,7 @@ from fedem_flwr.protocol.splits import Split, user_rows
 from fedem_flwr.runtime.state_store import DiskStateStore
 from fedem_flwr.settings import cohort_settings, resolve_device
 from fedem_flwr.training.cohort import Cohort, CohortState
+from fedem_flwr.training.history import History
 from fedem_flwr.training.samples import Histories
 
 SPLIT_FOLDER = "split"
@@ -103,6 +104,13 @@ class NodeHost:
             self._histories[node] = slice_histories(self.split, self.users(node), self.device())
         return self._histories[node]
 
+    def history(self, node: int) -> History:
+        """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
+        users, split = self.users(node), self.split
+        ends = split.train_offsets[users[0] : users[-1] + 2] if len(users) else np.zeros(1, np.int64)
+        history = History(users, split.items, np.asarray(ends) - ends[0], split.train_items[ends[0] : ends[-1]])
+        return history.distinct() if split.protocol == "paper" else history  # which keeps repeated pairs
+
     def cohort(self, node: int, round_: int) -> Cohort:
         """The cohort as it was after `round_`; users that never trained start from the common initial values.
 
@@ -118,7 +126,7 @@ class NodeHost:
             state = CohortState.initial(len(histories.users), self.split.items, settings, device)
         else:
             fields = {name: as_tensor(values, device) for name, values in self._checked(node, stored).items()}
-            state = CohortState(fields["user"], fields.get("table"), fields.get("adapter"))
+            state = CohortState(fields["user"], fields.get("table"), fields.get("adapter"), fields.get("curve"))
         return Cohort(histories, state, settings)
 
     def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
@@ -127,7 +135,7 @@ class NodeHost:
             self._cohorts[node] = (round_, cohort)
         if durable or not self.resident:
             state = cohort.state
-            fields = {"user": state.user, "table": state.table, "adapter": state.adapter}
+            fields = {"user": state.user, "table": state.table, "adapter": state.adapter, "curve": state.curve}
             arrays = {name: x.cpu().numpy() for name, x in fields.items() if x is not None}
             self._store().save(_name(node), round_, {"users": self.users(node), **arrays})
             self._store().prune(_name(node), keep_from)

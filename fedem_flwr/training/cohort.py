@@ -53,11 +53,13 @@ class CohortState:
         user: (k, d) embeddings p.
         table: (k, m, d) own item tables Q, or None where the method keeps none.
         adapter: (k, P) adapter parameters Θ, or None.
+        curve: (k, R) losses of held-out items under R merging weights, of `training.elastic`, or None.
     """
 
     user: Tensor
     table: Tensor | None
     adapter: Tensor | None
+    curve: Tensor | None = None
 
     @classmethod
     def initial(cls, k: int, items: int, settings: CohortSettings, device: torch.device) -> CohortState:

@@ -1,0 +1,47 @@
+"""The server's Adam (FedAdam, Reddi et al. 2021) on mean gradients of a round's participants."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.98, 1e-8
+
+
+@dataclass(frozen=True)
+class ServerAdam:
+    """A vector or table with its moments; steps make new ones.
+
+    Attributes:
+        value, first, second: of the same shape, float32. steps: taken so far.
+    """
+
+    value: Tensor
+    first: Tensor
+    second: Tensor
+    steps: int = 0
+
+    @classmethod
+    def start(cls, value: Tensor) -> ServerAdam:
+        """From a value, with moments of zero."""
+        return cls(value, torch.zeros_like(value), torch.zeros_like(value))
+
+    def step(self, gradient: Tensor, rate: float) -> ServerAdam:
+        """One step with bias correction."""
+        steps = self.steps + 1
+        first = torch.lerp(self.first, gradient, 1 - _BETA1)
+        second = torch.lerp(self.second, gradient.square(), 1 - _BETA2)
+        scale = math.sqrt(1 - _BETA2**steps) / (1 - _BETA1**steps)
+        return ServerAdam(self.value - rate * scale * first / (second.sqrt() + _EPSILON), first, second, steps)
+
+
+def cosine_rate(peak: float, step: int, steps: int) -> float:
+    """Learning rate of step 1 … steps: a linear warm-up over a twentieth of them (at most 100), then a cosine.
+
+    It ends at a twentieth of the peak.
+    """
+    warm = min(1.0, step / max(1, min(100, steps // 20)))
+    return peak * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))

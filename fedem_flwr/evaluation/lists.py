@@ -1,0 +1,103 @@
+"""What users are recommended, beyond accuracy: top-10 lists, their coverage, and how much they lean to the popular.
+
+Looked at by whoever runs an experiment and has the data; nothing here is part of what clients upload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.evaluation.cohort import Scorer
+from fedem_flwr.evaluation.ranking import held_out_ranks, user_terms
+from fedem_flwr.protocol.split import IntArray, Split, user_rows
+from fedem_flwr.training.parallel import in_parallel
+
+TOP = 10
+DECILES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What users are served.
+
+    Attributes:
+        metrics: such as `full/ndcg@10`: (n,) test metrics of each user; NaN for users that nobody scored.
+        recommended: (m,) how many users' top-10 lists hold an item.
+    """
+
+    metrics: dict[str, np.ndarray]
+    recommended: IntArray
+
+
+def served(split: Split, scorers: Iterable[Scorer]) -> Served:
+    """Score all users once more: their test metrics, and their top-10 lists without what they know already.
+
+    Args:
+        scorers: of the cohorts that the users are spread over.
+    """
+    names = [f"{way}/{metric}" for way in ("full", "sampled99") for metric in ("hr@10", "ndcg@10")]
+    metrics = {name: np.full(split.users, np.nan, np.float32) for name in names}
+    recommended = np.zeros(split.items, np.int64)
+    for scorer in scorers:
+
+        def look(part: Tensor, scorer: Scorer = scorer) -> tuple[IntArray, dict[str, Tensor], Tensor]:
+            users, scores = scorer.users[np.asarray(part.cpu())], scorer.scores(part, "test")[0].cpu()
+            ranks = held_out_ranks(split, users, scores, which="test")
+            return users, ranks, top_items(split, users, scores)
+
+        for users, ranks, items in in_parallel(look, list(scorer.blocks()), scorer.device):
+            for way, found in ranks.items():
+                for metric, values in user_terms(found).items():
+                    metrics[f"{way}/{metric}"][users] = values.numpy()
+            recommended += np.bincount(items.flatten().numpy(), minlength=split.items + 1)[:-1]  # without m
+    return Served(metrics, recommended)
+
+
+def top_items(split: Split, users: IntArray, scores: Tensor) -> Tensor:
+    """(k, 10) the best items of users without their training and validation items, from (k, m) scores.
+
+    Where fewer are left, or have a finite score, m stands for the others.
+    """
+    rows, flat = user_rows(split.train_offsets, users)
+    known = scores.masked_fill(~torch.isfinite(scores), -torch.inf)
+    known[torch.from_numpy(rows), torch.from_numpy(np.asarray(split.train_items[flat], np.int64))] = -torch.inf
+    known[torch.arange(len(users)), torch.from_numpy(np.asarray(split.validation[users], np.int64))] = -torch.inf
+    best = known.topk(min(TOP, split.items), dim=1)
+    return best.indices.where(torch.isfinite(best.values), split.items)
+
+
+def list_diagnostics(split: Split, recommended: IntArray) -> dict[str, Any]:
+    """Coverage of the catalogue by the lists, and the popularity of what is recommended beside what was consumed.
+
+    An item's popularity is its share of the users, in training. Deciles hold a tenth of the items each, from the least
+    popular to the most popular.
+
+    Args:
+        recommended: (m,) how many lists hold an item.
+    """
+    consumed = np.bincount(split.train_items, minlength=split.items)
+    popularity = consumed / split.users
+    decile = np.empty(split.items, np.int64)
+    decile[np.argsort(popularity, kind="stable")] = np.arange(split.items) * DECILES // split.items
+
+    def shares(counts: IntArray) -> list[float]:
+        found: list[float] = (np.bincount(decile, counts, minlength=DECILES) / max(1, counts.sum())).tolist()
+        return found
+
+    edges = np.quantile(popularity, np.linspace(0, 1, DECILES + 1))
+    return {
+        "coverage": float((recommended > 0).mean()),
+        "popularity_recommended": float(recommended @ popularity / max(1, recommended.sum())),
+        "popularity_consumed": float(consumed @ popularity / max(1, consumed.sum())),
+        "popularity_histogram": {
+            "edges": edges.tolist(),
+            "recommended": shares(recommended),
+            "consumed": shares(consumed),
+        },
+    }

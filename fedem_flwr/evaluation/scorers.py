@@ -1,0 +1,122 @@
+"""How users are scored: with the tables of a trained cohort, or from their history alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.evaluation.ranking import Part
+from fedem_flwr.training.cohort import Cohort
+from fedem_flwr.training.history import History, IntArray
+from fedem_flwr.training.merge import GlobalTables
+
+
+@dataclass(frozen=True)
+class CohortScorer:
+    """Scores a cohort's users with the tables they received; see `evaluation.cohort.Scorer`."""
+
+    cohort: Cohort
+    tables: GlobalTables | None
+    by_part: bool = False
+
+    @property
+    def users(self) -> np.ndarray:
+        """(k,) codes of the users."""
+        return np.asarray(self.cohort.histories.users.cpu())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the cohort's state is."""
+        return self.cohort.state.user.device
+
+    def counts(self) -> np.ndarray:
+        """(k,) training interactions of each user."""
+        return np.asarray(self.cohort.histories.counts().cpu())
+
+    def blocks(self) -> list[Tensor]:
+        """Positions in chunks that fit the merging budget."""
+        return self.cohort.merge_blocks(torch.arange(len(self.cohort.state.user), device=self.device))
+
+    def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
+        """Logits (k', m), and ρ; the same for both parts."""
+        return self.cohort.scores(who, self.tables)
+
+
+SCORES = 1 << 22  # scores of a block: 16 MiB
+
+
+class Component(Protocol):
+    """One part of a score that needs the history alone."""
+
+    def scores(self, history: History, who: IntArray) -> tuple[Tensor, Tensor | None]:
+        """(k', m) scores of the users at positions `who` of a history, and merging weights ρ where there are any."""
+
+
+@dataclass(frozen=True)
+class HistoryScorer:
+    """Scores users from their histories; nothing was kept of them.
+
+    With several components each is brought to mean 0 and standard deviation 1 over the catalogue, a user at a time, and
+    they are added with their weights. A single one is left as it is.
+
+    Attributes:
+        history: training items. device: where the components compute.
+        components: with their weights.
+        newest: (k,) validation items, where they count as history when the test item is scored; else None.
+    """
+
+    history: History
+    device: torch.device
+    components: Sequence[tuple[float, Component]]
+    newest: IntArray | None = None
+
+    @property
+    def users(self) -> np.ndarray:
+        """(k,) codes of the users."""
+        return self.history.users
+
+    @property
+    def by_part(self) -> bool:
+        """Whether the validation item is history when the test item is scored."""
+        return self.newest is not None
+
+    def counts(self) -> np.ndarray:
+        """(k,) training interactions of each user."""
+        return self.history.counts()
+
+    def blocks(self) -> list[Tensor]:
+        """Positions in chunks that fit `SCORES`."""
+        everyone = torch.arange(len(self.users), device=self.device)
+        return list(everyone.split(max(1, SCORES // self.history.items))) if len(everyone) else []
+
+    def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
+        """(k', m), and the first component's ρ."""
+        history, position = self._asked(part), np.asarray(who.cpu())
+        weighted = [(weight, *component.scores(history, position)) for weight, component in self.components if weight]
+        rho = weighted[0][2]
+        if len(weighted) == 1:
+            return weighted[0][1], rho
+        total = sum(
+            (weight * _standard(found) for weight, found, _ in weighted[1:]), weighted[0][0] * _standard(weighted[0][1])
+        )
+        return total, rho
+
+    def standardised(self, who: Tensor, part: Part) -> list[Tensor]:
+        """Each component's (k', m) scores as they are added up; also of those whose weight is 0."""
+        history, position = self._asked(part), np.asarray(who.cpu())
+        return [_standard(component.scores(history, position)[0]) for _, component in self.components]
+
+    def _asked(self, part: Part) -> History:
+        later = part == "test" and self.newest is not None
+        return self.history.with_newest(self.newest) if later and self.newest is not None else self.history
+
+
+def _standard(scores: Tensor) -> Tensor:
+    """Each row brought to mean 0 and standard deviation 1."""
+    deviation, mean = torch.std_mean(scores, dim=1, keepdim=True)
+    return (scores - mean) / deviation.clamp(min=1e-12)

@@ -1,0 +1,44 @@
+"""How a linear control's settings are chosen: by the mean validation NDCG@10 of the list that it is then tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from fedem_flwr.evaluation.linear import Histories, Linear, blocks
+from fedem_flwr.evaluation.ranking import MetricSums, held_out_ranks
+from fedem_flwr.protocol.split import IntArray, Split
+from fedem_flwr.randomness import keyed_permutation
+
+LISTS = ("full", "sampled99")
+TUNING_USERS = 10_000  # settings are chosen on at most this many users: the rest would hardly change the choice
+Gains = dict[str, float]  # list -> mean validation NDCG@10
+Setting = TypeVar("Setting", bound=Hashable)
+
+
+def tuning_users(split: Split) -> IntArray:
+    """The users that settings are chosen on: all, or `TUNING_USERS` drawn by the split's seed, in ascending order."""
+    if split.users <= TUNING_USERS:
+        return np.arange(split.users, dtype=np.int64)
+    return np.sort(keyed_permutation(split.users, split.seed, "control/tuning").numpy()[:TUNING_USERS])
+
+
+def validation_gains(
+    split: Split, users: IntArray, histories: Histories, model: Linear, half_lives: Sequence[float]
+) -> list[Gains]:
+    """Mean validation NDCG@10 of both lists, for each half-life of a history's items."""
+    sums = [dict.fromkeys(LISTS, MetricSums.empty()) for _ in half_lives]
+    for block in blocks(len(users), split.items):
+        some = users[block]
+        for half_life, found in zip(half_lives, sums, strict=True):
+            ranks = held_out_ranks(split, some, model(histories.rows(some, half_life)), which="validation")
+            for way in LISTS:
+                found[way] += MetricSums.from_ranks(ranks[way])
+    return [{way: found[way].means()["ndcg@10"] for way in LISTS} for found in sums]
+
+
+def best_settings(gains: Mapping[Setting, Gains]) -> dict[str, Setting]:
+    """For each list the setting with the highest gain; the first in a tie."""
+    return {way: max(gains, key=lambda setting: gains[setting][way]) for way in LISTS}

@@ -1,0 +1,147 @@
+"""A leave-one-out split, in memory or mapped from its folder, and what is read from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.files import SETTINGS_FILE, replaced_folder, stored_type, write_settings
+
+Protocol = Literal["paper", "strict"]
+IntArray = NDArray[np.int64]
+
+EVALUATION_NEGATIVES: Final = 99
+NARROW: Final = ("train_items", "negatives")
+"""The large arrays: on disk as int32."""
+_ARRAYS: Final = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
+_SETTINGS: Final = ("dataset", "protocol", "seed", "has_times", "users", "items", "interactions")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One leave-one-out split; user and item codes are dense and numbered by first appearance.
+
+    Attributes:
+        dataset, protocol, seed: what the split is a function of.
+        has_times: whether the data set has times; without them the order of training items must not be used.
+        users, items, interactions: n, m and the number of rows kept, in all three parts.
+        train_offsets, train_items: CSR (n + 1,), (nnz,), oldest first; ``paper`` keeps duplicate rows.
+        validation, test: (n,) the held-out item of each user.
+        negatives: (n, 99) distinct items the user never met, padded with -1 where fewer are left.
+        user_ids, item_ids: (n,) and (m,) original labels.
+
+    What is on disk holds ``train_items`` and ``negatives`` as int32, and so does a split that was loaded.
+    """
+
+    dataset: str
+    protocol: Protocol
+    seed: int
+    has_times: bool
+    users: int
+    items: int
+    interactions: int
+    train_offsets: IntArray
+    train_items: IntArray
+    validation: IntArray
+    test: IntArray
+    negatives: IntArray
+    user_ids: NDArray[Any]
+    item_ids: NDArray[Any]
+
+    def train_csr(self) -> csr_matrix:
+        """Binary (n, m) float32 matrix of the training pairs, duplicates counted once, columns sorted."""
+        offsets, items = sorted_unique_csr(row_of(self.train_offsets), self.train_items, self.users, self.items)
+        return csr_matrix((np.ones(len(items), np.float32), items, offsets), shape=(self.users, self.items))
+
+    def forbidden(self, users: IntArray | None = None) -> tuple[IntArray, IntArray]:
+        """What training negatives of some or all users may not be: CSR (k + 1,), (e,), sorted, unique inside a user.
+
+        ``strict``: the user's training items. ``paper``: the user's items of all parts, which is the leak of
+        that protocol: beyond the training items, only the held-out ones are never trained as negatives.
+        """
+        users = np.arange(self.users, dtype=np.int64) if users is None else users
+        user, positions = user_rows(self.train_offsets, users)
+        item = self.train_items[positions]
+        if self.protocol == "paper":
+            user = np.concatenate([user, np.arange(len(users)), np.arange(len(users))])
+            item = np.concatenate([item, self.validation[users], self.test[users]])
+        return sorted_unique_csr(user, item, len(users), self.items)
+
+    def save(self, directory: Path) -> None:
+        """Write ``<array>.npy`` files and ``split.json``; a reader sees the whole split or none of it."""
+        small = stored_type(self.items)
+        with replaced_folder(directory) as new:
+            for name in _ARRAYS:
+                values = getattr(self, name)
+                values = values.astype(small, copy=False) if name in NARROW else values
+                np.save(new / f"{name}.npy", values, allow_pickle=False)
+            write_settings(new, {name: getattr(self, name) for name in _SETTINGS})
+
+    @classmethod
+    def load(cls, directory: Path, mmap: bool = True) -> Split:
+        """Read a saved split; with ``mmap`` the arrays stay on disk until they are touched.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        mode: Literal["r"] | None = "r" if mmap else None
+        try:
+            settings = json.loads((directory / SETTINGS_FILE).read_text())
+            arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode) for name in _ARRAYS}
+            split = cls(**{name: settings[name] for name in _SETTINGS}, **arrays)
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"damaged split in {directory}: {error}; delete it and make it again") from error
+        if not split._sizes_agree():
+            raise InputError(f"damaged split in {directory}: sizes disagree; delete it and make it again")
+        return split
+
+    def _sizes_agree(self) -> bool:
+        return (
+            self.train_offsets.shape == (self.users + 1,)
+            and self.train_items.shape == (int(self.train_offsets[-1]),)
+            and self.validation.shape == self.test.shape == self.user_ids.shape == (self.users,)
+            and self.negatives.shape == (self.users, EVALUATION_NEGATIVES)
+            and self.item_ids.shape == (self.items,)
+        )
+
+
+def user_rows(offsets: IntArray, users: IntArray) -> tuple[IntArray, IntArray]:
+    """Slice a CSR structure for arbitrary users, in the order given, without a loop.
+
+    Args:
+        offsets: (n + 1,) row starts.
+        users: (k,) user codes; repeats are allowed.
+
+    Returns:
+        row_index (e,): position in ``users`` of each entry; flat_positions (e,): its place in the CSR values.
+    """
+    starts = np.asarray(offsets[users], np.int64)
+    counts = np.asarray(offsets[users + 1], np.int64) - starts
+    ends = np.cumsum(counts)
+    row_index = np.repeat(np.arange(len(users), dtype=np.int64), counts)
+    return row_index, np.arange(counts.sum(), dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
+
+
+def offsets_of(counts: IntArray) -> IntArray:
+    """(n + 1,) CSR row starts of rows with these lengths."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def row_of(offsets: IntArray) -> IntArray:
+    """(e,) the row that each entry of a CSR structure is in."""
+    return np.repeat(np.arange(len(offsets) - 1, dtype=np.int64), np.diff(offsets))
+
+
+def sorted_unique_csr(user: IntArray, item: IntArray, users: int, items: int) -> tuple[IntArray, IntArray]:
+    """CSR (n + 1,), (e,) of the distinct pairs, items ascending inside a user."""
+    pair = np.sort(user * np.int64(items) + item)
+    pair = pair[np.concatenate([np.ones(len(pair[:1]), bool), pair[1:] != pair[:-1]])]
+    user = pair // items
+    return offsets_of(np.bincount(user, minlength=users)), pair - user * items

@@ -1,0 +1,71 @@
+"""What controls are called and in which order they are shown: from the weakest to the strongest, local-only last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+CONTROL_LABELS = {
+    "random": "random",
+    "popularity": "popularity",
+    "item_knn": "item-kNN",
+    "ease": "EASE",
+    "ease_recent": "EASE-recent",
+    "local_only": "local-only",
+}
+_LISTS = {"full": "whole catalogue", "sampled99": "99 negatives"}
+_LAST = ("local_only",)  # the method itself, without federation; controls that are not known come before it
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """A control as it is shown.
+
+    Attributes:
+        label: its name.
+        settings: those that were chosen for it, in words; empty if there are none.
+        record: its figures, None where it was not measured.
+    """
+
+    label: str
+    settings: str
+    record: Mapping[str, object] | None
+
+
+def control_label(key: str) -> str:
+    """Return a control's name; for one that is not known, its key."""
+    return CONTROL_LABELS.get(key, key.replace("_", "-"))
+
+
+def settings_text(settings: object) -> str:
+    """Return settings in words: ``{"half_life": 10, "lambda": 400.0}`` is ``half-life 10, lambda 400``.
+
+    Where each list has its own, ``{"full": {...}, "sampled99": {...}}``, they are named if they differ.
+    """
+    if not isinstance(settings, Mapping):
+        return ""
+    if settings and all(isinstance(value, Mapping) for value in settings.values()):
+        texts = {str(way): settings_text(value) for way, value in settings.items()}
+        if len(set(texts.values())) == 1:
+            return next(iter(texts.values()))
+        return "; ".join(f"{_LISTS.get(way, way)}: {text}" for way, text in texts.items())
+    return ", ".join(
+        f"{str(name).replace('_', '-')} {setting_text(value)}" for name, value in settings.items() if value is not None
+    )
+
+
+def setting_text(value: object) -> str:
+    """Return one setting as text, numbers without needless digits."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def control_rows(controls: object) -> list[ControlRow]:
+    """Return all controls of a summary in the order in which they are shown."""
+    given = controls if isinstance(controls, Mapping) else {}
+    known = [key for key in CONTROL_LABELS if key in given and key not in _LAST]
+    others = [str(key) for key in given if key not in CONTROL_LABELS]
+    rows = []
+    for key in (*known, *others, *(key for key in _LAST if key in given)):
+        record = given[key] if isinstance(given[key], Mapping) else None
+        rows.append(ControlRow(control_label(key), settings_text((record or {}).get("settings")), record))
+    return rows

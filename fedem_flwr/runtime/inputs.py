@@ -1,0 +1,125 @@
+"""What a configuration names: its data, its split, its strategy; and whether they fit together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp.strategy import Strategy
+
+from fedem_flwr.config import Config
+from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset, open_source
+from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.splits import Split, make_split, split_to
+from fedem_flwr.registry import STOCK_PREFIX, find
+
+DEFAULT_MIN_INTERACTIONS = 10
+
+
+def load_interactions(config: Config) -> Interactions:
+    """The data set that a configuration names, in memory."""
+    return load_dataset(*_where(config), **_how(config))
+
+
+def split_of(config: Config, interactions: Interactions) -> Split:
+    """The leave-one-out split under the configuration's protocol, in memory."""
+    return make_split(
+        interactions, config.data.protocol, seed=config.run.seed, min_interactions=_fewest_interactions(config)
+    )
+
+
+def split_into(folder: Path, config: Config, on_progress: Callable[[int, int], None] | None = None) -> Split:
+    """The same straight into a folder and mapped from there: neither all rows nor all negatives are in memory.
+
+    Args:
+        folder: replaced when the split is complete.
+        on_progress: told how many users are done, and of how many.
+    """
+    return split_to(
+        folder,
+        open_source(*_where(config), **_how(config)),
+        config.data.protocol,
+        seed=config.run.seed,
+        min_interactions=_fewest_interactions(config),
+        on_progress=on_progress,
+    )
+
+
+def _where(config: Config) -> tuple[str, Path | None]:
+    data = config.data
+    return data.dataset, Path(data.data_dir) if data.data_dir else None
+
+
+def _how(config: Config) -> dict[str, Any]:
+    data = config.data
+    layout = Columns(
+        user=data.user_column,
+        item=data.item_column,
+        rating=data.rating_column,
+        time=data.time_column,
+        separator=data.separator,
+        header=data.header,
+    )
+    columns = None if layout == Columns() else layout
+    return {"columns": columns, "seed": config.run.seed, "synthetic": data.synthetic}
+
+
+def _fewest_interactions(config: Config) -> int:
+    data, known = config.data, KNOWN_DATASETS.get(config.data.dataset)
+    return data.min_interactions or (known.min_interactions(data.protocol) if known else DEFAULT_MIN_INTERACTIONS)
+
+
+def build_strategy(config: Config, items: int) -> Strategy:
+    """The strategy a configuration names: ours take the configuration, stock ones their keyword arguments.
+
+    Raises:
+        InputError: there is no such strategy, or it does not take these options.
+    """
+    name = config.method.strategy
+    kind = find("strategies", name)
+    options = dict(config.method.options)
+    stock = name.startswith(STOCK_PREFIX)
+    if stock:
+        parameters = inspect.signature(kind).parameters
+        for minimum in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
+            if minimum in parameters:
+                options.setdefault(minimum, 1)  # Flower's default of 2 waits for ever where one node hosts everybody
+    try:
+        built: Strategy = kind(**options) if stock else kind(config, items, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"[method.options] does not fit the strategy '{name}': {error}") from None
+    return built
+
+
+def check_method(config: Config) -> None:
+    """Find out before anything is read or written whether the strategy and the client can be made.
+
+    Raises:
+        InputError: they cannot.
+    """
+    build_strategy(config, 1)
+    find("clients", config.method.client)
+
+
+def adapted(config: Config, split: Split) -> Config:
+    """A configuration that uses no order where the data have no times: their rows' order would be that of the file.
+
+    Raises:
+        InputError: the method learns from order, or needs more items than there are.
+    """
+    strategy = find("strategies", config.method.strategy)
+    if getattr(strategy, "stateless", False) and config.model.dim > split.items:
+        raise InputError(
+            f"model.dim = {config.model.dim} is more than the {split.items} items of {split.dataset}: the table would "
+            f"have no low rank; lower it (--set model.dim={max(1, split.items // 4)})"
+        )
+    if split.has_times:
+        return config
+    if getattr(strategy, "NEEDS_TIMES", False):
+        raise InputError(
+            f"method '{config.method.name}' learns what follows what, and {split.dataset} has no times: use a method "
+            "without order, such as --method fedials"
+        )
+    return config.changed("fold_in", half_life=0.0, half_lives=[0.0])

@@ -1,0 +1,73 @@
+"""The server's side of the directional map: one round of sums over pairs of items, then a ridge regression."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fedem_flwr.errors import InputError
+from fedem_flwr.training.transitions import directional_map
+from strategies.uploads import Named, Spec
+
+MOST_ITEMS = 10_000  # the sums are two dense m × m tables: 1.6 GB at this size
+
+
+class OrderMap:
+    """Collects the sums of one round, and keeps the map.
+
+    Args:
+        items: m. entries: e, kept in a row. ridge: see `directional_map`.
+
+    Raises:
+        InputError: the catalogue is too large for dense sums.
+    """
+
+    def __init__(self, items: int, entries: int, ridge: float) -> None:
+        if items > MOST_ITEMS:
+            raise InputError(
+                f"order.map needs two tables of items × items, and there are {items:,}: switch it off "
+                f"(--set order.map=0), it is for at most {MOST_ITEMS:,}"
+            )
+        self.m, self.entries, self.ridge = items, min(entries, items), ridge
+        self.items = torch.zeros((0, self.entries), dtype=torch.int32)  # (m, e), once it is known
+        self.values = torch.zeros((0, self.entries))
+        self._sums: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def expected(self) -> dict[str, Spec]:
+        """Pairs of items with their sums."""
+        return {"pairs": Spec((None,), "int64"), "pair-gram": Spec((None,)), "pair-cross": Spec((None,))}
+
+    def problem(self, arrays: Named) -> str:
+        """What is wrong with an upload of the right shapes; empty if nothing is."""
+        pairs = arrays["pairs"]
+        if len(pairs) and not (pairs[0] >= 0 and pairs[-1] < self.m**2 and bool((np.diff(pairs) > 0).all())):
+            return f"'pairs' are not ascending codes of pairs of {self.m} items"
+        for name in ("pair-gram", "pair-cross"):
+            if len(arrays[name]) != len(pairs):
+                return f"'{name}' has {len(arrays[name])} values for {len(pairs)} pairs"
+            if float(arrays[name].min(initial=0.0)) < 0:
+                return f"'{name}' has negative sums"
+        return ""
+
+    def receive(self, arrays: Named) -> None:
+        """Add a cohort's sums."""
+        if self._sums is None:
+            self._sums = torch.zeros(self.m**2, dtype=torch.float64), torch.zeros(self.m**2, dtype=torch.float64)
+        where = torch.from_numpy(arrays["pairs"].copy())
+        for total, name in zip(self._sums, ("pair-gram", "pair-cross"), strict=True):
+            total[where] += torch.from_numpy(arrays[name].copy())
+
+    def combine(self) -> None:
+        """Make the map; the sums are let go."""
+        if self._sums is not None:
+            gram, cross = (total.view(self.m, self.m) for total in self._sums)
+            self._sums = None
+            self.items, self.values = directional_map(gram, cross, self.ridge, self.entries)
+
+    def arrays(self) -> Named:
+        """What goes down, and into checkpoints."""
+        return {"map-items": self.items.numpy(), "map-values": self.values.numpy()}
+
+    def restore(self, state: Named) -> None:
+        """See `arrays`."""
+        self.items, self.values = (torch.from_numpy(np.array(state[name])) for name in ("map-items", "map-values"))
