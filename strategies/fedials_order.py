@@ -18,7 +18,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.grid import Grid
 from fedem_flwr.settings import order_task
-from strategies.base import CohortStrategy
+from strategies.base import CohortStrategy, Failure
 from strategies.fedials import Fedials
 from strategies.order_encoder import OrderEncoder
 from strategies.order_map import OrderMap
@@ -132,7 +132,9 @@ class FedialsOrder(Fedials):
         if self.upload == "order":
             self.encoder.combine(round_ - self.first_step + 1)
         elif self.upload == "pairs" and self.map:
-            self.map.combine()
+            reason = self.map.combine()
+            if reason:
+                self.failures.append(Failure(round_, "server", f"the run goes on without a map: {reason}"))
         else:
             super().combine(round_)
         if round_ == self.table_rounds:

@@ -57,12 +57,21 @@ class OrderMap:
         for total, name in zip(self._sums, ("pair-gram", "pair-cross"), strict=True):
             total[where] += torch.from_numpy(arrays[name].copy())
 
-    def combine(self) -> None:
-        """Make the map; the sums are let go."""
-        if self._sums is not None:
-            gram, cross = (total.view(self.m, self.m) for total in self._sums)
-            self._sums = None
+    def combine(self) -> str:
+        """Make the map; the sums are let go.
+
+        Returns:
+            Why there is no map: sums that pass every check and are still not those of any histories. Empty if there is.
+        """
+        if self._sums is None:
+            return "no node sent sums of pairs"
+        gram, cross = (total.view(self.m, self.m) for total in self._sums)
+        self._sums = None
+        try:
             self.items, self.values = directional_map(gram, cross, self.ridge, self.entries)
+        except FloatingPointError as error:
+            return str(error)
+        return ""
 
     def arrays(self) -> Named:
         """What goes down, and into checkpoints."""

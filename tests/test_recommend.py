@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DIM, WEIGHT, RIDGE, HALF_LIFE, FACTOR, ORDER_WEIGHT = 8, 0.2, 0.01, 3.0, 2.0, 0.7
 FOLD_IN = {"tune": False, "half_life": HALF_LIFE, "ridge": FACTOR}
 IALS = {"weight": WEIGHT, "ridge": RIDGE}
-ORDER = {"rounds": 2, "participants": 1.0, "window": 4, "tune": False, "weight": ORDER_WEIGHT, "lr": 0.05}
+ORDER = {"map": 0, "rounds": 2, "participants": 1.0, "window": 4, "tune": False, "weight": ORDER_WEIGHT, "lr": 0.05}
 Folder = pytest.TempPathFactory
 Fedem = Callable[..., tuple[int, str, str]]
 

@@ -106,7 +106,7 @@ def test_the_server_adds_cohorts_and_refuses_what_cannot_be(history: History, mo
     for who in ([0, 1, 2], [3, 4, 5]):
         assert server.problem(upload(who)) == ""
         server.receive(upload(who))
-    server.combine()
+    assert server.combine() == ""
     _, values = directional_map(*(torch.from_numpy(side) for side in loop(HISTORIES)), 0.4, 3)
     torch.testing.assert_close(server.values, values, atol=1e-5, rtol=1e-5)
     again = OrderMap(ITEMS, 3, 0.4)
@@ -118,6 +118,14 @@ def test_the_server_adds_cohorts_and_refuses_what_cannot_be(history: History, mo
     assert "ascending" in server.problem({**good, "pairs": good["pairs"] + ITEMS * ITEMS})
     assert "pair-cross" in server.problem({**good, "pair-cross": good["pair-cross"][1:]})
     assert "negative" in server.problem({**good, "pair-gram": -good["pair-gram"]})
+
+    impossible = {name: values.copy() for name, values in good.items()}
+    impossible["pair-gram"][impossible["pairs"] % (ITEMS + 1) == 0] = 0.0  # no position can hold pairs without items
+    other = OrderMap(ITEMS, 3, 1e-9)
+    other.receive(impossible)
+    assert "not those of any histories" in other.combine() and not len(other.items)
+    assert OrderMap(ITEMS, 3, 0.4).combine() == "no node sent sums of pairs"
+
     monkeypatch.setattr(order_map, "MOST_ITEMS", 5)
     with pytest.raises(InputError, match=r"order\.map=0"):
         OrderMap(ITEMS, 3, 0.4)

@@ -1,0 +1,300 @@
+"""The strategy and client of fedials: partitions, partial participation, refusals, choices and resuming."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from worlds import (
+    TINY_OPTIONS,
+    USERS,
+    Crossing,
+    Done,
+    carry_out,
+    carry_out_watched,
+    config_of,
+    done,
+    figures,
+    largest_difference,
+    node_of,
+    prepare,
+)
+
+from fedem_flwr.aggregation.newton import Newton, newton_step
+from fedem_flwr.cli import main
+from fedem_flwr.config import Config
+from fedem_flwr.errors import InputError
+from fedem_flwr.evaluation.ranking import evaluate_scores
+from fedem_flwr.models.mf import initial_table
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.runtime.inputs import adapted, build_strategy, load_interactions, split_of
+from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+from fedem_flwr.training.history import History
+from fedem_flwr.training.ials import FoldIn, Objective, Recency
+
+DIM = 8
+Named = dict[str, np.ndarray]
+
+
+def settings(**sections: Any) -> Config:
+    base: dict[str, Any] = {"model": {"dim": DIM}, "evaluation": {"every": 1}}
+    return config_of("fedials", **(base | sections))
+
+
+def train(crossings: list[Crossing]) -> list[Crossing]:
+    return [c for c in crossings if c.kind == "train"]
+
+
+# ---- who is where, and who takes part
+
+
+def test_results_do_not_depend_on_users_a_node(tmp_path: Path) -> None:
+    allowed = {"individual_uploads": True}
+    whole = carry_out(tmp_path / "n", settings(ials=allowed))
+    for each, nodes in ((1, USERS), (7, 6)):
+        parts = carry_out(tmp_path / str(each), settings(ials=allowed, run={"users_per_node": each}))
+        assert parts.run.nodes == nodes and parts.outcome.failures == []
+        assert np.abs(whole.server["table"] - parts.server["table"]).max() < 1e-5
+        for line, twin in zip(whole.lines, parts.lines, strict=True):
+            assert line["participants"] == twin["participants"] == line["evaluated_users"] == USERS
+            assert line["train_loss"] == pytest.approx(twin["train_loss"], abs=1e-5)
+            assert (line["validation"], line["test"]) == (twin["validation"], twin["test"])
+    assert np.abs(whole.server["table"]).max() > 0.1
+
+
+def test_one_user_a_node_must_be_allowed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run.users_per_node = 1: .*individual_uploads=true") as refused:
+        build_strategy(settings(run={"users_per_node": 1}), 60)
+    assert "\n" not in str(refused.value)
+    warnings = [getattr(build_strategy(settings(ials={"individual_uploads": x}), 60), "caveats")() for x in (0, 1)]  # noqa: B009
+    assert warnings[0] == [] and len(warnings[1]) == 1 and "individual_uploads" in warnings[1][0]
+
+
+def test_uploads_are_sums_of_all_participants() -> None:
+    with pytest.raises(InputError, match=r"aggregate.fraction .*run.participants"):
+        build_strategy(settings(aggregate={"fraction": 0.5}), 60)
+
+
+@pytest.mark.parametrize(
+    ("share", "each", "rate"), [(1.0, 0, None), (1.0, 3, None), (0.3, 0, None), (0.3, 7, None), (0.3, 2, 0.2)]
+)
+def test_the_server_steps_as_written(share: float, each: int, rate: float | None, tmp_path: Path) -> None:
+    """With 3 users a node the last hosts one alone; with 2, many are drawn alone: nothing of those goes up."""
+    some = {"participants": share, "users_per_node": each, "rounds": 4}
+    run, grid = carry_out_watched(tmp_path / "run", settings(run=some, ials={"rate": rate} if rate else {}))
+    config, split = run.run.config, run.run.split
+    table = initial_table(split.items, DIM, config.model.init_std, config.run.seed).double().numpy()
+    counts, gram, lone = np.zeros(split.items), np.zeros((DIM, DIM)), 0
+    for step in range(1, 5):
+        asked = {c.node: c.arrays["participants"] for c in train(grid.down) if c.round == str(step)}
+        assert sum(map(len, asked.values())) == round(share * USERS)
+        trained, sums = 0, (np.zeros_like(table), np.zeros_like(counts), np.zeros_like(gram))
+        for reply in (c for c in train(grid.up) if c.round == str(step)):
+            arrays, users = reply.arrays, asked[reply.node]
+            if len(users) == 1:
+                lone += 1
+                assert not len(arrays["items"]) and not np.any(arrays["gram"]) and len(arrays["rows"]) == 0
+                assert reply.metrics["loss-total"] == 0 and reply.metrics["num-examples"] == 0
+                continue
+            trained += len(users)
+            np.add.at(sums[0], arrays["items"], arrays["rows"].astype(np.float64))
+            np.add.at(sums[1], arrays["items"], arrays["counts"])
+            sums[2][:] += arrays["gram"]
+        g, c, p = (total * USERS / trained for total in sums)
+        eta = rate or max(1 / step, share**0.9)
+        counts = c if trained == USERS else counts + (c - counts) / step
+        gram = p if trained == USERS else gram + max(1 / step, eta) * (p - gram)
+        ials = config.ials
+        tensors = (torch.from_numpy(x) for x in (table, g, counts, gram))
+        table = newton_step(*tensors, USERS, Newton(ials.weight, ials.ridge, ials.kappa, eta)).numpy()
+        assert run.lines[step - 1]["evaluated_users"] == USERS, "whoever is withheld is evaluated all the same"
+    assert lone == {3: 4, 0: 0}.get(each, lone) and (each != 2 or lone > 4)
+    np.testing.assert_allclose(run.server["table"], table, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(run.server["counts"], counts, rtol=1e-12, atol=1e-12)
+
+
+def test_a_round_of_which_nothing_goes_up_changes_nothing(tmp_path: Path) -> None:
+    config = settings(run={"participants": 0.03, "users_per_node": 5, "rounds": 2})  # one user
+    run = carry_out(tmp_path / "run", config)
+    start = initial_table(run.run.split.items, DIM, config.model.init_std, 0).numpy()
+    np.testing.assert_array_equal(run.server["table"], start.astype(np.float64))
+    assert [line["evaluated_users"] for line in run.lines] == [USERS] * 2 and run.outcome.failures == []
+
+
+# ---- uploads that are refused
+
+BAD, EACH = 2, 10  # the third of four nodes
+
+
+def put(name: str, at: int, value: float) -> Callable[[Named], Named]:
+    def change(arrays: Named) -> Named:
+        arrays[name].reshape(-1)[at] = value
+        return arrays
+
+    return change
+
+
+FAULTS: list[tuple[Callable[[Named], Named], str]] = [
+    (put("rows", 3, float("nan")), "'rows' is not finite"),
+    (put("gram", 0, float("inf")), "'gram' is not finite"),
+    (put("items", -1, 60), "'items' are not ascending item codes below 60"),
+    (put("items", 0, -1), "'items' are not ascending"),
+    (lambda a: a | {"items": a["items"][::-1].copy()}, "'items' are not ascending"),
+    (lambda a: a | {"items": np.repeat(a["items"][::2], 2)[: len(a["items"])]}, "'items' are not ascending"),
+    (put("counts", 0, EACH + 1), f"'counts' are not between 1 and {EACH}"),
+    (put("counts", 0, 0), "'counts' are not between 1"),
+    (lambda a: a | {"counts": a["counts"][1:]}, r"'counts' has \d+ rows for \d+ items"),
+    (lambda a: a | {"rows": a["rows"][1:]}, r"'rows' has \d+ rows for \d+ items"),
+    (lambda a: a | {"items": np.array(3, np.int32)}, r"'items' has shape \(\)"),
+    (lambda a: a | {"rows": a["rows"][:, 1:]}, "'rows' has shape"),
+    (lambda a: a | {"gram": a["gram"][1:]}, "'gram' has shape"),
+    (lambda a: a | {"items": a["items"].astype(np.int64)}, "'items' has type int64, not int32"),
+    (put("rows", 0, 1.1e7), "'rows' has an entry of 1.1e.07, more than 1e.07"),
+    (put("gram", 0, -1e20), "'gram' has an entry of 1e.20"),
+    (lambda a: {name: x for name, x in a.items() if name != "gram"}, "the upload lacks 'gram'"),
+]
+
+
+def misbehaving(faults: list[tuple[Callable[[Named], Named], str]], first: int) -> Any:
+    """One node's uploads are bad in each of the rounds from `first` on, each in another way."""
+
+    def tamper(reply: Message, message: Message) -> list[Message]:
+        round_ = int(message.metadata.group_id or 0)
+        if message.metadata.message_type == "train" and node_of(reply) == BAD and round_ >= first:
+            arrays = {name: np.array(x) for name, x in unpack_arrays(reply.content["arrays"]).items()}
+            reply.content["arrays"] = pack_arrays(faults[round_ - first][0](arrays))
+        return [reply]
+
+    return tamper
+
+
+def assert_refused_and_as_if_silent(path: Path, config: Config, faults: Any, first: int) -> None:
+    run, _ = carry_out_watched(path / "bad", config, misbehaving(faults, first))
+    assert [(f["round"], f["node"]) for f in run.outcome.failures] == [
+        (first + number, "node of users 20–29") for number in range(len(faults))
+    ]
+    for failure, (_, reason) in zip(run.outcome.failures, faults, strict=True):
+        assert re.search(reason, failure["reason"]) and "\n" not in failure["reason"], failure
+
+    def silent(reply: Message, message: Message) -> list[Message]:
+        late = message.metadata.message_type == "train" and int(message.metadata.group_id or 0) >= first
+        return [] if late and node_of(reply) == BAD else [reply]
+
+    absent, _ = carry_out_watched(path / "silent", config, silent)
+    assert largest_difference(run.server, absent.server) == 0 and len(run.lines) == config.run.rounds, "it goes on"
+    assert [figures(line) for line in run.lines] == [figures(line) for line in absent.lines]
+
+
+def test_bad_uploads_are_named_and_left_out(tmp_path: Path) -> None:
+    config = settings(run={"rounds": len(FAULTS) + 1, "users_per_node": EACH})
+    assert_refused_and_as_if_silent(tmp_path, config, FAULTS, 2)
+
+
+# ---- data that do not fit
+
+
+def test_a_table_wider_than_the_catalogue_is_refused() -> None:
+    config = settings(model={"dim": 61})
+    with pytest.raises(InputError, match=r"model.dim = 61 is more than the 60 items of synthetic.*--set model.dim=15"):
+        adapted(config, split_of(config, load_interactions(config)))
+    assert adapted(settings(model={"dim": 60}), split_of(config, load_interactions(config))).model.dim == 60
+
+
+def test_without_times_there_is_no_recency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor a method that learns from order; the run's directory says so."""
+    path = tmp_path / "mine.csv"
+    path.write_text("who,what\n" + "".join(f"u{u},i{(u * 7 + j * 3) % 50}\n" for u in range(12) for j in range(11)))
+
+    def fedem(method: str, rounds: int) -> int:
+        options = [f"--method={method}", f"--rounds={rounds}", f"--out={tmp_path / method}", "--set=model.dim=8", "-q"]
+        with pytest.raises(SystemExit) as stopped:
+            main(["run", f"--dataset={path}", *options, *TINY_OPTIONS])
+        return int(stopped.value.code or 0)
+
+    assert fedem("fedials", 2) == 0
+    written = tomllib.loads((tmp_path / "fedials" / "config.toml").read_text())["fold_in"]
+    assert (written["half_life"], written["half_lives"]) == (0.0, [0.0]) and written["ridges"] == [0.5, 1.0, 2.0]
+    capsys.readouterr()
+    assert fedem("fedials-order", 1600) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert "has no times: use a method without order" in line and not (tmp_path / "fedials-order").exists()
+    plain = settings()
+    assert adapted(plain, split_of(plain, load_interactions(plain))) == plain, "with times all is as it was"
+
+
+# ---- settings chosen on validation
+
+
+def brute_force(split: Split, table: np.ndarray, config: Config) -> list[float]:
+    """Mean validation NDCG@10 over the grid, from the whole split at once."""
+    history = History(np.arange(split.users), split.items, split.train_offsets, split.train_items)
+    fold_in, found = FoldIn(torch.from_numpy(table), Objective(config.ials.weight, config.ials.ridge)), []
+    for half_life in config.fold_in.half_lives:
+        for ridge in config.fold_in.ridges:
+            users = fold_in.of(history, np.arange(split.users), Recency.of(half_life, ridge))
+            scores = users @ torch.from_numpy(table).T
+            sums = evaluate_scores(split, history.users, scores, which="validation")["full"]
+            found.append(sums.means()["ndcg@10"])
+    return found
+
+
+@pytest.mark.parametrize("each", [0, 7])
+def test_the_fold_in_is_the_best_of_the_grid_on_validation(each: int, tmp_path: Path) -> None:
+    config = settings(run={"rounds": 4, "users_per_node": each}, evaluation={"every": 3})
+    run, grid = carry_out_watched(tmp_path / "run", config)
+    down = {int(c.round): c for c in train(grid.down)}
+    assert [r for r, c in down.items() if c.config["tune"]] == [3], "with the table of round 2"
+    means = brute_force(run.run.split, down[3].arrays["table"], config)
+    tuning: Any = run.outcome.diagnostics["tuning"]
+    assert [row["ndcg@10"] for row in tuning["rows"]] == pytest.approx(means, abs=1e-9)
+    assert len(means) == 18 and len(set(means)) > 3 and tuning["round"] == 2
+    places = [(h, r) for h in config.fold_in.half_lives for r in config.fold_in.ridges]
+    best = places[int(np.argmax(means))]
+    assert (tuning["chosen"]["half_life"], tuning["chosen"]["ridge"]) == best != (8.0, 1.0)
+    used = {r: (c.config["half_life"], c.config["ridge"]) for r, c in down.items()}
+    assert used == {1: (8.0, 1.0), 2: (8.0, 1.0), 3: (8.0, 1.0), 4: best}
+    assert [("test" in line and line["test"] is not None) for line in run.lines] == [False, True, True, True]
+
+
+# ---- resuming
+
+
+class Crash(BaseException):
+    """Stands for SIGKILL: nothing handles it."""
+
+
+def resumed_after(path: Path, config: Config, last: int) -> Done:
+    """A run that dies when the line of round `last` is written, and is resumed by another process."""
+    run = prepare(path, config)
+
+    def die(line: dict[str, Any]) -> None:
+        if line["round"] == last:
+            raise Crash
+
+    with pytest.raises(Crash):
+        run.carry_out(die)
+    again = PreparedRun.open(run.directory)
+    return done(again, again.carry_out(lambda _: None, resume=True))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_killed_and_resumed_is_as_if_it_had_not_been(share: float, tmp_path: Path) -> None:
+    few = {"half_lives": [0.0, 5.0], "ridges": [1.0]}
+    run = {"rounds": 6, "checkpoint_every": 2, "participants": share, "users_per_node": 14}
+    config = settings(run=run, fold_in=few)
+    whole = carry_out(tmp_path / "whole", config)
+    assert whole.outcome.diagnostics["tuning"] is not None
+    for last in (1, 3, 4, 5):
+        resumed = resumed_after(tmp_path / str(last), config, last)
+        assert largest_difference(whole.server, resumed.server) == 0
+        assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines]
+        assert resumed.outcome.diagnostics == whole.outcome.diagnostics, "what was chosen survives"
+        assert resumed.outcome.served_round == whole.outcome.served_round
