@@ -14,16 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
-from fedem_flwr.config import resolve
+from fedem_flwr.commands import options_tree
+from fedem_flwr.config import merge_trees, resolve
+from fedem_flwr.registry import find
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.inputs import load_interactions, split_of
+from fedem_flwr.runtime.checkpoint import Checkpoints
+from fedem_flwr.runtime.inputs import adapted, load_interactions, split_of
 from fedem_flwr.runtime.node import NodeHost
 from fedem_flwr.runtime.run import PreparedRun
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left: the clients' embeddings and tables after the last round, its metrics and seconds."""
+    """What a run left: the clients' or the server's tables after the last round, its metrics and seconds."""
 
     name: str
     state: dict[str, np.ndarray]
@@ -31,27 +34,42 @@ class Result:
     seconds: float
 
 
-def carry_out(dataset: str, method: str, rounds: int, runtime: str, users_per_node: int, protocol: str) -> Result:
+def carry_out(
+    dataset: str, method: str, rounds: int, runtime: str, users_per_node: int, protocol: str, settings: list[str]
+) -> Result:
     """One run in a temporary directory."""
     options = {
         "data": {"dataset": dataset, "protocol": protocol},
         "method": {"name": method},
         "run": {"rounds": rounds, "runtime": runtime, "users_per_node": users_per_node},
     }
-    config = resolve({}, options)
+    config = resolve({}, merge_trees(options_tree({}, settings), options))
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "run").create()
-        run = PreparedRun.create(directory, config, split_of(config, load_interactions(config)))
+        split = split_of(config, load_interactions(config))
+        run = PreparedRun.create(directory, adapted(config, split), split)
         began = time.perf_counter()
         run.carry_out(lambda _: None)
         seconds = time.perf_counter() - began
-        host = NodeHost(directory.path, run.nodes)
-        states = [host.cohort(node, rounds).state for node in range(run.nodes)]
-        parts = {name: [getattr(s, name) for s in states] for name in ("user", "table", "adapter")}
-        merged = {n: np.concatenate([x.cpu().numpy() for x in xs]) for n, xs in parts.items() if xs[0] is not None}
+        merged = _server(directory) if find("strategies", config.method.strategy).stateless else _clients(run, rounds)
         last = directory.read_metrics()[-1]["test"]
     figures = {"hr@10": last["hr@10"], "ndcg@10": last["ndcg@10"], "sampled99": last["sampled99"]["hr@10"]}
     return Result(f"{runtime}, {users_per_node or 'all'} users a node", merged, figures, seconds)
+
+
+def _clients(run: PreparedRun, rounds: int) -> dict[str, np.ndarray]:
+    """The clients' embeddings, tables and adapters."""
+    host = NodeHost(run.directory.path, run.nodes)
+    states = [host.cohort(node, rounds).state for node in range(run.nodes)]
+    parts = {name: [getattr(s, name) for s in states] for name in ("user", "table", "adapter")}
+    return {n: np.concatenate([x.cpu().numpy() for x in xs]) for n, xs in parts.items() if xs[0] is not None}
+
+
+def _server(directory: RunDirectory) -> dict[str, np.ndarray]:
+    """The tables and weights of the server, where clients keep nothing."""
+    point = Checkpoints(directory.checkpoint_dir).load()
+    names = ("table", "rows-value", "weights-value", "map-values")
+    return {} if point is None else {name: point.arrays[name] for name in names if name in point.arrays}
 
 
 def main() -> None:
@@ -63,12 +81,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--users-per-node", type=int, nargs="*", default=[0, 7, 1])
     parser.add_argument("--ray", type=int, nargs="*", default=[0, 7, 1])
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="section.key=value")
     args = parser.parse_args()
     wanted = [("inprocess", k) for k in args.users_per_node] + [("ray", k) for k in args.ray]
     first: Result | None = None
     print(f"{date.today()}: {args.method} on {args.dataset}, protocol {args.protocol}, {args.rounds} rounds")
     for runtime, k in wanted:
-        result = carry_out(args.dataset, args.method, args.rounds, runtime, k, args.protocol)
+        result = carry_out(args.dataset, args.method, args.rounds, runtime, k, args.protocol, args.settings)
         first = first or result
         apart = {n: float(np.abs(result.state[n] - first.state[n]).max()) for n in first.state}
         apart_text = ", ".join(f"{name} {value:.1e}" for name, value in apart.items())
