@@ -38,11 +38,14 @@ def build_client_app(host: NodeHost | None = None) -> ClientApp:
         client = client_of(context)
         config = _config(message)
         try:
-            arrays, examples, metrics = client.fit(_parameters(message, client.DOWNLOAD), config)
+            parameters = _parameters(message, client.DOWNLOAD)
+            arrays, examples, metrics = client.fit(parameters, config)
         except Exception:
             client.host.forget(client.node)
             raise
         names = client.upload_names(config)
+        if "participants" in client.DOWNLOAD and not len(parameters[client.DOWNLOAD.index("participants")]):
+            arrays = [array[(slice(0, 0),) * array.ndim] for array in arrays]  # whoever only evaluates sends no zeros
         return _reply(message, metrics, examples, dict(zip(names, arrays, strict=True)))
 
     @app.evaluate()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -22,18 +21,9 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.randomness import keyed_permutation
 from fedem_flwr.runtime.wire import pack_arrays, plain_numbers
-from strategies.uploads import Named, Spec, arrays_of, introduces, problem_of, size_of
+from strategies.uploads import Failure, Named, Spec, arrays_of, introduces, problem_of, size_of
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A contribution that was left out, and why."""
-
-    round: int
-    node: str
-    reason: str
 
 
 class CohortStrategy(Strategy):
@@ -195,12 +185,12 @@ class CohortStrategy(Strategy):
             depend on how users are spread over nodes.
         """
         trains, uploads = len(self.participants(round_)), len(self.uploaders(round_))
-        idle, one = (sum(size_of(specs)) for specs in (self.expected(_NOBODY), self.typical()))
+        names_up, values_up = size_of(self.typical())  # the names cross in any case
         tables = self.download(np.arange(self.users))
         names, values = size_of(tables)
         own = len(tables.get("receivers", _NOBODY)) > 0  # else one table, that each of them gets
         orders = len("participants" + "uploaders") + _NOBODY.itemsize * (trains + uploads) / self.users
-        return idle + (one - idle) * uploads / self.users, orders + names + (values / self.users if own else values)
+        return names_up + values_up * uploads / self.users, orders + names + (values / self.users if own else values)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -219,12 +209,14 @@ class CohortStrategy(Strategy):
         for reply, metrics in self._valid(server_round, replies):
             node = reply.metadata.src_node_id
             arrays = arrays_of(reply)
-            problem = "holds no readable arrays" if arrays is None else self.problem(arrays, self._asked[node])
+            trains = self._trains[node]
+            problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node)
             if arrays is None or problem:
                 self.fail(server_round, node, problem)
                 continue
             add_sums(sums, metrics)
-            self.receive(arrays, self._trains[node])
+            if len(trains):
+                self.receive(arrays, trains)
             contributions += 1
         if not contributions:
             raise FedemError(f"no usable reply in round {server_round}: {self.failures[-1].reason}")
@@ -287,6 +279,11 @@ class CohortStrategy(Strategy):
                 self.fail(round_, reply.metadata.src_node_id, "a metric that is not finite")
             else:
                 yield reply, metrics
+
+    def _fault(self, arrays: Named, node: int) -> str:
+        if len(self._trains[node]):
+            return self.problem(arrays, self._asked[node])
+        return "holds an upload that nobody asked for" if any(array.size for array in arrays.values()) else ""
 
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
         """What is wrong with an upload; empty if nothing is."""

@@ -76,7 +76,7 @@ class FedEM(CohortStrategy):
 
     def combine(self, round_: int) -> None:
         """Eq. 13, then G_u for every uploader. Tables of users who did not train stay waiting."""
-        users = np.concatenate([upload["users"] for upload in self._uploads])
+        users = np.concatenate([self.receivers[:0], *(upload["users"] for upload in self._uploads)])
         waiting = ~np.isin(self.receivers, np.concatenate([*self._served, users]))
         if len(users):
             stacked = [as_tensor(upload["tables"]) for upload in self._uploads]

@@ -167,8 +167,8 @@ class Fedials(CohortStrategy):
         if not self.ials.individual_uploads:
             return []
         return [
-            "individual_uploads is on: a single user's upload shows its embedding up to sign. Sums over more users hide "
-            "more (a row that only one of them touched still shows that one), secure aggregation all but the total."
+            "individual_uploads is on: a single user's upload shows its embedding up to sign. Sums over more users "
+            "hide more (a row that only one of them touched still shows it), secure aggregation all but the total."
         ]
 
     def diagnostics(self) -> dict[str, object]:

@@ -18,11 +18,11 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.grid import Grid
 from fedem_flwr.settings import order_task
-from strategies.base import CohortStrategy, Failure
+from strategies.base import CohortStrategy
 from strategies.fedials import Fedials
 from strategies.order_encoder import OrderEncoder
 from strategies.order_map import OrderMap
-from strategies.uploads import Named, Spec
+from strategies.uploads import Failure, Named, Spec
 
 _TYPICAL_PAIRS = 20  # of a position: pairs with the items before it
 

@@ -16,6 +16,15 @@ _MOST_SAMPLES = 2**31  # of a user; a larger number can only be a mistake
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A contribution that was left out, and why."""
+
+    round: int
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Spec:
     """What an array of an upload must be.
 

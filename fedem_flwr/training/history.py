@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IntArray = NDArray[np.integer]
-BLOCK_FLOATS = 1 << 20  # gathered item rows held at a time, in one worker: 4 MiB
+BLOCK_FLOATS = 1 << 22  # gathered item rows held at a time, in one worker: 16 MiB
 
 
 @dataclass(frozen=True, eq=False)

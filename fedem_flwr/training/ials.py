@@ -17,6 +17,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from fedem_flwr.models.mf import scores
 from fedem_flwr.training.history import History, IntArray
 from fedem_flwr.training.parallel import in_parallel
 
@@ -127,7 +128,7 @@ class FoldIn:
             right = (rows * weight.unsqueeze(-1)).sum(1)
         objective = self.objective
         ridge = recency.ridge * objective.ridge * (total + objective.weight * (len(self.rows) - 1))
-        system = scaled.mT @ scaled + self.everywhere  # (k, d, d)
+        system = torch.baddbmm(self.everywhere, scaled.mT, scaled)  # (k, d, d)
         system.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
         factor, failed = torch.linalg.cholesky_ex(system)
         if bool(failed.any()):
@@ -167,7 +168,7 @@ def table_sums(table: Tensor, history: History, who: IntArray, objective: Object
         padded, counts = history.padded(block)
         padded, counts = padded.to(device), counts.to(device)
         users, rows = fold_in.users(padded, counts)
-        residual = torch.bmm(rows, users.unsqueeze(-1)).squeeze(-1) - 1  # (k, p)
+        residual = scores(users, rows) - 1  # (k, p)
         real = padded < items
         error, samples = float((residual.square() * real).sum(dtype=torch.float64)), int(counts.sum())
         gradient = _spread(residual, padded, real, users, items)
