@@ -191,7 +191,18 @@ def _opening(config: Config, split: Split) -> str:
     return (
         f"{config.method.name} on {split.dataset} ({split.users:,} users, {split.items:,} items, "
         f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
-        f"{config.run.runtime}"
+        f"{config.run.runtime}" + (f"\n{_default_note(config)}" if _is_default(config) else "")
+    )
+
+
+def _is_default(config: Config) -> bool:
+    return config.method.name == resolve({}, {"data": {"dataset": config.data.dataset}}).method.name
+
+
+def _default_note(config: Config) -> str:
+    return (
+        f"{config.method.name} is the default on this data set: the best of what was measured under strict. "
+        "--against fedem puts the published method beside it."
     )
 
 
@@ -199,11 +210,8 @@ def _notes(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
     notes = []
     if run.config.data.dataset == SYNTHETIC:
         notes.append("Synthetic data: use it to see that everything works, not to compare methods.")
-    if run.config.method.name == resolve({}, {"data": {"dataset": run.config.data.dataset}}).method.name:
-        notes.append(
-            f"{run.config.method.name} is the default on this data set: the best of what was measured under strict. "
-            "--against fedem puts the published method beside it."
-        )
+    if _is_default(run.config):
+        notes.append(_default_note(run.config))
     if not run.split.has_times:
         notes.append(
             "This data set has no times: under strict the held-out items are drawn at random, and nothing uses order, "
