@@ -36,11 +36,11 @@ class FedialsClient(HostClient):
             metrics |= evaluate_cohort(self.model(0, parameters, config), self.host.split)
         if config.get("tune") or config.get("mix"):
             metrics |= self.tune(parameters, config)
-        upload, samples, metrics["loss-total"] = self.train(parameters, config)
-        return upload, samples, metrics
+        upload, samples, loss = self.train(parameters, config)
+        return upload, samples, metrics if loss is None else {**metrics, "loss-total": loss}
 
-    def train(self, parameters: Arrays, config: Mapping[str, Scalar]) -> tuple[Arrays, int, float]:
-        """Solve the participants; returns their sums, the number of samples and the loss summed over these."""
+    def train(self, parameters: Arrays, config: Mapping[str, Scalar]) -> tuple[Arrays, int, float | None]:
+        """Solve the participants; returns their sums, the number of samples and the loss over them, if any."""
         who = self.asked(parameters[0])
         sums = table_sums(self.tensor(parameters[2]), self.host.history(self.node), who, self.objective())
         return self.pack(sums), sums.samples, sums.error

@@ -36,12 +36,12 @@ class FedialsOrderClient(FedialsClient):
         "order": ("items", "rows", "weights", "positions"),
     }
 
-    def train(self, parameters: Arrays, config: Mapping[str, Scalar]) -> tuple[Arrays, int, float]:
+    def train(self, parameters: Arrays, config: Mapping[str, Scalar]) -> tuple[Arrays, int, float | None]:
         """The sums of the phase."""
         history, who = self.host.history(self.node), self.asked(parameters[0])
         if config["upload"] == "pairs":
             pairs = pair_sums(history, who)
-            return [pairs.pairs, pairs.gram.astype(np.float32), pairs.cross.astype(np.float32)], len(who), 0.0
+            return [pairs.pairs, pairs.gram.astype(np.float32), pairs.cross.astype(np.float32)], len(who), None
         if config["upload"] == "order":
             rows, weights = (self.tensor(array) for array in parameters[3:5])
             sums = order_sums(order_task(self.host.config), weights, rows, history, who, int(config["server-round"]))

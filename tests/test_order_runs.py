@@ -59,9 +59,12 @@ def test_results_do_not_depend_on_users_a_node(entries: int, tmp_path: Path) -> 
     assert largest_difference(whole.server, parts.server) < 1e-3
     for line, twin in zip(whole.lines, parts.lines, strict=True):
         assert line["participants"] == twin["participants"] == USERS
-        assert line["train_loss"] == pytest.approx(twin["train_loss"], abs=1e-4)
+        assert (
+            line["train_loss"] == pytest.approx(twin["train_loss"], abs=1e-4)
+            or line["train_loss"] is twin["train_loss"] is None
+        )
         for which in ("validation", "test"):
-            assert line[which]["full"] == pytest.approx(twin[which]["full"], abs=1e-9)
+            assert line[which]["full"] == pytest.approx(twin[which]["full"], abs=0.5 / USERS)  # a rank may tip over
 
 
 # ---- the server
