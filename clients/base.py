@@ -12,6 +12,7 @@ from flwr.client import NumPyClient
 
 from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
 from fedem_flwr.runtime.node import NodeHost, as_tensor
+from fedem_flwr.training.history import IntArray
 
 Scalar = bool | bytes | float | int | str
 Arrays = list[np.ndarray]
@@ -71,6 +72,16 @@ class HostClient(NumPyClient):
         scorer = self.model(int(config["server-round"]), parameters, config)
         edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
         return 0.0, len(self.users), dict(evaluate_cohort(scorer, self.host.split, edges))
+
+    def asked(self, participants: np.ndarray) -> IntArray:
+        """(k',) positions of those whose sums go up: nobody where a single user's would, unless that is allowed."""
+        if len(participants) == 1 and not self.host.config.ials.individual_uploads:
+            participants = participants[:0]
+        return np.asarray(self.positions(participants).cpu())
+
+    def withheld(self, participants: np.ndarray) -> dict[str, Scalar]:
+        """The metric that says that a participant's sums did not go up (see `asked`); empty otherwise."""
+        return {"withheld": 1.0} if len(participants) and not len(self.asked(participants)) else {}
 
     def positions(self, users: np.ndarray) -> torch.Tensor:
         """(k',) where users stand in this cohort.

@@ -45,13 +45,13 @@ class ElasticFedialsClient(FedialsClient):
 
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Evaluate what was received, and answer for the phase that the run is in."""
-        metrics: dict[str, Scalar] = {}
+        metrics: dict[str, Scalar] = self.withheld(parameters[0])
         if config.get("evaluate"):
             metrics |= evaluate_cohort(self.model(0, parameters, config), self.host.split)
         if config.get("tune"):
             metrics |= self.tune(parameters, config)
         plug, kind, history = self.plug(parameters, config), str(config["upload"]), self.host.history(self.node)
-        who, glob = plug.allowed(parameters[0]), self.tensor(parameters[2])
+        who, glob = self.asked(parameters[0]), self.tensor(parameters[2])
         if kind in ("curve", "theta"):
             arrays, metrics["loss-total"], samples = self._fit(plug, glob, history)
             return arrays, samples, metrics
@@ -96,7 +96,7 @@ class ElasticFedialsClient(FedialsClient):
         if tables is None:
             raise ValueError("ρ cannot be fitted before there are groups")
         own = self._own(plug, tables)
-        if not len(plug.allowed(self.users)):
+        if not len(self.asked(self.users)):
             return plug.nothing(), 0.0, 0
         evidence = self.merge(plug, tables, own).evidence(history, tables, own)
         if plug.settings["upload"] == "theta":
@@ -135,10 +135,10 @@ class ElasticFedMFClient(CohortClient):
         round_, kind, plug = int(config["server-round"]), str(config["upload"]), self.plug(parameters, config)
         scorer = self.model(round_ - 1, parameters, config)
         cohort = scorer.cohort
-        metrics: dict[str, Scalar] = {}
+        metrics: dict[str, Scalar] = self.withheld(parameters[0])
         if config.get("evaluate"):
             metrics |= evaluate_cohort(scorer, self.host.split)
-        who = plug.allowed(parameters[0])
+        who = self.asked(parameters[0])
         samples = int(cohort.histories.counts()[self.positions(parameters[0])].sum())
         if kind == "cluster":
             arrays, loss = plug.cluster(cohort.state.user[self.index(who)], who), 0.0
@@ -179,7 +179,7 @@ class ElasticFedMFClient(CohortClient):
         if scorer.merging is None:
             raise ValueError("ρ cannot be fitted before there are groups")
         tables, state = scorer.merging[0], scorer.cohort.state
-        if not len(plug.allowed(self.users)):
+        if not len(self.asked(self.users)):
             return plug.nothing(), 0.0, 0
         held = plug.held(self.host.history(self.node))
         users, round_ = state.user, int(plug.settings["server-round"])

@@ -18,7 +18,6 @@ from fedem_flwr.evaluation.cohort import evaluate_cohort
 from fedem_flwr.evaluation.grid import grid_sums
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.runtime.node import as_tensor
-from fedem_flwr.training.history import IntArray
 from fedem_flwr.training.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, table_sums
 
 
@@ -31,7 +30,7 @@ class FedialsClient(HostClient):
 
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Evaluate what was received, train the participants, and return their sums."""
-        metrics: dict[str, Scalar] = {}
+        metrics: dict[str, Scalar] = self.withheld(parameters[0])
         if config.get("evaluate"):
             metrics |= evaluate_cohort(self.model(0, parameters, config), self.host.split)
         if config.get("tune") or config.get("mix"):
@@ -68,12 +67,6 @@ class FedialsClient(HostClient):
         later = self.host.config.evaluation.test_history == "all"
         newest = np.asarray(self.host.split.validation[self.users]) if later else None
         return HistoryScorer(self.host.history(self.node), self.host.device(), components, newest)
-
-    def asked(self, participants: np.ndarray) -> IntArray:
-        """(k',) positions of those whose sums go up: nobody where a single user's would, unless that is allowed."""
-        if len(participants) == 1 and not self.host.config.ials.individual_uploads:
-            participants = participants[:0]
-        return np.asarray(self.positions(participants).cpu())
 
     def objective(self) -> Objective:
         """a and λ."""

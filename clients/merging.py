@@ -70,12 +70,6 @@ class Plug:
         config = self.client.host.config
         return group if config.ials.individual_uploads else crowded(group, config.elastic.groups)
 
-    def allowed(self, participants: np.ndarray) -> IntArray:
-        """(k',) positions of those whose sums go up: nobody where a single user's would, unless that is allowed."""
-        if len(participants) == 1 and not self.client.host.config.ials.individual_uploads:
-            participants = participants[:0]
-        return np.asarray(self.client.positions(participants).cpu())
-
     def cluster(self, users: Tensor, who: IntArray) -> Arrays:
         """Sums of embeddings (k', d) by group; by keyed lot among a few of the users where there are no centres yet."""
         config, centres = self.client.host.config, self.tensor("centres")

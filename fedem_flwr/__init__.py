@@ -1,4 +1,4 @@
-"""FedEM (elastic merging) and its comparison methods as a federated recommender on Flower.
+"""A federated recommender on Flower: FedEM (elastic merging), its comparison methods, and fedials.
 
 Dimensions, used in every docstring and shape comment:
 

@@ -16,7 +16,7 @@ from fedem_flwr.errors import FedemError, InputError
 
 app = typer.Typer(
     name="fedem",
-    help="Federated recommendation with FedEM (elastic merging) and its comparison methods, measured honestly.",
+    help="Federated recommendation, measured honestly: fedials, FedEM (elastic merging) and its comparison methods.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

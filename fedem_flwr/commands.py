@@ -54,7 +54,7 @@ def options_tree(given: Mapping[str, Mapping[str, Any]], settings: Sequence[str]
         path, equals, text = setting.partition("=")
         section, dot, key = path.strip().partition(".")
         if not equals or not dot or not key:
-            raise InputError(f"--set {setting!r}: write section.key=value, for instance --set local.epochs=5")
+            raise InputError(f"--set {setting!r}: write section.key=value, for instance --set model.dim=32")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

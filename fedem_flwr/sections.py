@@ -100,7 +100,11 @@ class AggregateConfig(Section):
     saturate: float | None = Field(None, gt=0, description="similarities above this become 1 (released program: 0.9)")
     pca_sign: Literal["raw", "fixed"] = Field("raw", description="sign of the first principal component")
     block_items: int = Field(512, ge=1, description="items combined at a time; bounds the server's memory")
-    max_norm: float = Field(1e6, gt=0, description="an uploaded table with a larger Frobenius norm is refused")
+    max_norm: float = Field(
+        1e6,
+        gt=0,
+        description="larger uploads are refused: norm of a table or of mean rows; fedials: largest entry a user",
+    )
 
 
 class IalsConfig(Section):
@@ -191,7 +195,11 @@ class ElasticConfig(Section):
 
 
 class RunConfig(Section):
-    """How the run is carried out; nothing here changes what is computed, apart from seed, rounds and participants."""
+    """How the run is carried out.
+
+    Nothing here changes what is computed, apart from seed, rounds and participants; and users_per_node, where a node's
+    only participant is withheld (`ials.individual_uploads`) or a method is one of nodes.
+    """
 
     rounds: int = Field(30, ge=1, description="T")
     seed: int = Field(0, ge=0, description="of every draw")

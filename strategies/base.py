@@ -1,8 +1,8 @@
 """What every strategy here shares: who takes part, messages, validation of uploads, metric sums, checkpoints.
 
 A method's own file says which arrays go down (`download`), which go up (`expected`, `receive`) and what the server
-makes of them (`combine`). Users, not nodes, are what is sampled, so results do not depend on how users are spread
-over nodes.
+makes of them (`combine`). Users, not nodes, are what is sampled, so draws do not depend on how users are spread over
+nodes; results do where a method withholds a single user's sums.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 
 class CohortStrategy(Strategy):
-    """Base of the strategies whose clients are `clients.cohort.CohortClient`.
+    """Base of the strategies whose clients are `clients.base.HostClient`s.
 
     Args:
         config: the run's configuration.

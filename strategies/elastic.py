@@ -35,11 +35,6 @@ class ElasticFedials(Elastic, Fedials):
         """Rounds before there are groups."""
         return self.schedule.table
 
-    def typical(self) -> dict[str, Spec]:
-        """See the base; a user touches rows of the global table and of one group's."""
-        length = self.average_items()
-        return {name: spec.filled(length) for name, spec in self.expected(np.zeros(1, np.int64)).items()}
-
     def joint(self, uploaders: np.ndarray) -> dict[str, Spec]:
         """The global table's sums and the groups'."""
         groups, dim = self.elastic.groups, self.config.model.dim

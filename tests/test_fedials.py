@@ -119,6 +119,7 @@ def test_the_server_steps_as_written(share: float, each: int, rate: float | None
         tensors = (torch.from_numpy(x) for x in (table, g, counts, gram))
         table = newton_step(*tensors, USERS, Newton(ials.weight, ials.ridge, ials.kappa, eta)).numpy()
         assert run.lines[step - 1]["evaluated_users"] == USERS, "whoever is withheld is evaluated all the same"
+    assert sum(line.get("withheld", 0) for line in run.lines) == lone, "what is withheld is counted"
     assert lone == {3: 4, 0: 0}.get(each, lone) and (each != 2 or lone > 4)
     np.testing.assert_allclose(run.server["table"], table, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(run.server["counts"], counts, rtol=1e-12, atol=1e-12)

@@ -149,7 +149,9 @@ def windows(values: np.ndarray, width: int) -> Iterator[np.ndarray]:
 def test_a_lone_users_upload_does_not_mark_its_positives(method: str, tmp_path: Path) -> None:
     """A row that moved was sampled; negatives are among them, more than there are positives."""
     split, grid, _ = watched(method, 1, tmp_path / "run")
-    for reply in (c for c in grid.up if c.kind == "train" and c.round == "1"):
+    replies = [c for c in grid.up if c.kind == "train" and c.round == "1"]
+    assert len(replies) == USERS
+    for reply in replies:
         user = reply.node
         positives = set(split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]].tolist())
         if method == "fedmf":

@@ -170,3 +170,12 @@ def test_version_is_said_once() -> None:
     assert f'__version__ = "{version}"' in init
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
     assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]) == version
+
+
+@pytest.mark.parametrize("room", ["data", "protocol", "models", "training", "aggregation", "evaluation", "report"])
+def test_the_pure_core_does_not_know_flower(room: str) -> None:
+    files = sorted((ROOT / "fedem_flwr" / room).glob("*.py"))
+    assert files
+    for path in files:
+        imports = [line for line in path.read_text().splitlines() if re.match(r"\s*(from|import) flwr\b", line)]
+        assert not imports, f"{path.name}: {imports}"

@@ -70,7 +70,9 @@ class Meter:
 def trained_line(round_: int, sums: Sums, participants: int, seconds: float) -> Line:
     """The part of a metrics line that is known when training ends; see `weigh` for the bytes."""
     loss = sums["loss-total"] / max(1.0, sums["num-examples"]) if "loss-total" in sums else sums.get("train-loss")
+    withheld = {"withheld": int(sums["withheld"])} if sums.get("withheld") else {}
     return {
+        **withheld,
         "round": round_,
         "train_loss": loss,
         "seconds": seconds,

@@ -59,9 +59,20 @@ def summarise(
         "device": str(resolve_device(config.run.device)),
         "command": run.directory.read_command(),
         "comparison": comparison,
-        "warnings": getattr(build_strategy(config, split.items), "caveats", list)(),
+        "warnings": [*getattr(build_strategy(config, split.items), "caveats", list)(), *_withheld(lines)],
         "notes": notes,
     }
+
+
+def _withheld(lines: list[Line]) -> list[str]:
+    """Say how many participants trained nothing, because each was its node's only one."""
+    withheld, asked = (sum(line.get(key, 0) for line in lines) for key in ("withheld", "participants"))
+    if not withheld:
+        return []
+    return [
+        f"{withheld:,} of {asked:,} participations were withheld: a node's only participant of a round sends nothing, "
+        "as its sums would be its own. Host more users a node, or allow it: --set ials.individual_uploads=true"
+    ]
 
 
 def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str, Any]:
