@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from fedem_flwr.config import Config, Tree, merge_trees, read_toml, resolve
-from fedem_flwr.data import SYNTHETIC
+from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.report.html import write_report
@@ -28,7 +28,7 @@ from fedem_flwr.runtime.inputs import adapted, check_method, split_into
 from fedem_flwr.runtime.node import SPLIT_FOLDER
 from fedem_flwr.runtime.outcome import diagnose, summarise
 from fedem_flwr.runtime.run import PreparedRun, checkpointed
-from fedem_flwr.runtime.served import look_at
+from fedem_flwr.runtime.served import look_at, with_served
 from fedem_flwr.settings import resolve_device
 
 SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
@@ -90,7 +90,8 @@ def run(
     fresh = directory.path / f"{SPLIT_FOLDER}.new"
     try:
         split = _split(config, fresh, quiet=quiet)
-        config, *others = (adapted(each, split) for each in (config, *others))
+        given = merge_trees(tree, options).get("model", {})
+        config, *others = (adapted(each, split, dim_is_preset="dim" not in given) for each in (config, *others))
     except InputError:
         shutil.rmtree(fresh, ignore_errors=True)
         with suppress(OSError):
@@ -182,7 +183,7 @@ def _carry_out(run: PreparedRun, quiet: bool, *, resume: bool) -> None:
         controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
     lines = directory.read_metrics()
     comparison, lists = look_at(run, controls, per_user(run.split, config))
-    directory.write_diagnostics({**diagnose(run, lines, outcome), "lists": lists})
+    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), run), "lists": lists})
     directory.write_summary(summarise(run, lines, outcome, controls, comparison, _notes(run, controls)))
     write_report(directory.path)
 
@@ -196,7 +197,13 @@ def _opening(config: Config, split: Split) -> str:
 
 
 def _is_default(config: Config) -> bool:
-    return config.method.name == resolve({}, {"data": {"dataset": config.data.dataset}}).method.name
+    """Whether a known data set is run with its own method and settings, under strict."""
+    data = config.data.dataset
+    if config.data.protocol != "strict" or data not in (SYNTHETIC, *KNOWN_DATASETS):
+        return False
+    sections = {"method", "model", "ials", "order"}
+    default = resolve({}, {"data": {"dataset": data}})
+    return default.model_dump(include=sections) == config.model_dump(include=sections)
 
 
 def _default_note(config: Config) -> str:

@@ -155,11 +155,17 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     method_preset = _preset("methods", base)
     if not method_preset and (base != method or "strategy" not in given.get("method", {})):
         raise InputError(f"{origin}: unknown method '{base}'{suggest(base, preset_names('methods'))}")
-    tree = merge_trees(method_preset, data_preset, settings.get(method, {}), given)
+    tree = merge_trees(method_preset, data_preset, settings.get(method, {}), _untuned(given), given)
     own_strategy = given.get("method", {}).get("strategy")
     unnamed = "name" not in given.get("method", {}) and own_strategy not in (None, method_preset["method"]["strategy"])
     tree.setdefault("method", {})["name"] = own_strategy if unnamed else method  # results must not pass as the preset's
     return build(tree, origin)
+
+
+def _untuned(given: Mapping[str, Any]) -> Tree:
+    """Settings that were given are used, not tuned away on validation."""
+    values = {"fold_in": ("half_life", "ridge"), "order": ("weight", "map_weight")}
+    return {section: {"tune": False} for section, keys in values.items() if set(keys) & set(given.get(section, {}))}
 
 
 def load_resolved(path: Path) -> Config:

@@ -128,7 +128,9 @@ class FoldInConfig(Section):
         8.0, ge=0, description="h: an item counts 0.5 ** (newer items / h); 0: all count the same (data without times)"
     )
     ridge: float = Field(1.0, gt=0, description="factor on λ")
-    tune: bool = Field(True, description="choose both on validation sums, halfway through the table's rounds")
+    tune: bool = Field(
+        True, description="choose both on validation sums, halfway through the table; off where one is given"
+    )
     half_lives: list[Annotated[float, Field(ge=0)]] = Field(
         [0.0, 3.0, 5.0, 8.0, 12.0, 30.0], min_length=1, description="grid of h"
     )
@@ -150,7 +152,7 @@ class OrderConfig(Section):
     negatives: int = Field(256, ge=0, description="of the sampled softmax, a user and round; 0: the whole catalogue")
     lr: float = Field(0.001, gt=0, description="of the server's Adam; warmed up, then a cosine down to a twentieth")
     weight: float = Field(1.0, ge=0, description="of the order scores beside the fold-in's, both standardised")
-    tune: bool = Field(True, description="choose the weight on validation sums wherever the encoder is evaluated")
+    tune: bool = Field(True, description="choose the weights on validation sums; off where one is given")
     weights: list[Annotated[float, Field(ge=0)]] = Field(
         [0.0, 1.0, 2.0, 3.0, 5.0], min_length=1, description="grid of the weight"
     )

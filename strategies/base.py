@@ -30,8 +30,7 @@ class CohortStrategy(Strategy):
     """Base of the strategies whose clients are `clients.base.HostClient`s.
 
     Args:
-        config: the run's configuration.
-        items: m, the catalogue's size.
+        config: the run's configuration. items: m, the catalogue's size.
 
     Attributes:
         users: n, how many users there are; set before `meet`, which believes no node that claims others.
@@ -57,6 +56,7 @@ class CohortStrategy(Strategy):
         self._asked: dict[int, np.ndarray] = {}  # whose uploads each node was asked for
         self._drawn: tuple[int, np.ndarray] = (0, _NOBODY)  # a round and its participants
         self._names: dict[int, str] = {}
+        self._all_asked = True  # whether every node was asked in the current round
 
     # What a method fills in.
 
@@ -165,32 +165,37 @@ class CohortStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
-        """One message a node: what it downloads, who trains and who uploads; without participants it only evaluates."""
+        """One message a node: what it downloads, who trains and who uploads; without participants it only evaluates.
+
+        Nodes of a stateless method that would do neither get none.
+        """
         participants, uploaders = self.participants(server_round), self.uploaders(server_round)
         settings = ConfigRecord({**config, **self.settings(server_round)})
         settings["server-round"], settings["upload"] = server_round, self.upload
         settings["evaluate"] = int(server_round > 1 and self.evaluates(server_round - 1))
-        self._open = dict(self._nodes)
         self._trains = {node: _hosted(participants, users) for node, users in self._nodes.items()}
         self._asked = {node: _hosted(uploaders, users) for node, users in self._nodes.items()}
-        return (self._message("train", node, settings, self._trains[node], self._asked[node]) for node in self._nodes)
+        all_of_them = bool(settings["evaluate"]) or not self.stateless
+        self._open = {node: users for node, users in self._nodes.items() if all_of_them or len(self._trains[node])}
+        busy, self._all_asked = list(self._open), len(self._open) == len(self._nodes)
+        return (self._message("train", node, settings, self._trains[node], self._asked[node]) for node in busy)
 
     def message_bytes(self, round_: int) -> tuple[float, float]:
         """Bytes up and down that a user's training messages take in a round if every user is a node.
 
-        Call it before the round's uploads are combined.
-
-        Returns:
-            Means over all users, whether they train and upload or not; comparable between methods, as they do not
-            depend on how users are spread over nodes.
+        Means over all users, whether they train or not. Call it before the round's uploads are combined.
         """
         trains, uploads = len(self.participants(round_)), len(self.uploaders(round_))
-        names_up, values_up = size_of(self.typical())  # the names cross in any case
+        names_up, values_up = size_of(self.typical())  # who only evaluates sends the names alone
+        evaluates = round_ > 1 and self.evaluates(round_ - 1)
+        reached = 1.0 if evaluates or not self.stateless else trains / self.users
         tables = self.download(np.arange(self.users))
         names, values = size_of(tables)
         own = len(tables.get("receivers", _NOBODY)) > 0  # else one table, that each of them gets
-        orders = len("participants" + "uploaders") + _NOBODY.itemsize * (trains + uploads) / self.users
-        return names_up + values_up * uploads / self.users, orders + names + (values / self.users if own else values)
+        orders = _NOBODY.itemsize * (trains + uploads) / self.users
+        names += len("participants" + "uploaders")
+        down = orders + reached * (names + (values / self.users if own else values))
+        return reached * names_up + values_up * uploads / self.users, down
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -198,11 +203,10 @@ class CohortStrategy(Strategy):
         """Check every upload, leave out and name what is not right, and combine the rest.
 
         Returns:
-            No arrays (they are the strategy's own), and the round's sums: `loss-total`, `num-examples`, and the
-            metric sums of the previous round's model.
+            No arrays (they are the strategy's own), and the sums of the round and of the previous round's model.
 
         Raises:
-            FedemError: not a single node contributed.
+            FedemError: every node was asked, and not a single one contributed.
         """
         sums: dict[str, float] = {}
         contributions = 0
@@ -218,7 +222,7 @@ class CohortStrategy(Strategy):
             if len(trains):
                 self.receive(arrays, trains)
             contributions += 1
-        if not contributions:
+        if not contributions and self._all_asked:
             raise FedemError(f"no usable reply in round {server_round}: {self.failures[-1].reason}")
         self.combine(server_round)
         return None, MetricRecord(dict(sums))

@@ -40,7 +40,8 @@ class FedialsOrder(Fedials):
         if self.table_rounds < 1 or before >= config.run.rounds:
             raise InputError(
                 f"order.rounds = {self.order.rounds} of run.rounds = {config.run.rounds} must leave some for the "
-                "table, and be more than the map's one: change either"
+                "table, and be more than the map's one: change either, for instance "
+                f"--set order.rounds={max(2, config.run.rounds - 10, config.run.rounds // 2)}"
             )
         self.first_step = before + 1  # round
         self.encoder = OrderEncoder(self.order, order_task(config), items, config.run.rounds - before)

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +16,10 @@ from pydantic import BaseModel
 
 from fedem_flwr.commands import experiment_tree, options_tree
 from fedem_flwr.config import Config, load_resolved, merge_trees, preset_names, read_toml, resolve
+from fedem_flwr.data import Interactions
 from fedem_flwr.errors import InputError
-from fedem_flwr.runtime.inputs import check_method
+from fedem_flwr.protocol.splits import make_split
+from fedem_flwr.runtime.inputs import adapted, check_method
 
 METHODS, DATASETS = preset_names("methods"), preset_names("datasets")
 EXPERIMENTS = sorted(p.name.removesuffix(".toml") for p in files("configs").joinpath("experiments").iterdir())
@@ -218,3 +221,27 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 )
 def test_settings_are_read_as_toml_or_text(settings: list[str], tree: dict[str, Any]) -> None:
     assert options_tree({"run": {"rounds": None}}, settings) == tree
+
+
+def test_settings_that_are_given_are_not_tuned_away() -> None:
+    assert resolve({}, {}).fold_in.tune and resolve({}, {"method": {"name": "fedials-order"}}).order.tune
+    given = resolve({"fold_in": {"half_life": 4.0}}, {"method": {"name": "fedials-order"}, "order": {"weight": 1.0}})
+    assert not given.fold_in.tune and not given.order.tune
+    assert resolve({}, {"fold_in": {"ridge": 2.0, "tune": True}}).fold_in.tune, "unless that is asked for"
+
+
+def test_a_preset_width_is_lowered_for_a_small_catalogue_and_a_given_one_is_refused() -> None:
+    few = Interactions(
+        "few",
+        np.repeat(np.arange(12), 12),
+        np.tile(np.arange(12), 12),
+        None,
+        None,
+        np.arange(12).astype(str),
+        np.arange(12).astype(str),
+    )
+    split = make_split(few, "strict", seed=0)
+    config = resolve({}, {"method": {"name": "fedials"}})
+    assert adapted(config, split, dim_is_preset=True).model.dim == 2
+    with pytest.raises(InputError, match=r"model\.dim = 16 is more than the 12 items"):
+        adapted(config, split)

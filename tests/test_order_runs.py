@@ -111,7 +111,7 @@ def test_the_table_is_that_of_fedials(tmp_path: Path) -> None:
 
 
 def test_the_weight_is_the_best_of_the_grid_on_validation(tmp_path: Path) -> None:
-    config = settings({"weights": [0.0, 0.5, 2.0, 7.0], "weight": 1.5}, evaluation={"every": 5})
+    config = settings({"weights": [0.0, 0.5, 2.0, 7.0], "weight": 1.5, "tune": True}, evaluation={"every": 5})
     run, grid = carry_out_watched(tmp_path / "run", config)
     split = run.run.split
     down = {r: train(grid.down, r)[0] for r in range(1, 9)}

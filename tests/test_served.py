@@ -20,7 +20,7 @@ from fedem_flwr.protocol.split import Split
 from fedem_flwr.runtime.controls import controls_of, per_user
 from fedem_flwr.runtime.inputs import load_interactions, split_of
 from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.served import ServedModel, look_at
+from fedem_flwr.runtime.served import ServedModel, look_at, with_served
 
 ORDER = {"rounds": 3, "participants": 1.0, "layers": 1, "heads": 2, "window": 6, "negatives": 8, "lr": 0.01, "map": 5}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,6 +78,14 @@ def test_the_served_model_is_the_one_that_was_measured(finished: Done) -> None:
         assert values.mean(dtype=np.float64) == pytest.approx(line["test"][way][metric], abs=1e-6), path
     sums = evaluate_scores(run.split, np.arange(USERS), scores_of(model), which="test")
     assert found.metrics["full/ndcg@10"].mean() == pytest.approx(sums["full"].means()["ndcg@10"], abs=1e-6)
+
+
+def test_grids_say_what_is_served_and_not_what_was_chosen_last(tmp_path: Path) -> None:
+    run = carry_out(tmp_path / "run", config_of("fedials", model={"dim": 4}, run={"rounds": 2})).run
+    shown = with_served({"tuning": {"rows": [], "chosen": {"half_life": -1.0, "ridge": 1.0}}, "mixing": None}, run)
+    model = ServedModel.open(run)
+    assert shown["tuning"]["chosen"]["half_life"] == model.strategy.settings(model.point.round)["half_life"] >= 0
+    assert shown["mixing"] is None
 
 
 def test_lists_are_the_best_items_that_a_user_does_not_know(finished: Done) -> None:

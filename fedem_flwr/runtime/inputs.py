@@ -103,13 +103,21 @@ def check_method(config: Config) -> None:
     find("clients", config.method.client)
 
 
-def adapted(config: Config, split: Split) -> Config:
-    """A configuration that uses no order where the data have no times: their rows' order would be that of the file.
+def adapted(config: Config, split: Split, *, dim_is_preset: bool = False) -> Config:
+    """A configuration that fits the data.
+
+    Without times nothing uses order: the rows' order would be that of the file. A width that nobody asked for is
+    lowered where there are hardly more items than that.
+
+    Args:
+        dim_is_preset: whether model.dim comes from a preset.
 
     Raises:
         InputError: the method learns from order, or needs more items than there are.
     """
     strategy = find("strategies", config.method.strategy)
+    if dim_is_preset and getattr(strategy, "stateless", False) and 4 * config.model.dim > split.items:
+        config = config.changed("model", dim=max(2, min(config.model.dim, split.items // 8 * 2)))
     if getattr(strategy, "stateless", False) and config.model.dim > split.items:
         raise InputError(
             f"model.dim = {config.model.dim} is more than the {split.items} items of {split.dataset}: the table would "

@@ -70,6 +70,17 @@ class ServedModel:
                 yield self.scorer(node)
 
 
+def with_served(diagnostics: Mapping[str, Any], run: PreparedRun) -> dict[str, Any]:
+    """Diagnostics whose grids say which settings are served; the last choice may be newer than the best round."""
+    model = ServedModel.open(run)
+    settings = model.strategy.settings(model.point.round) if isinstance(model.strategy, Resumable) else {}
+    out = dict(diagnostics)
+    for name in ("tuning", "mixing"):
+        if grid := out.get(name):
+            out[name] = {**grid, "chosen": {key: settings.get(key, value) for key, value in grid["chosen"].items()}}
+    return out
+
+
 def look_at(
     run: PreparedRun, controls: Mapping[str, Any], per_user: Mapping[str, Mapping[str, np.ndarray]]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
