@@ -43,28 +43,22 @@ class ElasticFedialsClient(FedialsClient):
         ),
     }
 
-    def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
-        """Evaluate what was received, and answer for the phase that the run is in."""
-        metrics: dict[str, Scalar] = self.withheld(parameters[0])
-        if config.get("evaluate"):
-            metrics |= evaluate_cohort(self.model(0, parameters, config), self.host.split)
-        if config.get("tune"):
-            metrics |= self.tune(parameters, config)
+    def train(self, parameters: Arrays, config: Mapping[str, Scalar]) -> tuple[Arrays, int, float | None]:
+        """Answer for the phase that the run is in."""
         plug, kind, history = self.plug(parameters, config), str(config["upload"]), self.host.history(self.node)
         who, glob = self.asked(parameters[0]), self.tensor(parameters[2])
         if kind in ("curve", "theta"):
-            arrays, metrics["loss-total"], samples = self._fit(plug, glob, history)
-            return arrays, samples, metrics
+            arrays, loss, samples = self._fit(plug, glob, history)
+            return arrays, samples, loss
         history = plug.held(history).rest if plug.cut else history
         sums = table_sums(glob, history, who, self.objective())
-        metrics["loss-total"] = sums.error
         if kind == "cluster":
             merge = self.merge(plug, Tables(glob, glob[None], glob[:1]), 1.0)
-            return plug.cluster(merge.users(history, who), who), sums.samples, metrics
+            return plug.cluster(merge.users(history, who), who), sums.samples, sums.error
         arrays = self.pack(sums)
         if kind == "joint":
             arrays += self._groups(plug, glob, history, who)
-        return arrays, sums.samples, metrics
+        return arrays, sums.samples, sums.error
 
     def plug(self, parameters: Arrays, config: Mapping[str, Scalar]) -> Plug:
         """The message."""

@@ -7,7 +7,6 @@ metric sums. Down: one item table for all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import ClassVar
 
 import numpy as np
@@ -55,11 +54,9 @@ class FedialsClient(HostClient):
 
     def tune(self, parameters: Arrays, config: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """Validation sums of the grid of half-lives and ridges, in the order of the configuration."""
-        grid, fold_in = self.host.config.fold_in, FoldIn(self.tensor(parameters[2]), self.objective())
-        scorers = [
-            self.history_scorer([(1.0, FoldInScores(fold_in, Recency.of(half_life, ridge)))])
-            for half_life, ridge in product(grid.half_lives, grid.ridges)
-        ]
+        grid, fold_in = self.host.config.fold_in.grid(), FoldIn(self.tensor(parameters[2]), self.objective())
+        components = [FoldInScores(fold_in, Recency.of(row["half_life"], row["ridge"])) for row in grid]
+        scorers = [self.history_scorer([(1.0, component)]) for component in components]
         return dict(grid_sums(scorers, self.host.split, "fold-in"))
 
     def history_scorer(self, components: Sequence[tuple[float, Component]]) -> HistoryScorer:

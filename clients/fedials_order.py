@@ -6,7 +6,6 @@ Private: interactions, sequences, embeddings and evaluation targets. It keeps no
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 from typing import ClassVar
 
 import numpy as np
@@ -52,8 +51,7 @@ class FedialsOrderClient(FedialsClient):
         """Also the grid of the components' weights."""
         sums = super().tune(parameters, config) if config["tune"] else {}
         if config["mix"]:
-            order = self.host.config.order
-            mixtures = [(1.0, *rest) for rest in product(order.weights, order.map_weights if order.map else [0.0])]
+            mixtures = [(1.0, row["order_weight"], row["map_weight"]) for row in self.host.config.order.grid()]
             scorer = self.model(0, parameters, config)
             sums |= mixture_sums(scorer, [row[: len(scorer.components)] for row in mixtures], self.host.split, "order")
         return sums

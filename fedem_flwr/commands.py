@@ -28,7 +28,7 @@ from fedem_flwr.runtime.inputs import adapted, check_method, split_into
 from fedem_flwr.runtime.node import SPLIT_FOLDER
 from fedem_flwr.runtime.outcome import diagnose, summarise
 from fedem_flwr.runtime.run import PreparedRun, checkpointed
-from fedem_flwr.runtime.served import look_at, with_served
+from fedem_flwr.runtime.served import ServedModel, look_at, with_served
 from fedem_flwr.settings import resolve_device
 
 SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
@@ -182,8 +182,9 @@ def _carry_out(run: PreparedRun, quiet: bool, *, resume: bool) -> None:
     with RoundProgress(config.run.rounds, description="control: local-only", quiet=quiet) as progress:
         controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
     lines = directory.read_metrics()
-    comparison, lists = look_at(run, controls, per_user(run.split, config))
-    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), run), "lists": lists})
+    model = ServedModel.open(run)
+    comparison, lists = look_at(model, controls, per_user(run.split, config))
+    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
     directory.write_summary(summarise(run, lines, outcome, controls, comparison, _notes(run, controls)))
     write_report(directory.path)
 

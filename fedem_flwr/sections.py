@@ -5,6 +5,7 @@ Symbols in the descriptions are those of the FedEM paper (AAAI 2026).
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -136,6 +137,10 @@ class FoldInConfig(Section):
     )
     ridges: list[Annotated[float, Field(gt=0)]] = Field([0.5, 1.0, 2.0], min_length=1, description="grid of the ridge")
 
+    def grid(self) -> list[dict[str, float]]:
+        """The settings that clients evaluate, in the order of their sums."""
+        return [{"half_life": h, "ridge": r} for h, r in product(self.half_lives, self.ridges)]
+
 
 class OrderConfig(Section):
     """What follows what: a causal encoder over the newest items, trained after the table (`fedials-order`)."""
@@ -164,6 +169,11 @@ class OrderConfig(Section):
     map_weights: list[Annotated[float, Field(ge=0)]] = Field(
         [0.0, 0.25, 0.5, 1.0], min_length=1, description="grid of the map's weight"
     )
+
+    def grid(self) -> list[dict[str, float]]:
+        """The weights that clients evaluate, in the order of their sums; without a map it has no weight."""
+        maps = self.map_weights if self.map else [0.0]
+        return [{"order_weight": w, "map_weight": v} for w, v in product(self.weights, maps)]
 
 
 class ElasticConfig(Section):

@@ -19,8 +19,9 @@ from fedem_flwr.evaluation.grid import Grid
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.runtime.node import as_tensor
 from fedem_flwr.runtime.wire import plain_numbers
+from fedem_flwr.training.ials import TableSums
 from strategies.base import CohortStrategy
-from strategies.uploads import Named, Spec, sparse_problem
+from strategies.uploads import Named, Spec, refuse_fraction, sparse_problem
 
 _RATE_EXPONENT = 0.9  # η of a share of the users: 0.13 with 10 %, 0.03 with 2 %
 
@@ -39,21 +40,14 @@ class Fedials(CohortStrategy):
                 "run.users_per_node = 1: a single user's sums show its embedding up to sign. Host more users a node, "
                 "or allow it: --set ials.individual_uploads=true"
             )
-        if config.aggregate.fraction < 1:
-            raise InputError(
-                "aggregate.fraction chooses among tables of single clients, and this method uploads sums: "
-                "set run.participants instead"
-            )
+        refuse_fraction(config)
         self.table = initial_table(items, model.dim, model.init_std, config.run.seed).double()  # (m, d)
         self.counts = torch.zeros(items, dtype=torch.float64)  # c and P: means over rounds, of sums scaled to all users
         self.gram = torch.zeros(model.dim, model.dim, dtype=torch.float64)
-        self.gradient = torch.zeros_like(self.table)
         self.steps = 0
-        self._round: Named = {}
-        self._trained = 0
-        grid = [{"half_life": h, "ridge": r} for h in self.fold_in.half_lives for r in self.fold_in.ridges]
+        self._begin()
         chosen = {"half_life": self.fold_in.half_life, "ridge": self.fold_in.ridge}
-        self.tuning = Grid("fold-in", grid, chosen)
+        self.tuning = Grid("fold-in", self.fold_in.grid(), chosen)
 
     @property
     def table_rounds(self) -> int:
@@ -115,16 +109,14 @@ class Fedials(CohortStrategy):
         if len(participants) == 1 and not len(arrays["items"]) and not self.ials.individual_uploads:
             return
         items = torch.from_numpy(arrays["items"].astype(np.int64))
-        if not self._round:
-            self._begin()
-        self.gradient.index_add_(0, items, as_tensor(arrays["rows"]).double())
-        self._round["counts"][arrays["items"]] += arrays["counts"]
-        self._round["gram"] += arrays["gram"]
+        self._sums.gradient.index_add_(0, items, as_tensor(arrays["rows"]).double())
+        self._sums.counts[items] += as_tensor(arrays["counts"])
+        self._sums.gram += as_tensor(arrays["gram"])
         self._trained += len(participants)
 
     def _begin(self) -> None:
-        dim = self.config.model.dim
-        self._round = {"counts": np.zeros(self.items), "gram": np.zeros((dim, dim))}
+        self._sums = TableSums.zeros(self.items, self.config.model.dim, torch.device("cpu"))  # of the round
+        self._trained = 0
 
     def combine(self, round_: int) -> None:
         """A Newton-like step; with some of the users, a small one with running means of c and P."""
@@ -135,13 +127,12 @@ class Fedials(CohortStrategy):
         scale = users / self._trained
         rate = self.rate()
         for name, memory in (("counts", 1 / self.steps), ("gram", max(1 / self.steps, rate))):
-            new = torch.from_numpy(self._round[name]) * scale
+            new = getattr(self._sums, name) * scale
             old = getattr(self, name)
             setattr(self, name, new if self._trained == users else old + memory * (new - old))
         step = Newton(self.ials.weight, self.ials.ridge, self.ials.kappa, rate)
-        self.table = newton_step(self.table, self.gradient * scale, self.counts, self.gram, users, step)
-        self.gradient = torch.zeros_like(self.table)
-        self._round, self._trained = {}, 0
+        self.table = newton_step(self.table, self._sums.gradient * scale, self.counts, self.gram, users, step)
+        self._begin()
 
     def rate(self) -> float:
         """η of the current step."""

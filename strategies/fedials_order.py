@@ -8,7 +8,6 @@ where its model is evaluated.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -45,10 +44,8 @@ class FedialsOrder(Fedials):
             )
         self.first_step = before + 1  # round
         self.encoder = OrderEncoder(self.order, order_task(config), items, config.run.rounds - before)
-        maps = self.order.map_weights if self.map else [0.0]
-        rows = [{"order_weight": w, "map_weight": v} for w, v in product(self.order.weights, maps)]
         first = {"order_weight": self.order.weight, "map_weight": self.order.map_weight if self.map else 0.0}
-        self.mixing = Grid("order", rows, first)
+        self.mixing = Grid("order", self.order.grid(), first)
         self.done = 0  # rounds
         self._scored = True  # whether what is sent next will be scored with
 

@@ -20,7 +20,7 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.runtime.node import as_tensor
 from strategies.base import CohortStrategy
-from strategies.uploads import Named, Spec, norms
+from strategies.uploads import Named, Spec, norms, refuse_fraction
 
 _EVERYBODY = np.empty(0, dtype=np.int64)
 
@@ -35,11 +35,7 @@ class FedMF(CohortStrategy):
                 f"strategy fedmf makes one table for all: aggregate.weights must be average or rows, "
                 f"not '{config.aggregate.weights}'"
             )
-        if config.aggregate.fraction < 1:
-            raise InputError(
-                "aggregate.fraction chooses among tables of single clients, and this method uploads sums: "
-                "set run.participants instead"
-            )
+        refuse_fraction(config)
         self.upload = "rows" if config.aggregate.weights == "rows" else "average"
         model = config.model
         self.table = initial_table(items, model.dim, model.init_std, config.run.seed)  # (m, d)

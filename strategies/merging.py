@@ -183,11 +183,16 @@ class Elastic(CohortStrategy):
 
     def state(self) -> Named:
         """Also the groups, what was fitted, and how far the run is."""
-        theta = {f"theta-{part}": getattr(self.theta, part).numpy() for part in ("value", "first", "second")}
         own = {"groups": self.groups, "centres": self.centres, "members": self.members, "first": self.first}
         progress = np.array([self.done, self.theta.steps])
         named = {name: value.numpy() for name, value in own.items()}
-        return {**self.METHOD.state(self), **theta, **named, "mean": self.mean, "progress": progress}
+        return {
+            **self.METHOD.state(self),
+            **self.theta.arrays("theta"),
+            **named,
+            "mean": self.mean,
+            "progress": progress,
+        }
 
     def restore(self, state: Named) -> None:
         """See `state`."""
@@ -195,6 +200,5 @@ class Elastic(CohortStrategy):
         for name in ("groups", "centres", "members", "first"):
             setattr(self, name, as_tensor(state[name]))
         done, steps = state["progress"].tolist()
-        value, first, second = (as_tensor(state[f"theta-{part}"]) for part in ("value", "first", "second"))
-        self.mean, self.theta = state["mean"], ServerAdam(value, first, second, steps)
+        self.mean, self.theta = state["mean"], ServerAdam.of("theta", state, steps)
         self._enter(done)

@@ -12,8 +12,6 @@ from fedem_flwr.sections import OrderConfig
 from fedem_flwr.training.order import OrderTask
 from strategies.uploads import Named, Spec, sparse_problem
 
-_PARTS = ("value", "first", "second")
-
 
 class OrderEncoder:
     """Weights (W,) and item rows (m, d) of the encoder, with their moments.
@@ -87,16 +85,10 @@ class OrderEncoder:
 
     def state(self) -> Named:
         """Values, moments and numbers of steps."""
-        both = (("rows", self.rows), ("weights", self.weights))
-        arrays = {f"{name}-{part}": getattr(adam, part).numpy() for name, adam in both for part in _PARTS}
-        return {**arrays, "steps-taken": np.array([self.rows.steps, self.weights.steps])}
+        steps = np.array([self.rows.steps, self.weights.steps])
+        return {**self.rows.arrays("rows"), **self.weights.arrays("weights"), "steps-taken": steps}
 
     def restore(self, state: Named) -> None:
         """See `state`."""
-
-        def adam(name: str, steps: int) -> ServerAdam:
-            value, first, second = (as_tensor(state[f"{name}-{part}"]) for part in _PARTS)
-            return ServerAdam(value, first, second, steps)
-
         rows, weights = state["steps-taken"].tolist()
-        self.rows, self.weights = adam("rows", rows), adam("weights", weights)
+        self.rows, self.weights = ServerAdam.of("rows", state, rows), ServerAdam.of("weights", state, weights)

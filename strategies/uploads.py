@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message
 
+from fedem_flwr.config import Config
+from fedem_flwr.errors import InputError
 from fedem_flwr.runtime.wire import unpack_arrays
 
 Named = dict[str, np.ndarray]
@@ -68,6 +70,19 @@ def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> 
             if spec.bounded and (largest := sizes.max(initial=0.0)) > max_norm:
                 return f"'{name}' has norm {largest:.3g}, more than {max_norm:.3g}"
     return ""
+
+
+def refuse_fraction(config: Config) -> None:
+    """For strategies whose nodes upload sums over their users.
+
+    Raises:
+        InputError: only some of the participants' tables are to be aggregated.
+    """
+    if config.aggregate.fraction < 1:
+        raise InputError(
+            "aggregate.fraction chooses among tables of single clients, and this method uploads sums: "
+            "set run.participants instead"
+        )
 
 
 def sparse_problem(items: np.ndarray, counts: np.ndarray, rows: Named, most_items: int, most: int) -> str:

@@ -82,8 +82,8 @@ def test_the_served_model_is_the_one_that_was_measured(finished: Done) -> None:
 
 def test_grids_say_what_is_served_and_not_what_was_chosen_last(tmp_path: Path) -> None:
     run = carry_out(tmp_path / "run", config_of("fedials", model={"dim": 4}, run={"rounds": 2})).run
-    shown = with_served({"tuning": {"rows": [], "chosen": {"half_life": -1.0, "ridge": 1.0}}, "mixing": None}, run)
     model = ServedModel.open(run)
+    shown = with_served({"tuning": {"rows": [], "chosen": {"half_life": -1.0, "ridge": 1.0}}, "mixing": None}, model)
     assert shown["tuning"]["chosen"]["half_life"] == model.strategy.settings(model.point.round)["half_life"] >= 0
     assert shown["mixing"] is None
 
@@ -125,7 +125,7 @@ def test_the_comparison_is_with_the_best_control(finished: Done) -> None:
     run = finished.run
     controls = controls_of(run.split, run.config, lambda _: None)
     figures = per_user(run.split, run.config)
-    comparison, lists = look_at(run, controls, figures)
+    comparison, lists = look_at(ServedModel.open(run), controls, figures)
     assert comparison is not None and lists["coverage"] > 0
     rivals = {name: control["full"]["ndcg@10"] for name, control in controls.items() if name in figures}
     assert rivals[comparison["control"]] == max(rivals.values()) and len(rivals) > 3
@@ -139,7 +139,8 @@ def test_the_comparison_is_with_the_best_control(finished: Done) -> None:
             assert interval["mean"] == pytest.approx(np.mean(ours - theirs), abs=1e-9)
             assert interval["low"] <= interval["mean"] <= interval["high"]
             assert interval["low"] < interval["high"] or not np.ptp(ours - theirs)
-    assert look_at(run, {}, {})[0] is None and look_at(run, {"local_only": None}, {})[0] is None
+    model = ServedModel.open(run)
+    assert look_at(model, {}, {})[0] is None and look_at(model, {"local_only": None}, {})[0] is None
 
 
 # ---- small pieces

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_PARTS = ("value", "first", "second")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.98, 1e-8
 
 
@@ -28,6 +31,16 @@ class ServerAdam:
     def start(cls, value: Tensor) -> ServerAdam:
         """From a value, with moments of zero."""
         return cls(value, torch.zeros_like(value), torch.zeros_like(value))
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Value and moments for a checkpoint, as `NAME-value`, `NAME-first` and `NAME-second`."""
+        return {f"{name}-{part}": getattr(self, part).numpy() for part in _PARTS}
+
+    @classmethod
+    def of(cls, name: str, arrays: Mapping[str, np.ndarray], steps: int) -> ServerAdam:
+        """From `arrays`, after so many steps."""
+        value, first, second = (torch.from_numpy(np.array(arrays[f"{name}-{part}"])) for part in _PARTS)
+        return cls(value, first, second, steps)
 
     def step(self, gradient: Tensor, rate: float) -> ServerAdam:
         """One step with bias correction."""

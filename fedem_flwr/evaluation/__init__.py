@@ -4,7 +4,6 @@ from fedem_flwr.evaluation.controls import (
     Control,
     cached_controls,
     compute_controls,
-    evaluate_scorer,
     headline,
 )
 from fedem_flwr.evaluation.ranking import (
@@ -25,7 +24,6 @@ __all__ = [
     "Part",
     "cached_controls",
     "compute_controls",
-    "evaluate_scorer",
     "evaluate_scores",
     "full_ranks",
     "headline",

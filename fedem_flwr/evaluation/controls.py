@@ -51,7 +51,7 @@ def headline(protocol: str, full_means: Mapping[str, float], sampled_means: Mapp
     return {**first, "sampled99": dict(sampled_means), "full": dict(full_means)}
 
 
-def evaluate_scorer(split: Split, score: Scorer, score_test: Scorer | None = None) -> dict[str, Any]:
+def _figures(split: Split, score: Scorer, score_test: Scorer | None = None) -> Figures:
     """Evaluate fixed scores on both held-out items, in blocks of users so that memory is bounded.
 
     Args:
@@ -60,13 +60,9 @@ def evaluate_scorer(split: Split, score: Scorer, score_test: Scorer | None = Non
         score_test: of the test item's; the same where it is None.
 
     Returns:
-        The test figures in the form of `headline`, and ``"validation"`` with those of the validation item.
+        The test figures in the form of `headline`, with those of the validation item as ``"validation"``; and the test
+        metrics of each user by list and name, such as "full/ndcg@10".
     """
-    return _figures(split, score, score_test)[0]
-
-
-def _figures(split: Split, score: Scorer, score_test: Scorer | None = None) -> Figures:
-    """The result of `evaluate_scorer`, and the test metrics of each user by list and name, such as "full/ndcg@10"."""
     parts: tuple[Part, ...] = ("validation", "test")
     sums = {which: dict.fromkeys(LISTS, MetricSums.empty()) for which in parts}
     terms: dict[str, list[NDArray[np.float32]]] = {}
@@ -201,7 +197,7 @@ def measure_controls(
     """All controls of a split by name (`Control`).
 
     Returns:
-        Results in the form of `evaluate_scorer`, with the chosen ``"settings"`` of either list where there are any;
+        Results in the form of `headline`, with the chosen ``"settings"`` of either list where there are any;
         ``{"skipped": why}`` for EASE above `EASE_LIMIT`, and for recency where order may not be used.
     """
     found: dict[str, Figures] = {

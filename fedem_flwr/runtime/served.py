@@ -70,9 +70,8 @@ class ServedModel:
                 yield self.scorer(node)
 
 
-def with_served(diagnostics: Mapping[str, Any], run: PreparedRun) -> dict[str, Any]:
+def with_served(diagnostics: Mapping[str, Any], model: ServedModel) -> dict[str, Any]:
     """Diagnostics whose grids say which settings are served; the last choice may be newer than the best round."""
-    model = ServedModel.open(run)
     settings = model.strategy.settings(model.point.round) if isinstance(model.strategy, Resumable) else {}
     out = dict(diagnostics)
     for name in ("tuning", "mixing"):
@@ -82,7 +81,7 @@ def with_served(diagnostics: Mapping[str, Any], run: PreparedRun) -> dict[str, A
 
 
 def look_at(
-    run: PreparedRun, controls: Mapping[str, Any], per_user: Mapping[str, Mapping[str, np.ndarray]]
+    model: ServedModel, controls: Mapping[str, Any], per_user: Mapping[str, Mapping[str, np.ndarray]]
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Compare the served model with the best control, user by user, and look at its lists.
 
@@ -92,14 +91,14 @@ def look_at(
     Returns:
         The comparison (None without controls) and the diagnostics of the lists.
     """
-    model = ServedModel.open(run)
+    run = model.run
     found = served(run.split, model.scorers())
     lists = list_diagnostics(run.split, found.recommended)
-    headline = "sampled99/ndcg@10" if run.split.protocol == "paper" else "full/ndcg@10"
+    first = "sampled99" if run.split.protocol == "paper" else "full"
     rivals = {name: figures for name, figures in controls.items() if name in per_user}
     if not rivals:
         return None, lists
-    control = best_control(rivals, headline)
+    control = best_control(rivals, f"{first}/ndcg@10")
     if control is None:
         return None, lists
     intervals: dict[str, dict[str, float]] = {}
@@ -108,7 +107,6 @@ def look_at(
         a, b = found.metrics[path][known], per_user[control][path][known]
         interval = paired_interval(a, b, seed=run.config.run.seed, level=LEVEL)
         intervals[path] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-    first = "sampled99" if run.split.protocol == "paper" else "full"
     metrics: dict[str, Any] = {metric: intervals[f"{first}/{metric}"] for metric in ("ndcg@10", "hr@10")}
     metrics["sampled99"] = {metric: intervals[f"sampled99/{metric}"] for metric in ("ndcg@10", "hr@10")}
     users = int(np.isfinite(found.metrics[_PATHS[0]]).sum())
