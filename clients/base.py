@@ -63,8 +63,9 @@ class HostClient(NumPyClient):
         Returns:
             `users` (k,) and `samples` (k,), the counts behind the weights p_v of Eq. 13.
         """
-        offsets = self.host.split.train_offsets
-        counts = np.asarray(offsets[self.users + 1]) - np.asarray(offsets[self.users])
+        split = self.host.split
+        offsets, rows = split.train_offsets, split.rows(self.users)
+        counts = np.asarray(offsets[rows + 1]) - np.asarray(offsets[rows])
         return {"users": self.users, "samples": counts}
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:

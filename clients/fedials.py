@@ -62,7 +62,7 @@ class FedialsClient(HostClient):
     def history_scorer(self, components: Sequence[tuple[float, Component]]) -> HistoryScorer:
         """All users, scored by weighted components."""
         later = self.host.config.evaluation.test_history == "all"
-        newest = np.asarray(self.host.split.validation[self.users]) if later else None
+        newest = np.asarray(self.host.split.validation[self.host.split.rows(self.users)]) if later else None
         return HistoryScorer(self.host.history(self.node), self.host.device(), components, newest)
 
     def objective(self) -> Objective:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from fedem_flwr import __version__
+from fedem_flwr.cli_deploy import app as deploy_app
 from fedem_flwr.errors import FedemError, InputError
 
 app = typer.Typer(
@@ -21,8 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data_app = typer.Typer(help="Data sets: what is known, what a file holds, downloads.", no_args_is_help=True)
+data_app = typer.Typer(help="Data sets: what is known, what a file holds, downloads, shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(deploy_app, name="deploy")
 
 Dataset = Annotated[
     str | None, typer.Option(help="a known name (see `fedem data list`) or the path of a delimited file")
@@ -41,7 +43,9 @@ def run(
     dataset: Dataset = None,
     method: Annotated[str | None, typer.Option(help="a preset of configs/methods")] = None,
     protocol: Protocol = None,
-    runtime: Annotated[str | None, typer.Option(help="inprocess (default) or ray, Flower's simulation")] = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="inprocess (default), ray (Flower's simulation) or network (real processes)")
+    ] = None,
     users_per_node: Annotated[int | None, typer.Option(help="users that one Flower node hosts; 0: all")] = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of training")] = None,
     seed: Annotated[int | None, typer.Option(help="of every draw, the split's included")] = None,
@@ -49,6 +53,12 @@ def run(
     out: Annotated[Path | None, typer.Option(help="run directory; default: a new one under runs/")] = None,
     against: Annotated[list[str] | None, typer.Option(help="another method to run beside it on the same split")] = None,
     data_dir: DataDir = None,
+    superlink: Annotated[str | None, typer.Option(help="host:port of a SuperLink that runs already; nodes too")] = None,
+    federation: Annotated[
+        Path | None, typer.Option(help="what is known of the nodes' data: federation/ of `fedem data shard`")
+    ] = None,
+    certs: Annotated[Path | None, typer.Option(help="the server's keys, of `fedem deploy certs`")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="network: plain HTTP, unknown nodes")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that --out holds")] = False,
     quiet: Quiet = False,
     settings: Settings = None,
@@ -61,16 +71,17 @@ def run(
             "data": {"dataset": dataset, "protocol": protocol, "data_dir": _text(data_dir)},
             "method": {"name": method},
             "run": {
-                "runtime": runtime,
+                "runtime": runtime or ("network" if superlink else None),
                 "users_per_node": users_per_node,
                 "rounds": rounds,
                 "seed": seed,
                 "device": device,
             },
+            "network": {"superlink": superlink, "certs": _text(certs), "insecure": insecure or None},
         },
         settings or [],
     )
-    commands.run(experiment, options, out, against or [], overwrite=overwrite, quiet=quiet)
+    commands.run(experiment, options, out, against or [], overwrite=overwrite, quiet=quiet, federation=federation)
 
 
 @app.command()
@@ -160,6 +171,25 @@ def data_fetch(
     from fedem_flwr import commands_data
 
     commands_data.fetch(dataset, data_dir, quiet=quiet)
+
+
+@data_app.command("shard")
+def data_shard(
+    dataset: Dataset = None,
+    nodes: Annotated[int, typer.Option(min=1, help="how many shards, of consecutive users")] = 2,
+    out: Annotated[Path, typer.Option(help="folder that is made: federation/ and shards/node-0 ...")] = Path("shards"),
+    protocol: Protocol = None,
+    seed: Annotated[int | None, typer.Option(help="of the split")] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    settings: Settings = None,
+) -> None:
+    """Split a data set and cut it into one shard a node, so that no node holds another's users."""
+    from fedem_flwr import commands, commands_data
+
+    data = {"dataset": dataset, "protocol": protocol, "data_dir": _text(data_dir)}
+    options = commands.options_tree({"data": data, "run": {"seed": seed}}, settings or [])
+    commands_data.shard(options, nodes, out, quiet=quiet)
 
 
 def _version(wanted: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -15,27 +16,65 @@ from fedem_flwr.runtime.node import NodeHost
 from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
 
 
-def build_client_app(host: NodeHost | None = None) -> ClientApp:
-    """A ClientApp whose nodes are hosted by `host`, or described by the context's run configuration.
+class Hosts(Protocol):
+    """Where a node's side of a run comes from."""
+
+    def welcome(self, message: Message, context: Context) -> Mapping[str, np.ndarray]:
+        """Take in what a server says of its run; returns arrays to answer with."""
+
+    def of(self, message: Message, context: Context) -> NodeHost:
+        """The host of the node that a message is for."""
+
+    def node(self, context: Context) -> int:
+        """The node's number there."""
+
+
+@dataclass(frozen=True)
+class OneHost:
+    """Nodes that all see the run's directory: given, or named by the context's run configuration."""
+
+    host: NodeHost | None = None
+
+    def welcome(self, message: Message, context: Context) -> Mapping[str, np.ndarray]:
+        """Nothing has to be said."""
+        return {}
+
+    def of(self, message: Message, context: Context) -> NodeHost:
+        """The one."""
+        return self.host if self.host is not None else _host_from(context)
+
+    def node(self, context: Context) -> int:
+        """Flower's number of the partition."""
+        return int(context.node_config["partition-id"])
+
+
+def build_client_app(hosts: NodeHost | Hosts | None = None) -> ClientApp:
+    """A ClientApp whose nodes are hosted by `hosts`, or described by the context.
 
     Args:
-        host: given where the process that makes the app also runs the clients, or hands it to Ray's actors.
+        hosts: given where the process that makes the app also runs the clients, or hands it to Ray's actors.
     """
     app = ClientApp()
 
-    def client_of(context: Context) -> Any:
-        here = host if host is not None else _host_from(context)
-        kind = here.config.method.client
-        return find("clients", kind)(here, int(context.node_config["partition-id"]))
+    def hosts_of(context: Context) -> Hosts:
+        if hosts is None:
+            return _shards_from(context) if "shard" in context.node_config else OneHost()
+        return OneHost(hosts) if isinstance(hosts, NodeHost) else hosts
+
+    def client_of(message: Message, context: Context) -> Any:
+        source = hosts_of(context)
+        here = source.of(message, context)
+        return find("clients", here.config.method.client)(here, source.node(context))
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        arrays = client_of(context).introduce()
-        return Message(RecordDict({"arrays": pack_arrays(arrays)}), reply_to=message)
+        known = hosts_of(context).welcome(message, context)
+        arrays = client_of(message, context).introduce()
+        return Message(RecordDict({"arrays": pack_arrays({**arrays, **known})}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        client = client_of(context)
+        client = client_of(message, context)
         config = _config(message)
         try:
             parameters = _parameters(message, client.DOWNLOAD)
@@ -50,7 +89,7 @@ def build_client_app(host: NodeHost | None = None) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        client = client_of(context)
+        client = client_of(message, context)
         _, examples, metrics = client.evaluate(_parameters(message, client.DOWNLOAD), _config(message))
         return _reply(message, metrics, examples, None)
 
@@ -61,6 +100,22 @@ def _host_from(context: Context) -> NodeHost:
     settings = context.run_config
     return NodeHost(
         Path(str(settings["run-dir"])), int(context.node_config["num-partitions"]), int(settings["threads"])
+    )
+
+
+def _shards_from(context: Context) -> Hosts:
+    """Of Flower's own SuperNode, whose every message meets a new process: `--node-config 'shard="..." state="..."'`."""
+    from fedem_flwr.runtime.network.host import ShardHosts
+    from fedem_flwr.runtime.network.trust import load_server_key
+
+    told = context.node_config
+    key = told.get("server-key")
+    return ShardHosts(
+        Path(str(told["shard"])),
+        Path(str(told["state"])),
+        load_server_key(Path(str(key))) if key else None,
+        threads=int(told.get("threads", 0)),
+        resident=False,
     )
 
 

@@ -17,7 +17,8 @@ from rich.console import Console
 from fedem_flwr.config import Config, Tree, merge_trees, read_toml, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
 from fedem_flwr.errors import InputError
-from fedem_flwr.protocol.splits import Split
+from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
+from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress, task_progress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
@@ -25,6 +26,7 @@ from fedem_flwr.report.tables import audit_table, result_table
 from fedem_flwr.runtime import audit as auditing
 from fedem_flwr.runtime.controls import controls_of, per_user
 from fedem_flwr.runtime.inputs import adapted, check_method, split_into
+from fedem_flwr.runtime.network import NETWORK_FOLDER
 from fedem_flwr.runtime.node import SPLIT_FOLDER
 from fedem_flwr.runtime.outcome import diagnose, summarise
 from fedem_flwr.runtime.run import PreparedRun, checkpointed
@@ -66,10 +68,23 @@ def options_tree(given: Mapping[str, Mapping[str, Any]], settings: Sequence[str]
 
 
 def run(
-    experiment: str | None, options: Tree, out: Path | None, against: Sequence[str], *, overwrite: bool, quiet: bool
+    experiment: str | None,
+    options: Tree,
+    out: Path | None,
+    against: Sequence[str],
+    *,
+    overwrite: bool,
+    quiet: bool,
+    federation: Path | None = None,
 ) -> None:
-    """`fedem run`: one run, or one for each further method, then one table and one report."""
+    """`fedem run`: one run, or one for each further method, then one table and one report.
+
+    Args:
+        federation: describes data that are on nodes elsewhere; they are not opened here.
+    """
     tree, origin = experiment_tree(experiment)
+    known = None if federation is None else Federation.load(federation)
+    options = _over(known, options)
     methods = tree.pop("methods", [])
     if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
         raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")
@@ -89,9 +104,10 @@ def run(
     _quiet_libraries()
     fresh = directory.path / f"{SPLIT_FOLDER}.new"
     try:
-        split = _split(config, fresh, quiet=quiet)
+        split: Split | Federation = known or _split(config, fresh, quiet=quiet)
+        facts = split if isinstance(split, Split) else split.facts
         given = merge_trees(tree, options).get("model", {})
-        config, *others = (adapted(each, split, dim_is_preset="dim" not in given) for each in (config, *others))
+        config, *others = (adapted(each, facts, dim_is_preset="dim" not in given) for each in (config, *others))
     except InputError:
         shutil.rmtree(fresh, ignore_errors=True)
         with suppress(OSError):
@@ -99,16 +115,41 @@ def run(
         raise
     if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
         directory.create(overwrite=True)
-        for name in (SPLIT_FOLDER, AGAINST):
+        for name in (SPLIT_FOLDER, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):
             shutil.rmtree(directory.path / name, ignore_errors=True)
-    fresh.rename(directory.path / SPLIT_FOLDER)
-    split = Split.load(directory.path / SPLIT_FOLDER)
+    if known is None:
+        fresh.rename(directory.path / SPLIT_FOLDER)
+        split = Split.load(directory.path / SPLIT_FOLDER)
     if not quiet:
-        _err.print(_opening(config, split), f"into {directory.path}", sep="\n", soft_wrap=True)
+        _err.print(_opening(config, facts), f"into {directory.path}", sep="\n", soft_wrap=True)
     places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in others]
     beside = [PreparedRun.create(place, other, split) for place, other in zip(places, others, strict=True)]
-    main = PreparedRun.create(directory, config, split, saved=True)  # last: now there is all that `resume` needs
+    main = PreparedRun.create(
+        directory, config, split, saved=known is None
+    )  # last: now there is all that `resume` needs
     _carry_out_all(main, beside, quiet=quiet)
+
+
+def _over(known: Federation | None, options: Tree) -> Tree:
+    """Options for a run over data that are on nodes elsewhere: what these data are is given.
+
+    Raises:
+        InputError: other data were asked for, or nodes elsewhere without a word of what they hold.
+    """
+    elsewhere = options.get("network", {}).get("superlink")
+    if known is None:
+        if elsewhere:
+            raise InputError("--superlink: say what its nodes hold, with --federation (`fedem data shard` writes it)")
+        return options
+    if not elsewhere:
+        raise InputError("--federation describes nodes elsewhere: name their SuperLink with --superlink host:port")
+    facts = known.facts
+    for key in ("dataset", "protocol"):
+        asked = options.get("data", {}).get(key)
+        if asked not in (None, getattr(facts, key)):
+            raise InputError(f"--{key} {asked}: the nodes hold {getattr(facts, key)}; leave it out")
+    given = {"data": {"dataset": facts.dataset, "protocol": facts.protocol}, "run": {"seed": facts.seed}}
+    return merge_trees(given, options)
 
 
 def _split(config: Config, folder: Path, *, quiet: bool) -> Split:
@@ -179,17 +220,19 @@ def _carry_out(run: PreparedRun, quiet: bool, *, resume: bool) -> None:
     name = config.method.name
     with RoundProgress(config.run.rounds, first_round=first, description=name, quiet=quiet) as progress:
         outcome = run.carry_out(lambda line: progress.update(line["round"], line), resume=resume)
-    with RoundProgress(config.run.rounds, description="control: local-only", quiet=quiet) as progress:
-        controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
+    controls: dict[str, Any] = {}
+    if run.has_data:
+        with RoundProgress(config.run.rounds, description="control: local-only", quiet=quiet) as progress:
+            controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
     lines = directory.read_metrics()
     model = ServedModel.open(run)
-    comparison, lists = look_at(model, controls, per_user(run.split, config))
+    comparison, lists = look_at(model, controls, per_user(run.split, config)) if run.has_data else (None, None)
     directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
     directory.write_summary(summarise(run, lines, outcome, controls, comparison, _notes(run, controls)))
     write_report(directory.path)
 
 
-def _opening(config: Config, split: Split) -> str:
+def _opening(config: Config, split: SplitFacts) -> str:
     return (
         f"{config.method.name} on {split.dataset} ({split.users:,} users, {split.items:,} items, "
         f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
@@ -220,7 +263,9 @@ def _notes(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
         notes.append("Synthetic data: use it to see that everything works, not to compare methods.")
     if _is_default(run.config):
         notes.append(_default_note(run.config))
-    if not run.split.has_times:
+    if not run.has_data:
+        notes.append("The data are on the nodes: controls, and the comparison with them, need them in one place.")
+    if not run.facts.has_times:
         notes.append(
             "This data set has no times: under strict the held-out items are drawn at random, and nothing uses order, "
             "neither recency nor an encoder."

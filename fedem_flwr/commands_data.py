@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from rich.table import Table
 from fedem_flwr.config import Tree, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_entry, fetch_dataset, find_dataset
 from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.files import replaced_folder
+from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
 from fedem_flwr.protocol.splits import Protocol
 from fedem_flwr.report.progress import task_progress
-from fedem_flwr.runtime.inputs import load_interactions, split_of
+from fedem_flwr.runtime.inputs import load_interactions, split_into, split_of
 
 _out = Console(highlight=False)
 
@@ -98,3 +101,27 @@ def fetch(name: str, data_dir: Path | None, *, quiet: bool) -> None:
     if found.warning:
         _out.print(found.warning, soft_wrap=True)
     _out.print(f"licence: {entry.licence}", soft_wrap=True)
+
+
+def shard(options: Tree, nodes: int, out: Path, *, quiet: bool) -> Federation:
+    """Write a folder with one shard a node, and what the server may know."""
+    config = resolve({}, options, "options")
+    if any((out / name).exists() for name in (FEDERATION_FOLDER, SHARDS_FOLDER)):
+        raise InputError(f"{out} holds shards already: give another --out, or delete them")
+    with replaced_folder(out / SHARDS_FOLDER) as work:  # on the same disk, and gone whatever happens
+        whole = split_into(work / "whole", config)
+        with task_progress("writing shards", nodes, in_bytes=False, quiet=quiet) as advance:
+            federation = write_shards(whole, nodes, work, lambda: advance(1))
+        (work / FEDERATION_FOLDER).rename(out / FEDERATION_FOLDER)
+        shutil.rmtree(work / "whole")
+        for made in sorted((work / SHARDS_FOLDER).iterdir()):
+            made.rename(work / made.name)
+        (work / SHARDS_FOLDER).rmdir()
+    each = federation.shards[0]
+    facts = federation.facts
+    _out.print(
+        f"{out}: {facts.users:,} users of {facts.dataset} in {nodes} shards of up to {each[1] - each[0]:,}, protocol "
+        f"{facts.protocol}",
+        soft_wrap=True,
+    )
+    return federation

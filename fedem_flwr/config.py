@@ -28,6 +28,7 @@ from fedem_flwr.sections import (
     MergeConfig,
     MethodConfig,
     ModelConfig,
+    NetworkConfig,
     OrderConfig,
     RunConfig,
     Section,
@@ -51,6 +52,7 @@ class Config(Section):
     order: OrderConfig = OrderConfig()
     elastic: ElasticConfig = ElasticConfig()
     run: RunConfig = RunConfig()
+    network: NetworkConfig = NetworkConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_toml(self) -> str:

@@ -216,16 +216,38 @@ class RunConfig(Section):
     rounds: int = Field(30, ge=1, description="T")
     seed: int = Field(0, ge=0, description="of every draw")
     participants: float = Field(1.0, gt=0, le=1, description="share of users that train in a round")
-    runtime: Literal["inprocess", "ray"] = Field("inprocess", description="where clients run")
+    runtime: Literal["inprocess", "ray", "network"] = Field("inprocess", description="where clients run")
     users_per_node: int = Field(
-        0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray: two nodes)"
+        0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray, network: two nodes)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     threads: int = Field(0, ge=0, description="torch threads; 0: torch's own choice")
     round_timeout: float = Field(
         3600.0, gt=0, description="seconds after which a round goes on without missing replies"
     )
+    quorum: float = Field(
+        0.0, ge=0, le=1, description="share of a round's participants that must contribute; 0: one node is enough"
+    )
+    patience: float = Field(
+        600.0, ge=0, description="seconds that a networked round below its quorum is repeated before the run stops"
+    )
     checkpoint_every: int = Field(5, ge=1, description="rounds between checkpoints; the last round always has one")
+
+
+class NetworkConfig(Section):
+    """Networked processes (`run.runtime = "network"`): where they are, and how long they are waited for."""
+
+    superlink: str = Field("", description="host:port of a SuperLink that runs; empty: start one, and the nodes, here")
+    certs: str | None = Field(None, description="folder made by `fedem deploy certs`; what starts here makes its own")
+    insecure: bool = Field(False, description="plain HTTP and any node: for trying things out")
+    join_timeout: float = Field(60.0, gt=0, description="seconds that the first round waits for nodes to come")
+    reconnect: float = Field(60.0, ge=0, description="seconds that the server waits for a SuperLink that is away")
+    max_message_mb: int = Field(
+        0, ge=0, description="larger messages are refused; 0: what the largest shard's tables could take, twice"
+    )
+    database: bool = Field(
+        False, description="the SuperLink started here keeps messages in a file: killed, it goes on, but each is slower"
+    )
 
 
 class EvaluationConfig(Section):

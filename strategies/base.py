@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -20,10 +20,12 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.randomness import keyed_permutation
+from fedem_flwr.runtime.welcome import OpenDoor, TooFewContributions, Welcome, greetings, sessions_of
 from fedem_flwr.runtime.wire import pack_arrays, plain_numbers
 from strategies.uploads import Failure, Named, Spec, arrays_of, introduces, problem_of, size_of
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
+_LONGEST_MEETING = 30.0  # seconds that a running round waits for nodes that have just come
 
 
 class CohortStrategy(Strategy):
@@ -51,11 +53,14 @@ class CohortStrategy(Strategy):
         self.failures: list[Failure] = []
         self.samples: np.ndarray = np.empty(0, dtype=np.int64)
         self._nodes: dict[int, np.ndarray] = {}
+        self._away: dict[int, np.ndarray] = {}  # nodes that were met and are not there now
+        self._sessions: dict[int, Hashable] = {}  # of nodes that need not be asked again
         self._open: dict[int, np.ndarray] = {}  # nodes that have not answered yet
         self._trains: dict[int, np.ndarray] = {}  # who trains on each node this round
         self._asked: dict[int, np.ndarray] = {}  # whose uploads each node was asked for
         self._drawn: tuple[int, np.ndarray] = (0, _NOBODY)  # a round and its participants
         self._names: dict[int, str] = {}
+        self._missed = 0
         self._all_asked = True  # whether every node was asked in the current round
 
     # What a method fills in.
@@ -111,32 +116,74 @@ class CohortStrategy(Strategy):
 
     # Who takes part.
 
-    def meet(self, grid: Grid, timeout: float) -> None:
-        """Ask every node which users it hosts and how much data each has.
+    def meet(self, grid: Grid, timeout: float, welcome: Welcome | None = None, round_: int = 0) -> None:
+        """Ask every node that came since the last time which users it hosts and how much data each has.
+
+        Where nodes come and go, it is called before every round. A node that names users which another node hosts, or
+        that are not its own, is refused and left out.
+
+        Args:
+            round_: the last one that is done.
 
         Raises:
-            FedemError: no node answered, or two nodes claim the same user.
+            FedemError: no node answered.
         """
-        asked = list(grid.get_node_ids())
-        self._open = dict.fromkeys(asked, _NOBODY)
-        self.samples, claimed = np.zeros(self.users, dtype=np.int64), np.zeros(self.users, dtype=bool)
-        replies = grid.send_and_receive((Message(RecordDict(), node, "query") for node in asked), timeout=timeout)
-        for reply in self._answers(0, replies):
-            node, arrays = reply.metadata.src_node_id, arrays_of(reply)
-            if arrays is None or not introduces(arrays, self.users):
-                self.fail(0, node, "does not say properly which users it hosts")
-                continue
-            users = arrays["users"]
-            if not len(users):  # more nodes than users
-                continue
-            self._nodes[node], self._names[node] = users, f"node of users {users[0]}–{users[-1]}"
-            if claimed[users].any():
-                raise FedemError(f"two nodes claim the same users; the second is the {self._names[node]}")
-            self.samples[users], claimed[users] = arrays["samples"], True
-        self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: int(entry[1][0])))
-        if not self._nodes:
+        if not len(self.samples):
+            self.samples = np.zeros(self.users, dtype=np.int64)
+        present, first = sessions_of(grid), not self._sessions
+        for node in self._sessions.keys() - present.keys():
+            del self._sessions[node]
+            if node in self._nodes:
+                self._away[node] = self._nodes.pop(node)
+        asked = [node for node in present if self._sessions.get(node) != present[node]]
+        for node in asked:
+            if node in self._nodes:  # started anew: what it said before no longer holds
+                self._away[node] = self._nodes.pop(node)
+        if asked:
+            self._open = dict.fromkeys(asked, _NOBODY)
+            seconds = timeout if first else min(timeout, _LONGEST_MEETING)
+            welcome, when = welcome or OpenDoor(), 0 if first else round_  # nodes are met again on resuming
+            replies = grid.send_and_receive(greetings(welcome, asked, round_), timeout=seconds)
+            for reply in self._answers(when, replies):
+                node = reply.metadata.src_node_id
+                self._sessions[node] = present[node]
+                self._admit(reply, node, welcome, round_)
+            self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: int(entry[1][0])))
+        if not self._nodes and not self._away:
             reason = f": {self.failures[-1].reason}" if self.failures else ""
             raise FedemError(f"no node answered{reason}")
+
+    def _admit(self, reply: Message, node: int, welcome: Welcome, round_: int) -> None:
+        """Take in a node that has introduced itself, or name what is wrong with it."""
+        arrays = arrays_of(reply)
+        if arrays is None or not introduces(arrays, self.users):
+            self.fail(round_, node, "does not say properly which users it hosts")
+            return
+        users = arrays["users"]
+        if not len(users):  # more nodes than users
+            return
+        self._names[node] = f"node of users {users[0]}–{users[-1]}"
+        objection = welcome.objection(node, users) or self._taken(users)
+        if objection:
+            self.fail(round_, node, objection)
+            return
+        before = [away for away, hosted in self._away.items() if np.array_equal(hosted, users)]
+        for away in before:  # the same users are back, under this or another number
+            del self._away[away]
+        stored = arrays.get("stored")
+        if round_ > 0 and not self.stateless and stored is not None and not stored.any():
+            self.fail(round_, node, "came back without its private state: its users begin anew")
+        self._nodes[node] = users
+        self.samples[users] = arrays["samples"]
+
+    def _taken(self, users: np.ndarray) -> str:
+        """Whether other nodes host some of these users; those that are away come back with the users they had."""
+        for hosted in (*self._nodes.values(), *self._away.values()):
+            away = any(hosted is one for one in self._away.values())
+            apart = users[-1] < hosted[0] or hosted[-1] < users[0]
+            if not apart and not (away and np.array_equal(hosted, users)):
+                return f"claims users that the node of users {hosted[0]}–{hosted[-1]} hosts: refused"
+        return ""
 
     def draw(self, purpose: str, users: np.ndarray, fraction: float, round_: int) -> np.ndarray:
         """A random share of users, ascending; at least one. Keyed by the run's seed and the round."""
@@ -178,6 +225,12 @@ class CohortStrategy(Strategy):
         all_of_them = bool(settings["evaluate"]) or not self.stateless
         self._open = {node: users for node, users in self._nodes.items() if all_of_them or len(self._trains[node])}
         busy, self._all_asked = list(self._open), len(self._open) == len(self._nodes)
+        self._missed = 0  # participants on nodes that are away
+        for node, users in self._away.items():
+            missed = len(_hosted(participants, users))
+            if missed or all_of_them:
+                self._missed += missed
+                self.fail(server_round, node, "is not connected")
         return (self._message("train", node, settings, self._trains[node], self._asked[node]) for node in busy)
 
     def message_bytes(self, round_: int) -> tuple[float, float]:
@@ -206,10 +259,14 @@ class CohortStrategy(Strategy):
             No arrays (they are the strategy's own), and the sums of the round and of the previous round's model.
 
         Raises:
-            FedemError: every node was asked, and not a single one contributed.
+            TooFewContributions: fewer participants than the quorum contributed, or every node was asked and not a
+                single one did. Nothing was made of what came: the round can be repeated.
         """
         sums: dict[str, float] = {}
-        contributions = 0
+        contributions = contributed = 0
+        asked = sum(map(len, self._trains.values())) + self._missed
+        needed = math.ceil(self.config.run.quorum * asked - 1e-9)
+        held: list[tuple[Named, np.ndarray]] = []  # until the quorum is there
         for reply, metrics in self._valid(server_round, replies):
             node = reply.metadata.src_node_id
             arrays = arrays_of(reply)
@@ -219,11 +276,22 @@ class CohortStrategy(Strategy):
                 self.fail(server_round, node, problem)
                 continue
             add_sums(sums, metrics)
-            if len(trains):
-                self.receive(arrays, trains)
             contributions += 1
-        if not contributions and self._all_asked:
-            raise FedemError(f"no usable reply in round {server_round}: {self.failures[-1].reason}")
+            if len(trains):
+                held.append((arrays, trains))
+                contributed += len(trains)
+            if contributed >= needed:
+                for upload in held:
+                    self.receive(*upload)
+                held.clear()
+        reason = f": {self.failures[-1].reason}" if self.failures else ""
+        if not contributions and (self._all_asked or self._away):
+            raise TooFewContributions(f"no usable reply in round {server_round}{reason}")
+        if contributed < needed:
+            raise TooFewContributions(
+                f"{contributed:,} of {asked:,} participants contributed to round {server_round}, fewer than the "
+                f"quorum of {needed:,}{reason}"
+            )
         self.combine(server_round)
         return None, MetricRecord(dict(sums))
 

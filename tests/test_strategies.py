@@ -264,8 +264,8 @@ def test_a_user_without_samples_cannot_be_claimed_twice(tmp_path: Path) -> None:
         nothing = spoiled(lambda a: {"users": np.arange(EACH), "samples": np.zeros(EACH, dtype=np.int64)})
         return nothing(reply, message) if node_of(reply) < 2 else [reply]
 
-    with pytest.raises(FedemError, match="two nodes claim the same users"):
-        carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
+    done, _ = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
+    assert "claims users that the node of users 0" in done.outcome.failures[0]["reason"]
 
 
 def test_shares_of_users_are_counted_exactly() -> None:
@@ -280,8 +280,10 @@ def test_shares_of_users_are_counted_exactly() -> None:
 def test_two_nodes_cannot_claim_the_same_users(tmp_path: Path) -> None:
     claim = spoiled(lambda a: a | {"users": a["users"] - EACH} if a["users"][0] == BAD * EACH else a)
     tamper = lambda r, m: claim(r, m) if m.metadata.message_type == "query" else [r]  # noqa: E731
-    with pytest.raises(FedemError, match="two nodes claim the same users"):
-        carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
+    done, grid = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
+    (refused,) = done.outcome.failures
+    assert refused["round"] == 0 and "refused" in refused["reason"], "the second is left out, the run goes on"
+    assert all(line["evaluated_users"] == USERS - EACH for line in done.lines)
 
 
 def test_the_norm_limit_does_not_depend_on_a_cohorts_size(tmp_path: Path) -> None:

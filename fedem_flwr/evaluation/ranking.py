@@ -133,14 +133,15 @@ def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part
     def tensor(values: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(scores.device)  # int32 in a loaded split
 
-    rows, flat = user_rows(split.train_offsets, users)
+    here = split.rows(users)
+    rows, flat = user_rows(split.train_offsets, here)
     excluded = split.train_items[flat]
-    targets = split.validation[users]
+    targets = split.validation[here]
     if which == "test":
         rows, excluded = np.append(rows, np.arange(len(users))), np.append(excluded, targets)
-        targets = split.test[users]
+        targets = split.test[here]
     full = full_ranks(scores, tensor(targets), tensor(rows), tensor(excluded))
-    sampled = sampled_ranks(scores, tensor(targets), tensor(split.negatives[users]))
+    sampled = sampled_ranks(scores, tensor(targets), tensor(split.negatives[here]))
     return {"full": full, "sampled99": sampled}
 
 

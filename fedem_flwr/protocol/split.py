@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -21,23 +21,17 @@ EVALUATION_NEGATIVES: Final = 99
 NARROW: Final = ("train_items", "negatives")
 """The large arrays: on disk as int32."""
 _ARRAYS: Final = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
-_SETTINGS: Final = ("dataset", "protocol", "seed", "has_times", "users", "items", "interactions")
+SPLIT_SETTINGS: Final = ("dataset", "protocol", "seed", "has_times", "users", "items", "interactions")
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """One leave-one-out split; user and item codes are dense and numbered by first appearance.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitFacts:
+    """What everybody may know of a split: all that a server needs to carry out rounds over it.
 
     Attributes:
         dataset, protocol, seed: what the split is a function of.
         has_times: whether the data set has times; without them the order of training items must not be used.
         users, items, interactions: n, m and the number of rows kept, in all three parts.
-        train_offsets, train_items: CSR (n + 1,), (nnz,), oldest first; ``paper`` keeps duplicate rows.
-        validation, test: (n,) the held-out item of each user.
-        negatives: (n, 99) distinct items the user never met, padded with -1 where fewer are left.
-        user_ids, item_ids: (n,) and (m,) original labels.
-
-    What is on disk holds ``train_items`` and ``negatives`` as int32, and so does a split that was loaded.
     """
 
     dataset: str
@@ -47,6 +41,25 @@ class Split:
     users: int
     items: int
     interactions: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split(SplitFacts):
+    """One leave-one-out split, or a part of its users; user and item codes are dense, numbered by first appearance.
+
+    Arrays with a row a user hold the users `first`, `first` + 1, ...: all n of a whole split. `rows` gives the places.
+
+    Attributes:
+        first: the code of the first user that is here.
+        train_offsets, train_items: CSR (n + 1,), (nnz,), oldest first; ``paper`` keeps duplicate rows.
+        validation, test: (n,) the held-out item of each user.
+        negatives: (n, 99) distinct items the user never met, padded with -1 where fewer are left.
+        user_ids, item_ids: (n,) and (m,) original labels.
+
+    What is on disk holds ``train_items`` and ``negatives`` as int32, and so does a split that was loaded.
+    """
+
+    first: int = 0
     train_offsets: IntArray
     train_items: IntArray
     validation: IntArray
@@ -54,6 +67,30 @@ class Split:
     negatives: IntArray
     user_ids: NDArray[Any]
     item_ids: NDArray[Any]
+
+    @property
+    def codes(self) -> IntArray:
+        """The users that are here."""
+        return np.arange(self.first, self.first + len(self.validation), dtype=np.int64)
+
+    def rows(self, users: IntArray) -> IntArray:
+        """Where users stand in the arrays with a row a user."""
+        return users - self.first if self.first else users
+
+    def part(self, first: int, end: int) -> Split:
+        """The users `first` to `end` - 1 alone: views of the arrays, and the catalogue's labels."""
+        here = slice(first - self.first, end - self.first)
+        ends = self.train_offsets[here.start : here.stop + 1]
+        return replace(
+            self,
+            first=first,
+            train_offsets=ends - ends[0],
+            train_items=self.train_items[ends[0] : ends[-1]],
+            validation=self.validation[here],
+            test=self.test[here],
+            negatives=self.negatives[here],
+            user_ids=self.user_ids[here],
+        )
 
     def train_csr(self) -> csr_matrix:
         """Binary (n, m) float32 matrix of the training pairs, duplicates counted once, columns sorted."""
@@ -67,11 +104,12 @@ class Split:
         that protocol: beyond the training items, only the held-out ones are never trained as negatives.
         """
         users = np.arange(self.users, dtype=np.int64) if users is None else users
-        user, positions = user_rows(self.train_offsets, users)
+        rows = self.rows(users)
+        user, positions = user_rows(self.train_offsets, rows)
         item = self.train_items[positions]
         if self.protocol == "paper":
             user = np.concatenate([user, np.arange(len(users)), np.arange(len(users))])
-            item = np.concatenate([item, self.validation[users], self.test[users]])
+            item = np.concatenate([item, self.validation[rows], self.test[rows]])
         return sorted_unique_csr(user, item, len(users), self.items)
 
     def save(self, directory: Path) -> None:
@@ -82,7 +120,7 @@ class Split:
                 values = getattr(self, name)
                 values = values.astype(small, copy=False) if name in NARROW else values
                 np.save(new / f"{name}.npy", values, allow_pickle=False)
-            write_settings(new, {name: getattr(self, name) for name in _SETTINGS})
+            write_settings(new, {name: getattr(self, name) for name in (*SPLIT_SETTINGS, "first")})
 
     @classmethod
     def load(cls, directory: Path, mmap: bool = True) -> Split:
@@ -95,7 +133,8 @@ class Split:
         try:
             settings = json.loads((directory / SETTINGS_FILE).read_text())
             arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode) for name in _ARRAYS}
-            split = cls(**{name: settings[name] for name in _SETTINGS}, **arrays)
+            facts = {name: settings[name] for name in SPLIT_SETTINGS}
+            split = cls(**facts, first=settings.get("first", 0), **arrays)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"damaged split in {directory}: {error}; delete it and make it again") from error
         if not split._sizes_agree():
@@ -103,11 +142,13 @@ class Split:
         return split
 
     def _sizes_agree(self) -> bool:
+        here = len(self.validation)  # all n users, or those of a part
         return (
-            self.train_offsets.shape == (self.users + 1,)
+            0 <= self.first <= self.first + here <= self.users
+            and self.train_offsets.shape == (here + 1,)
             and self.train_items.shape == (int(self.train_offsets[-1]),)
-            and self.validation.shape == self.test.shape == self.user_ids.shape == (self.users,)
-            and self.negatives.shape == (self.users, EVALUATION_NEGATIVES)
+            and self.validation.shape == self.test.shape == self.user_ids.shape == (here,)
+            and self.negatives.shape == (here, EVALUATION_NEGATIVES)
             and self.item_ids.shape == (self.items,)
         )
 

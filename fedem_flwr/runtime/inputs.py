@@ -12,7 +12,8 @@ from flwr.serverapp.strategy import Strategy
 from fedem_flwr.config import Config
 from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset, open_source
 from fedem_flwr.errors import InputError
-from fedem_flwr.protocol.splits import Split, make_split, split_to
+from fedem_flwr.protocol.split import Split, SplitFacts
+from fedem_flwr.protocol.splits import make_split, split_to
 from fedem_flwr.registry import STOCK_PREFIX, find
 
 DEFAULT_MIN_INTERACTIONS = 10
@@ -103,7 +104,7 @@ def check_method(config: Config) -> None:
     find("clients", config.method.client)
 
 
-def adapted(config: Config, split: Split, *, dim_is_preset: bool = False) -> Config:
+def adapted(config: Config, split: SplitFacts, *, dim_is_preset: bool = False) -> Config:
     """A configuration that fits the data.
 
     Without times nothing uses order: the rows' order would be that of the file. A width that nobody asked for is

@@ -7,7 +7,7 @@ adds checkpoints, metrics lines and byte counts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,7 +31,10 @@ from fedem_flwr.runtime.lines import (
     weigh,
 )
 from fedem_flwr.runtime.stock import give_memory, memory_of
+from fedem_flwr.runtime.welcome import TooFewContributions, Welcome, greetings, sessions_of
 from fedem_flwr.runtime.wire import pack_arrays, plain_numbers, unpack_arrays
+
+REPEAT_PAUSE = 1.0  # seconds until a round with too few contributions is repeated
 
 
 @runtime_checkable
@@ -43,8 +46,8 @@ class Resumable(Protocol):
     samples: np.ndarray
     stateless: bool  # clients keep nothing between rounds: the state of any round can be served
 
-    def meet(self, grid: Grid, timeout: float) -> None:
-        """Learn which users live where."""
+    def meet(self, grid: Grid, timeout: float, welcome: Welcome | None = None, round_: int = 0) -> None:
+        """Learn which users live where, after `round_`."""
 
     def participants(self, round_: int) -> np.ndarray:
         """The users that train in a round."""
@@ -79,6 +82,8 @@ class Plan:
         emit: called with each round's finished metrics line.
         save: called with each checkpoint; not called without one.
         evaluate_every: rounds between evaluations of stock strategies; ours say themselves which rounds they evaluate.
+        welcome: how nodes are met, where they come and go; None: they are known.
+        patience: seconds that a round with too few contributions is repeated.
     """
 
     rounds: int
@@ -89,6 +94,8 @@ class Plan:
     emit: Callable[[Line], None]
     save: Callable[[Checkpoint], None] | None = None
     evaluate_every: int = 1
+    welcome: Welcome | None = None
+    patience: float = 0.0
 
 
 @dataclass
@@ -159,9 +166,10 @@ def run_rounds(
     done = kept = start.round if start else 0
     pending = start.pending if start else None  # the line of the last round, whose model is not evaluated yet
     known, fresh = list(start.failures) if start else [], list[Failure]()  # until the checkpoint, and since
+    meeting = _Meeting(grid, plan, ours)
     if ours:
         ours.users = plan.users
-        ours.meet(grid, plan.timeout)
+        meeting.before(done)
         if start is not None:
             ours.restore(start.arrays)
     served = _Served(ours, start.best if start else None)
@@ -178,17 +186,26 @@ def run_rounds(
 
     final: Sums | None = None
     for round_ in range(done + 1, plan.rounds + 1):
-        began, meter = time.perf_counter(), Meter(round_)
+        began = time.perf_counter()
         last = round_ == plan.rounds
         due = last or (ours.evaluates(round_) if ours else round_ % plan.evaluate_every == 0)
         persist = plan.save is not None and (last or round_ % plan.checkpoint_every == 0)
         config = ConfigRecord({"persist": int(persist), "keep-from": kept})
-        messages = strategy.configure_train(round_, arrays, config, grid)
-        if ours is None:
-            messages = meter.expected(messages)
-        each = ours.message_bytes(round_) if ours else None
-        replies = grid.send_and_receive(meter.sent(messages), timeout=plan.timeout)
-        aggregated, metrics = strategy.aggregate_train(round_, meter.received(replies))
+        while True:
+            meeting.before(round_ - 1)
+            meter = Meter(round_)
+            messages = strategy.configure_train(round_, arrays, config, grid)
+            if ours is None:
+                messages = meter.expected(messages)
+            each = ours.message_bytes(round_) if ours else None
+            replies = grid.send_and_receive(meter.sent(messages), timeout=plan.timeout)
+            try:
+                aggregated, metrics = strategy.aggregate_train(round_, meter.received(replies))
+                break
+            except TooFewContributions:
+                if time.perf_counter() - began > plan.patience:
+                    raise
+                time.sleep(REPEAT_PAUSE)
         if metrics is None or (ours is None and aggregated is None):
             raise FedemError(f"no usable reply in round {round_}: nothing was aggregated{meter.why()}")
         if ours is None and aggregated is not None:
@@ -206,6 +223,7 @@ def run_rounds(
         else:
             finish(unevaluated_line(line))
         if pending is not None and (ours is None or last):
+            meeting.before(round_)
             began, meter = time.perf_counter(), Meter(round_)
             final = _evaluate(strategy, grid, arrays, plan, meter, ours)
             fresh += meter.failures()
@@ -223,6 +241,28 @@ def run_rounds(
         fresh += meter.failures()
     served_round = served.best.round if served.best else plan.rounds
     return Outcome(final, lost(), ours.diagnostics() if ours else {}, served_round=served_round)
+
+
+class _Meeting:
+    """Meets nodes between rounds where they come and go; else ours are met once, and those of stock strategies never."""
+
+    def __init__(self, grid: Grid, plan: Plan, ours: Resumable | None) -> None:
+        self._grid, self._plan, self._ours = grid, plan, ours
+        self._greeted: dict[int, Hashable] = {}
+        self._met = False
+
+    def before(self, done: int) -> None:
+        """Meet whoever came since the last time; `done` rounds are over."""
+        plan, ours = self._plan, self._ours
+        if ours is not None and (plan.welcome is not None or not self._met):
+            ours.meet(self._grid, plan.timeout, plan.welcome, done)
+        elif ours is None and plan.welcome is not None:
+            present = sessions_of(self._grid)
+            new = [node for node, session in present.items() if self._greeted.get(node) != session]
+            if new:
+                list(self._grid.send_and_receive(greetings(plan.welcome, new, done), timeout=plan.timeout))
+            self._greeted = dict(present)
+        self._met = True
 
 
 def group_edges(samples: np.ndarray) -> list[float]:

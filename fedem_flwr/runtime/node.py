@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedem_flwr.config import Config, load_resolved
 from fedem_flwr.errors import FedemError
+from fedem_flwr.protocol.shards import user_range
 from fedem_flwr.protocol.splits import Split, user_rows
 from fedem_flwr.runtime.state_store import DiskStateStore
 from fedem_flwr.settings import cohort_settings, resolve_device
@@ -95,8 +96,8 @@ class NodeHost:
 
     def users(self, node: int) -> np.ndarray:
         """(k,) the users that a node hosts."""
-        each = math.ceil(self.split.users / self.nodes)
-        return np.arange(node * each, min(self.split.users, (node + 1) * each), dtype=np.int64)
+        first, end = user_range(self.split.users, self.nodes, node)
+        return np.arange(first, end, dtype=np.int64)
 
     def histories(self, node: int) -> Histories:
         """What the node's users interacted with; sliced once."""
@@ -107,7 +108,8 @@ class NodeHost:
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
         users, split = self.users(node), self.split
-        ends = split.train_offsets[users[0] : users[-1] + 2] if len(users) else np.zeros(1, np.int64)
+        rows = split.rows(users)
+        ends = split.train_offsets[rows[0] : rows[-1] + 2] if len(users) else np.zeros(1, np.int64)
         history = History(users, split.items, np.asarray(ends) - ends[0], split.train_items[ends[0] : ends[-1]])
         return history.distinct() if split.protocol == "paper" else history  # which keeps repeated pairs
 
@@ -121,7 +123,7 @@ class NodeHost:
             return self._cohorts[node][1]
         device, histories = self.device(), self.histories(node)
         settings = cohort_settings(self.config)
-        stored = self._store().load(_name(node), round_)
+        stored = self._store().load(node_name(node), round_)
         if stored is None:
             state = CohortState.initial(len(histories.users), self.split.items, settings, device)
         else:
@@ -137,8 +139,8 @@ class NodeHost:
             state = cohort.state
             fields = {"user": state.user, "table": state.table, "adapter": state.adapter, "curve": state.curve}
             arrays = {name: x.cpu().numpy() for name, x in fields.items() if x is not None}
-            self._store().save(_name(node), round_, {"users": self.users(node), **arrays})
-            self._store().prune(_name(node), keep_from)
+            self._store().save(node_name(node), round_, {"users": self.users(node), **arrays})
+            self._store().prune(node_name(node), keep_from)
 
     def forget(self, node: int) -> None:
         """Drop a resident cohort that may be half trained, as training changes it in place.
@@ -152,16 +154,22 @@ class NodeHost:
         users, here = stored.get("users"), self.users(node)
         if users is None or not np.array_equal(users, here):
             raise FedemError(
-                f"the stored state of {_name(node)} is not of the users that it hosts now ({_range(here)}, stored: "
+                f"the stored state of {node_name(node)} is not of the users that it hosts now ({_range(here)}, stored: "
                 f"{_range(users)}): resume with as many nodes as the run was started with"
             )
         return {name: values for name, values in stored.items() if name != "users"}
 
+    @property
+    def state_dir(self) -> Path:
+        """Where private state is kept."""
+        return self.run_dir / STATE_FOLDER
+
     def _store(self) -> DiskStateStore:
-        return DiskStateStore(self.run_dir / STATE_FOLDER)
+        return DiskStateStore(self.state_dir)
 
 
-def _name(node: int) -> str:
+def node_name(node: int) -> str:
+    """The folder of a node's state."""
     return f"node-{node:06d}"
 
 
@@ -171,7 +179,7 @@ def _range(users: np.ndarray | None) -> str:
 
 def slice_histories(split: Split, users: np.ndarray, device: torch.device) -> Histories:
     """The training items of some users, and what they may not draw as negatives; nothing else of the split is read."""
-    rows, positions = user_rows(split.train_offsets, users)
+    rows, positions = user_rows(split.train_offsets, split.rows(users))
     ends = np.cumsum(np.bincount(rows, minlength=len(users)))
     offsets = np.concatenate([[0], ends]).astype(np.int64)
     items = np.asarray(split.train_items[positions], np.int64)

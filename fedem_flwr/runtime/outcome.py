@@ -31,7 +31,7 @@ def summarise(
     notes: list[str],
 ) -> dict[str, Any]:
     """summary.json of a finished run."""
-    config, split = run.config, run.split
+    config, split = run.config, run.facts
     rules: tuple[Selected, Selected] = ("best_validation", "best_test")
     shown: dict[str, Line] = {rule: best_line(lines, rule) for rule in rules} | {"last": lines[-1]}
     warmed = [line["seconds"] for line in lines[1:]] or [line["seconds"] for line in lines]
@@ -90,7 +90,7 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
         if means:
             users = outcome.final_sums[f"{prefix}users"]
             mean_interactions = outcome.final_sums[f"{prefix}interactions"] / users
-            test = nested(means, run.split.protocol)["test"]
+            test = nested(means, run.facts.protocol)["test"]
             groups.append(
                 {"label": str(index + 1), "users": int(users), "mean_interactions": mean_interactions, **test}
             )

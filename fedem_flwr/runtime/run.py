@@ -15,7 +15,8 @@ from fedem_flwr.client_app import build_client_app
 from fedem_flwr.config import Config, load_resolved
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
-from fedem_flwr.protocol.splits import Split
+from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
+from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.report.run_directory import CONFIG, METRICS, RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 from fedem_flwr.runtime.inprocess import run_inprocess
@@ -25,55 +26,91 @@ from fedem_flwr.runtime.loop import Outcome, Plan, run_rounds
 from fedem_flwr.runtime.node import SPLIT_FOLDER, STATE_FOLDER, NodeHost, node_count
 from fedem_flwr.runtime.state_store import DiskStateStore
 from fedem_flwr.runtime.surroundings import peak_rss_bytes
+from fedem_flwr.runtime.welcome import Welcome
 from fedem_flwr.settings import resolve_device
 
 
 @dataclass
 class PreparedRun:
-    """A run whose directory holds its configuration and split."""
+    """A run whose directory holds its configuration and, for whoever has the data, the split.
+
+    Attributes:
+        facts: what the server knows of the split; or the split itself.
+    """
 
     directory: RunDirectory
     config: Config
-    split: Split
+    facts: SplitFacts
 
     @classmethod
     def create(
-        cls, directory: RunDirectory, config: Config, split: Split, command: str = "", *, saved: bool = False
+        cls,
+        directory: RunDirectory,
+        config: Config,
+        data: Split | Federation,
+        command: str = "",
+        *,
+        saved: bool = False,
     ) -> PreparedRun:
         """Write the inputs of a new run; the configuration last, as it says that all is there.
 
         Args:
-            saved: whether the split is in its folder already.
+            data: the split, or what is known of one that is spread over nodes.
+            saved: whether it is in its folder already.
             command: what the report says made the run; by default this process's `fedem` command.
         """
         if not saved:
-            split.save(directory.path / SPLIT_FOLDER)
+            data.save(directory.path / (SPLIT_FOLDER if isinstance(data, Split) else FEDERATION_FOLDER))
         directory.write_command(command or shlex.join(["fedem", *sys.argv[1:]]))
         directory.write_config(config.to_toml())
-        return cls(directory, config, split)
+        return cls(directory, config, data if isinstance(data, Split) else data.facts)
 
     @classmethod
     def open(cls, directory: RunDirectory) -> PreparedRun:
-        """Read the inputs of a run.
+        """Read the inputs of a run; the data themselves are not opened before they are asked for.
 
         Raises:
             InputError: they are missing or damaged.
         """
-        return cls(directory, load_resolved(directory.path / CONFIG), Split.load(directory.path / SPLIT_FOLDER))
+        config, folder = load_resolved(directory.path / CONFIG), directory.path / SPLIT_FOLDER
+        if (directory.path / FEDERATION_FOLDER).is_dir() and not folder.is_dir():
+            return cls(directory, config, Federation.load(directory.path / FEDERATION_FOLDER).facts)
+        return cls(directory, config, Split.load(folder))
+
+    @property
+    def split(self) -> Split:
+        """The data.
+
+        Raises:
+            InputError: they are on the nodes, and not here.
+        """
+        if not isinstance(self.facts, Split):
+            raise InputError(
+                f"{self.directory.path} does not hold the data of its run: they are on the nodes. What needs them "
+                "(controls, recommendations to known users) needs a run with --dataset"
+            )
+        return self.facts
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the data are here."""
+        return isinstance(self.facts, Split)
 
     @property
     def nodes(self) -> int:
-        """Flower nodes of the run; Ray gets two where nothing is said, as each is a process."""
-        run = self.config.run
-        each = run.users_per_node or (math.ceil(self.split.users / 2) if run.runtime == "ray" else 0)
-        return node_count(self.split.users, each)
+        """Flower nodes of the run; Ray and networks get two where nothing is said, as each is a process."""
+        run, users = self.config.run, self.facts.users
+        return node_count(users, run.users_per_node or (math.ceil(users / 2) if run.runtime != "inprocess" else 0))
 
-    def server(self, on_line: Callable[[Line], None], *, resume: bool = False) -> Callable[[Grid], Outcome]:
+    def server(
+        self, on_line: Callable[[Line], None], *, resume: bool = False, welcome: Welcome | None = None
+    ) -> Callable[[Grid], Outcome]:
         """What the server does once it has a grid: the rounds that are left, with lines and checkpoints written.
 
         Args:
             on_line: called with every finished metrics line, after it was written.
             resume: go on from the newest checkpoint, if there is one.
+            welcome: how nodes are met, where they come and go.
         """
         config, run, model = self.config, self.config.run, self.config.model
         checkpoints = Checkpoints(self.directory.checkpoint_dir)
@@ -97,21 +134,27 @@ class PreparedRun:
             timeout=run.round_timeout,
             checkpoint_every=run.checkpoint_every,
             protocol=config.data.protocol,
-            users=self.split.users,
+            users=self.facts.users,
             emit=emit,
             save=checkpoints.save,
             evaluate_every=config.evaluation.every,
+            welcome=welcome,
+            patience=run.patience if welcome is not None else 0.0,
         )
 
         def serve(grid: Grid) -> Outcome:
-            table = initial_table(self.split.items, model.dim, model.init_std, run.seed).numpy()
-            strategy = build_strategy(config, self.split.items)
+            table = initial_table(self.facts.items, model.dim, model.init_std, run.seed).numpy()
+            strategy = build_strategy(config, self.facts.items)
             return run_rounds(strategy, grid, {"item_table": table}, plan, start)
 
         return serve
 
     def carry_out(self, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:
         """Run the rounds that are left, on the configured runtime; arguments as for `server`."""
+        if self.config.run.runtime == "network":
+            from fedem_flwr.runtime.network.launch import carry_out_network
+
+            return carry_out_network(self, on_line)  # its server goes on from the newest checkpoint in any case
         outcome = self._on_runtime(self.server(on_line, resume=resume))
         return replace(outcome, peak_rss_bytes=peak_rss_bytes())  # now: controls may need more
 

@@ -39,7 +39,7 @@ class ServedModel:
             InputError: there is none yet.
         """
         point = served_checkpoint(run.directory)
-        strategy: Any = build_strategy(run.config, run.split.items)
+        strategy: Any = build_strategy(run.config, run.facts.items)
         if isinstance(strategy, Resumable):
             strategy.restore(point.arrays)
         return cls(run, point, strategy)

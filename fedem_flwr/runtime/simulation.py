@@ -13,27 +13,23 @@ import importlib.util
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.inprocess import BoundClientApp, RunConfig, one_line, task_identity
+from fedem_flwr.runtime.ordered import PULL_INTERVAL, OrderedGrid
 from fedem_flwr.runtime.surroundings import environment, quiet, short_directory
-
-if TYPE_CHECKING:
-    from flwr.supercore.run import Run
 
 T = TypeVar("T")
 
-PULL_INTERVAL = 0.05  # seconds between looks for replies; Flower hands out messages every 0.1 s
 RESTART_SECONDS = 30.0  # how long a message is sent again to a node whose process died
 RESTART_PAUSE = 0.5  # seconds between two such attempts
 PROCESS_LOST = 0  # Flower's ErrorCode.UNKNOWN: the error was Ray's, not the client's
@@ -106,37 +102,16 @@ def run_simulation_runtime(
     return results[0]
 
 
-class SimulationGrid(Grid):
-    """Flower's grid, with replies handed over in the order of the messages, as soon as that order allows.
+class SimulationGrid(OrderedGrid):
+    """Flower's grid, with replies handed over in the order of the messages.
 
-    Args:
-        grid: Flower's.
-        stopped: set when no more replies can come.
+    A node whose process dies (of memory, say) is sent its message again, as rounds can be repeated, until its process
+    has been started anew; only if it keeps dying its reply is an error.
     """
 
     def __init__(self, grid: Grid, stopped: threading.Event) -> None:
+        super().__init__(stopped)
         self._grid = grid
-        self._stopped = stopped
-
-    def set_run(self, run: Run) -> None:
-        """Set the run of Flower's grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run of Flower's grid."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message to a node, as ``Message(...)`` does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """All node ids, sorted; they are random numbers, new in each run."""
@@ -155,47 +130,10 @@ class SimulationGrid(Grid):
         """The replies that are there, to messages with these ids."""
         return [_with_short_reason(reply) for reply in self._grid.pull_messages(message_ids)]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Send all messages; iterate over the replies in the order of the messages.
-
-        Nodes whose reply is not there ``timeout`` seconds after sending are left out (they work on, in vain).
-        A node whose process dies (of memory, say) is sent its message again, as rounds can be repeated, until
-        its process has been started anew; only if it keeps dying its reply is an error.
-        """
-        sent = list(messages)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = {message_id: place for place, message_id in enumerate(self.push_messages(sent))}
-        return self._in_order(sent, waiting, deadline)
-
-    def _in_order(self, sent: list[Message], waiting: dict[str, int], deadline: float | None) -> Iterator[Message]:
-        """Yield the replies to ``sent`` by their place in it; ``waiting`` has the places by message id."""
-        arrived: dict[int, Message] = {}
-        lost: dict[int, float] = {}  # when the process of a node was first found dead
-        again: dict[int, float] = {}  # when to try once more
-        place = 0
-        while waiting or again:
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                break
-            if self._stopped.is_set():
-                raise FedemError("the simulation was stopped before all replies had come")
-            for reply in self.pull_messages(list(waiting)):
-                replied = waiting.pop(reply.metadata.reply_to_message_id)
-                died = reply.has_error() and reply.error.code == PROCESS_LOST
-                if died and now - lost.setdefault(replied, now) < RESTART_SECONDS:
-                    again[replied] = now + RESTART_PAUSE
-                else:
-                    arrived[replied] = reply
-            for due in [position for position, when in again.items() if when <= now]:
-                sent[due].metadata.delivered_at = ""
-                waiting[self.push_messages([sent[due]])[0]] = due
-                del again[due]
-            while place in arrived:
-                yield arrived.pop(place)
-                place += 1
-            if waiting or again:
-                self._stopped.wait(PULL_INTERVAL)
-        yield from (arrived[position] for position in sorted(arrived))
+    def again_at(self, reply: Message, since: float, now: float) -> float | None:
+        """After a pause, where the node's process died not long ago."""
+        died = reply.has_error() and reply.error.code == PROCESS_LOST
+        return now + RESTART_PAUSE if died and now - since < RESTART_SECONDS else None
 
 
 def _await_nodes(grid: Grid, nodes: int, stopped: threading.Event) -> None:

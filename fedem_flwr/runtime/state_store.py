@@ -77,6 +77,10 @@ class DiskStateStore:
                 "free some space or choose another run directory, then resume the run"
             ) from error
 
+    def newest(self, node: str) -> int | None:
+        """The latest round that a state is stored of; None where there is none."""
+        return max(_numbers(self._node_directory(node), _STATE_FILE), default=None)
+
     def prune(self, node: str, keep_from: int) -> None:
         """Forget what no ``load`` of ``keep_from`` or a later round can need, half-written files included."""
         directory = self._node_directory(node)

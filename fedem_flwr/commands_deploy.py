@@ -1,0 +1,192 @@
+"""What `fedem deploy` does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedem_flwr.errors import InputError
+
+_out = Console(highlight=False)
+
+
+def certs(out: Path, nodes: int, hosts: list[str], *, add: bool) -> None:
+    """Make the folder of keys and certificates, or more nodes in it."""
+    from fedem_flwr.runtime.network.trust import add_nodes, make_certificates
+
+    if add:
+        add_nodes(out, nodes)
+    else:
+        make_certificates(out, nodes, hosts)
+    _out.print(f"{out}: {'added' if add else 'a CA, the SuperLink, the server and'} {nodes} node keys", soft_wrap=True)
+    _out.print(
+        "keep ca.key offline; superlink.* go to the SuperLink, superexec.secret, server.key and roster.json to the "
+        "server, ca.crt, server.pub and one key of nodes/ to each node",
+        soft_wrap=True,
+    )
+
+
+def up(
+    directory: Path,
+    data: Mapping[str, Any],
+    nodes: int,
+    seed: int | None,
+    host: str,
+    port: int,
+    *,
+    insecure: bool,
+    quiet: bool,
+) -> None:
+    """Start a deployment, made anew where there is none."""
+    from fedem_flwr.runtime.network.deployment import Deployment
+
+    deployment = Deployment.open(directory)
+    if deployment is None:
+        given = {"data": {key: value for key, value in data.items() if value is not None}}
+        if seed is not None:
+            given["run"] = {"seed": seed}
+        deployment = Deployment.create(directory, given, nodes, host, port, insecure=insecure, quiet=quiet)
+    elif any(value is not None for value in (*data.values(), seed)):
+        raise InputError(f"{directory} holds a deployment with data of its own: `fedem deploy down --remove` first")
+    started = deployment.start()
+    _out.print(f"started {', '.join(started)}" if started else "everything runs already", soft_wrap=True)
+    _out.print(f"a run over it: {deployment.run_command()}", soft_wrap=True)
+
+
+def status(directory: Path) -> None:
+    """A table of the processes."""
+    from fedem_flwr.runtime.network.deployment import Deployment
+
+    deployment = Deployment.existing(directory)
+    table = Table(title=f"{directory}: SuperLink at {deployment.address.place}")
+    for column in ("process", "pid", "state", "memory", "last word"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("pid", "memory") else "left")
+    rows = deployment.status()
+    for row in rows:
+        memory = f"{row.memory / 1e6:,.0f} MB" if row.memory else "-"
+        table.add_row(row.name, str(row.pid or "-"), row.state, memory, row.said)
+    _out.print(table)
+    if any(row.state != "runs" for row in rows):
+        sys.exit(1)
+
+
+def down(directory: Path, *, remove: bool) -> None:
+    """Stop a deployment."""
+    from fedem_flwr.runtime.network.deployment import Deployment
+
+    deployment = Deployment.existing(directory)
+    stopped = deployment.stop()
+    _out.print(f"stopped {', '.join(stopped)}" if stopped else "nothing ran", soft_wrap=True)
+    if remove:
+        deployment.remove()
+        _out.print(f"removed {directory}", soft_wrap=True)
+
+
+def node(
+    superlink: str,
+    shard: Path,
+    state: Path,
+    certs_folder: Path | None,
+    name: str,
+    *,
+    insecure: bool,
+    threads: int,
+    device: str,
+    individual_uploads: bool,
+    admission: float,
+    health: Path | None,
+) -> None:
+    """One node, in this process."""
+    from fedem_flwr.runtime.network.host import ShardHosts
+    from fedem_flwr.runtime.network.link import Address, quiet_http
+    from fedem_flwr.runtime.network.node import NodeOptions, run_node
+    from fedem_flwr.runtime.network.trust import NodeTrust
+    from fedem_flwr.settings import resolve_device
+
+    _log_to_stderr(name)
+    quiet_http()
+    _check_security(certs_folder, insecure)
+    trust = None if certs_folder is None else NodeTrust.load(certs_folder, name)
+    address = Address(superlink, None if trust is None else trust.ca)
+    if trust is None:
+        _warn_of_plaintext(address)
+    resolve_device(device)
+    server_key = None if trust is None else trust.server_key
+    hosts = ShardHosts(shard, state, server_key, threads, device, individual_uploads)
+    keys = None if trust is None else trust.keys
+    run_node(NodeOptions(address, keys, hosts, admission=admission, health=health), _stop_on_signals())
+
+
+def server(run_dir: Path, superlink: str, certs_folder: Path | None, secret: Path | None, *, insecure: bool) -> None:
+    """The server of a run, in this process."""
+    from fedem_flwr.report.run_directory import RunDirectory
+    from fedem_flwr.runtime.network.link import Address, read_secret
+    from fedem_flwr.runtime.network.server import ServerOptions, serve
+    from fedem_flwr.runtime.network.trust import ServerTrust
+
+    _log_to_stderr("server")
+    _check_security(certs_folder, insecure)
+    if certs_folder is None:
+        if secret is None:
+            raise InputError("give the secret that lets this server take its run: --secret FILE")
+        options = ServerOptions(Address(superlink), read_secret(secret))
+        _warn_of_plaintext(options.address)
+    else:
+        trust = ServerTrust.load(certs_folder)
+        options = ServerOptions(Address(superlink, trust.ca), trust.secret, trust.signing_key, trust.roster)
+    signal.signal(signal.SIGTERM, _interrupt)
+    serve(RunDirectory(run_dir).open(), options)
+
+
+def _check_security(certs_folder: Path | None, insecure: bool) -> None:
+    if certs_folder is None and not insecure:
+        raise InputError(
+            "give --certs (`fedem deploy certs` makes the folder), or --insecure to go without TLS and keys"
+        )
+    if certs_folder is not None and insecure:
+        raise InputError("--certs and --insecure exclude each other: leave one out")
+
+
+def _warn_of_plaintext(address: Any) -> None:
+    if not address.loopback:
+        logging.getLogger("fedem").warning(
+            "--insecure: what crosses between here and %s can be read and changed on the way", address.place
+        )
+
+
+def _log_to_stderr(name: str) -> None:
+    """One line an event, with its time; Flower's own lines only where something is wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname).1s %(message)s"))
+    logger = logging.getLogger("fedem")
+    logger.addHandler(handler)
+    logger.setLevel(os.environ.get("FEDEM_LOG", "INFO"))
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+def _stop_on_signals() -> threading.Event:
+    """Set by SIGTERM and SIGINT: the message at hand is finished first; a second signal ends at once."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if stopped.is_set():
+            sys.exit(128 + number)
+        stopped.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    return stopped
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,168 @@
+"""A node's connection to the SuperLink: Flower's Fleet API, kept open by one warm process.
+
+Flower's SuperNode speaks the same protocol, but looks for messages every three seconds and hands each to a new process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+    RegisterNodeFleetRequest,
+    UnregisterNodeFleetRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from fedem_flwr.errors import FedemError
+from fedem_flwr.runtime.network.condense import condense, expand
+from fedem_flwr.runtime.network.link import Address, Patience, pull_message, push_objects_of, tree_of
+
+Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+
+HEARTBEAT_SECONDS = 10.0  # the shortest that a SuperLink takes; a node silent for twice as long is away
+BEATS = 3  # heartbeats sent in that time
+
+
+class NodeLink:
+    """One node at one SuperLink, between `connect` and `close`.
+
+    Args:
+        address: of the SuperLink.
+        keys: the node's, which the SuperLink must know; None registers a new node, where that is allowed.
+        patience: seconds that a call waits for a SuperLink that is away.
+        stopped: ends all waiting.
+        largest: bytes of the largest message taken.
+        on_contact: called whenever the SuperLink has answered.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        keys: Keys | None,
+        *,
+        patience: float,
+        stopped: threading.Event,
+        largest: int,
+        on_contact: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._registers = keys is None
+        private, public = keys or generate_key_pairs()
+        self._public = public_key_to_bytes(public)
+        self._stopped, self._largest, self._on_contact = stopped, largest, on_contact
+        interceptors: list[Any] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(private, public),
+        ]
+        self._client = address.client(FleetHttpClient, interceptors, Patience(address, patience, stopped))
+        self._once = address.client(FleetHttpClient, interceptors, Patience(address, 0.0, stopped))
+        self._node = Node()  # number 0: not connected
+        self._beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    @property
+    def node_id(self) -> int:
+        """The number that the SuperLink knows this node by."""
+        return int(self._node.node_id)
+
+    def connect(self) -> int:
+        """Register where that is due, and become active; returns the node's number.
+
+        Raises:
+            FedemError: the SuperLink does not know this node, or cannot be reached.
+        """
+        if self._registers:
+            self._client.RegisterNode(RegisterNodeFleetRequest(public_key=self._public))
+        self._activate()
+        self._beats.start()
+        return self.node_id
+
+    def _activate(self) -> None:
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
+        self._node = Node(node_id=self._client.ActivateNode(request).node_id)
+        TaskIdentity.node_id = self._node.node_id  # Message(...) reads here who is sending
+        self._on_contact()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(HEARTBEAT_SECONDS / BEATS):
+            try:
+                request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
+                if not self._once.SendNodeHeartbeat(request).success:
+                    self._activate()  # the SuperLink took this node for gone, or was started anew
+                self._on_contact()
+            except (FedemError, RuntimeError):
+                continue  # `receive` finds out too, and says so
+
+    def receive(self) -> Message | None:
+        """The next message, or None where none waits.
+
+        Raises:
+            FedemError: the SuperLink is gone or refuses, or the message is damaged or too large.
+        """
+        response = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        self._on_contact()
+        if not response.messages_list:
+            return None
+        run_id = message_from_proto(response.messages_list[0]).metadata.run_id
+        tree = response.message_object_trees[0]
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id)
+        message, _ = pull_message(tree, pull, self._largest)
+        make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run_id)(
+            tree.object_id
+        )
+        self._on_contact()
+        return expand(message)
+
+    def reply(self, message: Message, seconds: float) -> int:
+        """Send an answer that took so many seconds; returns the bytes that crossed.
+
+        Raises:
+            FedemError: the SuperLink is gone, or does not want it any more.
+        """
+        message = condense(message)
+        bare, tree = tree_of(message)
+        response = self._client.PushMessages(
+            PushMessagesRequest(
+                node=self._node,
+                messages_list=[message_to_proto(bare)],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[seconds],
+            )
+        )
+        push = make_push_object_fn_protobuf(
+            self._client.PushObject, self._node, message.metadata.run_id, response.session_id
+        )
+        sent = push_objects_of(message, set(response.objects_to_push), push)
+        self._on_contact()
+        return sent
+
+    def close(self) -> None:
+        """Say goodbye, so that nobody waits for this node."""
+        self._stopped.set()
+        if self._beats.is_alive():
+            self._beats.join(timeout=HEARTBEAT_SECONDS)
+        try:
+            if self._node.node_id:
+                self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
+                if self._registers:
+                    self._once.UnregisterNode(UnregisterNodeFleetRequest(node_id=self._node.node_id))
+        except (FedemError, RuntimeError):
+            pass  # it is gone itself

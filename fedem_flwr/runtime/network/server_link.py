@@ -1,0 +1,240 @@
+"""The server's connection to a SuperLink: the part of a ServerApp, taken by this process.
+
+A SuperLink in isolation mode "process" hands the ServerApp's task to whoever holds the superexec secret. Taking it here
+leaves `flwr-serverapp` out: progress, checkpoints and interrupts are those of any other run.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from flwr.app import Error, Message, Metadata
+from flwr.app.message import make_message
+from flwr.cli.build import build_fab_from_files
+from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
+from flwr.common.serde import context_from_proto, fab_to_proto, message_from_proto, message_to_proto
+from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest, StopRunRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    GetNodesRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    PushAppMessagesRequest,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TaskType
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedem_flwr import __version__
+from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.runtime.network.condense import condense, expand
+from fedem_flwr.runtime.network.link import Address, Patience, pull_message, push_objects_of, tree_of
+
+_HEARTBEAT = 5.0  # seconds
+_TAKE = 15.0  # seconds until the task must have been handed to us
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+_DAMAGED = 1  # code of the errors made here
+_SERVER = Node(node_id=SUPERLINK_NODE_ID)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A node as the SuperLink sees it now; one that was started anew has another session.
+
+    Attributes:
+        public_key: the node's, which it has proved to hold. since: when it became active.
+    """
+
+    public_key: bytes
+    since: str
+
+
+@cache
+def app_bundle() -> bytes:
+    """The smallest Flower app: it names this package's apps and holds no code; nodes run what they have installed."""
+    project = f"""
+[project]
+name = "fedem-flwr"
+version = "{__version__}"
+description = "Names the apps of an installed fedem-flwr."
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "fedem"
+
+[tool.flwr.app.components]
+serverapp = "fedem_flwr.server_app:app"
+clientapp = "fedem_flwr.client_app:app"
+"""
+    return build_fab_from_files({"pyproject.toml": project.encode()})[0]
+
+
+def control_client(address: Address, patience: Patience) -> ControlHttpClient:
+    """The API that starts runs and registers nodes."""
+    interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
+    return address.client(ControlHttpClient, interceptors, patience)
+
+
+def register_nodes(client: ControlHttpClient, names: Iterable[tuple[str, bytes]]) -> int:
+    """Make nodes known to the SuperLink by name and public key; returns how many it did not know yet."""
+    new = 0
+    for name, public_key in names:
+        try:
+            client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+            new += 1
+        except FedemError as error:
+            if "already in use" not in str(error).lower():
+                raise
+    return new
+
+
+class ServerLink:
+    """The ServerApp's task of one run at a SuperLink, from `open` to `close`.
+
+    Args:
+        address: of the SuperLink. secret: what lets us take the task.
+        patience: seconds that a call waits for a SuperLink that is away.
+        largest: bytes of the largest reply taken.
+    """
+
+    def __init__(self, address: Address, secret: bytes, *, patience: float, largest: int) -> None:
+        self._address, self._largest = address, largest
+        self.stopped = threading.Event()
+        hint = "continue with `fedem resume RUN_DIR` once it is back"
+        self._patience = Patience(address, patience, self.stopped, hint)
+        self._once = Patience(address, 0.0, self.stopped)
+        self._version = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
+        self._guard = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE})
+        self.control = control_client(address, self._patience)
+        self._client: RuntimeHttpClient
+        self._lost: str = ""  # why the task is no longer ours
+        self.run_id = 0
+        self.bytes_down = self.bytes_up = 0
+
+    def open(self) -> int:
+        """Start a run and take its task; returns the run's number.
+
+        Raises:
+            InputError: the SuperLink runs server apps by itself, or the secret is another's. FedemError: it fails.
+        """
+        fab = Fab("", app_bundle(), {})
+        started = self.control.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
+        client = self._runtime([self._guard], self._patience)
+        request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
+        deadline = time.monotonic() + _TAKE
+        while not (found := client.AcquireTask(request)).token:
+            if time.monotonic() > deadline:
+                self.control.StopRun(StopRunRequest(run_id=started.run_id))
+                raise InputError(
+                    f"the SuperLink at {self._address.place} handed its server's task to somebody else: start it with "
+                    "--isolation process, and one server a SuperLink at a time"
+                )
+            self.stopped.wait(0.2)
+        self._token = RuntimeTokenHttpInterceptor(found.token)
+        self._client = self._runtime([self._token], self._patience)
+        task = self._client.PullTaskInput(PullTaskInputRequest())
+        self.run_id = task.run.run_id
+        TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, self.run_id
+        TaskIdentity.node_id = context_from_proto(task.context).node_id
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        return self.run_id
+
+    def _runtime(self, interceptors: list[Any], patience: Patience) -> RuntimeHttpClient:
+        return self._address.client(RuntimeHttpClient, [self._version, *interceptors], patience)
+
+    def _beat(self) -> None:
+        client = self._runtime([self._token], self._once)
+        while not self.stopped.wait(_HEARTBEAT):
+            try:
+                if not client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success:
+                    self._lost = "it was stopped at the SuperLink"
+            except FedemError:
+                continue  # the next call finds out, with more patience
+
+    def nodes(self) -> dict[int, Session]:
+        """The nodes that are there, by number."""
+        if self._lost:
+            raise FedemError(f"this run has ended: {self._lost}; continue with `fedem resume RUN_DIR`")
+        found = self._client.GetNodes(GetNodesRequest()).nodes
+        return {node.node_id: Session(node.public_key, node.last_activated_at) for node in found}
+
+    def push(self, message: Message) -> str:
+        """Leave a message for a node; returns its number, empty if the SuperLink does not take it."""
+        message = condense(message)
+        bare, tree = tree_of(message)
+        request = PushAppMessagesRequest(messages_list=[message_to_proto(bare)], message_object_trees=[tree])
+        response = self._client.PushMessages(request)
+        push = make_push_object_fn_protobuf(self._client.PushObject, _SERVER, self.run_id, response.session_id)
+        self.bytes_down += push_objects_of(message, set(response.objects_to_push), push)
+        return str(response.message_ids[0])
+
+    def pull(self, message_ids: Iterable[str], deadline: float = math.inf) -> list[Message]:
+        """The replies to messages that are there; one that is damaged, late or too large is an error reply."""
+        response = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
+        replies = []
+        for bare, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+            pull = make_pull_object_fn_protobuf(self._client.PullObject, _SERVER, self.run_id)
+            try:
+                told, size = pull_message(tree, pull, self._largest, deadline=deadline)
+                self.bytes_up += size
+                # What the SuperLink has checked of a reply is the outside: who it is from, and to what.
+                outside = message_from_proto(bare).metadata
+                told_error = told.error if told.has_error() else None
+                reply = expand(make_message(outside, told.content if told.has_content() else None, told_error))
+            except FedemError as error:
+                reply = _damaged(bare.metadata, str(error), self.run_id)
+            request = ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.run_id, message_object_id=tree.object_id)
+            self._client.ConfirmMessageReceived(request)
+            replies.append(reply)
+        return replies
+
+    def close(self, failure: str = "") -> None:
+        """End the run at the SuperLink; what failed is shown by `flwr ls`."""
+        self.stopped.set()
+        if not self.run_id:
+            return
+        status = SubStatus.FAILED if failure else SubStatus.COMPLETED
+        try:
+            client = self._runtime([self._token], self._once)
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=failure))
+        except FedemError:
+            pass  # the SuperLink is gone
+
+
+def _damaged(metadata: Any, reason: str, run_id: int) -> Message:
+    """An error in the place of a reply that cannot be read."""
+    return make_message(
+        metadata=Metadata(
+            run_id=run_id,
+            message_id="",
+            src_node_id=metadata.src_node_id,
+            dst_node_id=metadata.dst_node_id,
+            reply_to_message_id=metadata.reply_to_message_id,
+            group_id=metadata.group_id,
+            message_type=SYSTEM_MESSAGE_TYPE,
+            created_at=time.time(),
+            ttl=1.0,
+        ),
+        error=Error(_DAMAGED, reason),
+    )

@@ -1,0 +1,51 @@
+"""How server and nodes get to know each other: what a node is told, and whether it may host the users that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedem_flwr.errors import FedemError
+
+
+class TooFewContributions(FedemError):
+    """A round got fewer contributions than it needs; it may be repeated, as nothing has been made of them."""
+
+
+class Welcome(Protocol):
+    """What a runtime adds to the introduction of nodes."""
+
+    def greeting(self, round_: int) -> RecordDict:
+        """What a node is told that is met before `round_`."""
+
+    def objection(self, node: int, users: np.ndarray) -> str:
+        """Why a node may not host these users; empty if it may."""
+
+
+class OpenDoor:
+    """Nodes that this process started itself: they have the run's directory, and are who they say."""
+
+    def greeting(self, round_: int) -> RecordDict:
+        """Nothing."""
+        return RecordDict()
+
+    def objection(self, node: int, users: np.ndarray) -> str:
+        """None."""
+        return ""
+
+
+def sessions_of(grid: Grid) -> Mapping[int, Hashable]:
+    """The nodes that are there; one that was started anew has another session, where the grid can tell."""
+    found: Mapping[int, Hashable] = (
+        grid.sessions() if hasattr(grid, "sessions") else dict.fromkeys(grid.get_node_ids(), True)
+    )
+    return found
+
+
+def greetings(welcome: Welcome, nodes: list[int], round_: int) -> Iterator[Message]:
+    """A message to each node; its reply says which users it hosts."""
+    return (Message(welcome.greeting(round_), node, "query", group_id=str(round_)) for node in nodes)
