@@ -16,10 +16,10 @@ INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c const
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help run test lint format typecheck ci clean
+.PHONY: help run test lint format typecheck compose-config docker-lint ci clean
 
 help:
-	@echo "make run | test | lint | format | typecheck | ci | clean"
+	@echo "make run | test | lint | format | typecheck | compose-config | docker-lint | ci | clean"
 
 run: $(VENV)/.installed
 	@$(BIN)/fedem run $(ARGS)
@@ -37,6 +37,17 @@ format: $(VENV)/.installed-dev
 
 typecheck: $(VENV)/.installed-dev
 	@$(BIN)/mypy
+
+# The containers' files, without a container engine; the test suite does the same and more (tests/test_compose.py).
+compose-config: $(VENV)/.installed-dev
+	@set -e; for overlay in "" "--file docker-compose.insecure.yml"; do for profile in "" "--profile four"; do \
+	    set -- --file docker-compose.yml $$overlay $$profile; \
+	    $(BIN)/docker-compose "$$@" config --quiet; echo "valid: $$*"; \
+	done; done
+
+docker-lint: $(VENV)/.installed-dev
+	@$(BIN)/hadolint Dockerfile
+	@echo "no findings: Dockerfile"
 
 ci:
 	@.ci/run

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata, resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 import yaml
@@ -93,31 +93,6 @@ def test_make_without_a_python_says_so_in_one_line(tmp_path: Path) -> None:
     complaints = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert done.returncode != 0
     assert len(complaints) == 1 and "Python 3.11 or newer" in complaints[0]
-
-
-def test_compose_file_has_the_federation() -> None:
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    nodes = [name for name in services if name.startswith("supernode")]
-    assert {"superlink", "fedem"} <= services.keys()
-    partitions = {services[name]["command"][-1] for name in nodes}
-    assert partitions == {f"partition-id={index} num-partitions={len(nodes)}" for index in range(len(nodes))}
-
-
-def test_compose_services_share_the_runs_folder() -> None:
-    """Messages carry no data: server, nodes and the one that submits must see the same run directory."""
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    mounts = {name: service["volumes"] for name, service in compose["services"].items()}
-    assert len(mounts) == 4 and set(map(tuple, mounts.values())) == {("runs:/runs",)}
-    assert "runs" in compose["volumes"]
-    submitted = compose["services"]["fedem"]["command"][0]
-    (options,) = re.findall(r"--run-config '([^']*)'", submitted)
-    assert PurePosixPath(tomllib.loads(options)["run-dir"]).parent == PurePosixPath("/runs")
-
-
-def test_compose_images_are_the_pinned_flower() -> None:
-    images = re.findall(r"\bflwr/\w+:([\w.]+)", (ROOT / "docker-compose.yml").read_text())
-    assert images
-    assert {Version(tag) for tag in images} == {pins()["flwr"]}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

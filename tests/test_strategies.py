@@ -280,7 +280,7 @@ def test_shares_of_users_are_counted_exactly() -> None:
 def test_two_nodes_cannot_claim_the_same_users(tmp_path: Path) -> None:
     claim = spoiled(lambda a: a | {"users": a["users"] - EACH} if a["users"][0] == BAD * EACH else a)
     tamper = lambda r, m: claim(r, m) if m.metadata.message_type == "query" else [r]  # noqa: E731
-    done, grid = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
+    done, _ = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH}), tamper)
     (refused,) = done.outcome.failures
     assert refused["round"] == 0 and "refused" in refused["reason"], "the second is left out, the run goes on"
     assert all(line["evaluated_users"] == USERS - EACH for line in done.lines)

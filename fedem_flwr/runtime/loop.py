@@ -244,7 +244,7 @@ def run_rounds(
 
 
 class _Meeting:
-    """Meets nodes between rounds where they come and go; else ours are met once, and those of stock strategies never."""
+    """Meets nodes between rounds where they come and go; else ours once, and those of stock strategies never."""
 
     def __init__(self, grid: Grid, plan: Plan, ours: Resumable | None) -> None:
         self._grid, self._plan, self._ours = grid, plan, ours

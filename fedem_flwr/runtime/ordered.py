@@ -72,6 +72,10 @@ class OrderedGrid(Grid):
         """
         return None
 
+    def to_repeat(self, sent: list[Message], waiting: Iterable[int]) -> list[int]:
+        """Places of messages that are sent again though nothing came back: their node was started anew meanwhile."""
+        return []
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send all messages; iterate over the replies in the order of the messages, as soon as that order allows.
 
@@ -98,18 +102,26 @@ class OrderedGrid(Grid):
                 replied = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if replied is None:
                     continue  # to nothing that still waits
+                if replied in arrived or replied < place:
+                    continue  # the second reply to one that was sent twice
                 when = self.again_at(reply, first.setdefault(replied, now), now)
                 if when is None:
                     arrived[replied] = reply
                 else:
                     again[replied] = when
-            for due in [position for position, when in again.items() if when <= now]:
-                sent[due].metadata.delivered_at = ""
-                waiting[self.push_messages([sent[due]])[0]] = due
-                del again[due]
+            due = [position for position, when in again.items() if when <= now]
+            for position in (*due, *self.to_repeat(sent, waiting.values())):
+                sent[position].metadata.delivered_at = ""
+                message_id = self.push_messages([sent[position]])[0]
+                if message_id:
+                    again.pop(position, None)
+                    waiting[message_id] = position
+                else:  # its node is not there yet
+                    again[position] = now + PULL_INTERVAL
             while place in arrived:
                 yield arrived.pop(place)
                 place += 1
+            waiting = {message: at for message, at in waiting.items() if at >= place and at not in arrived}
             if waiting or again:
                 self._stopped.wait(PULL_INTERVAL)
         yield from (arrived[position] for position in sorted(arrived))

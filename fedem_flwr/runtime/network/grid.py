@@ -6,13 +6,17 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 
-from flwr.app import Error, Message
+from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.runtime.inprocess import one_line
-from fedem_flwr.runtime.network.server_link import ServerLink, Session
+from fedem_flwr.runtime.network.server_link import ServerLink, Session, error_from
 from fedem_flwr.runtime.ordered import OrderedGrid
 
+GONE = 1001  # error code: the SuperLink has lost the node
+_LOOK = 0.5  # seconds between looks whether a node that is waited for was started anew
+_RETURN = 15.0  # seconds that a node which is gone may take to come back, as far as the round's time allows
 _SPARE = 30.0  # seconds that a SuperLink keeps a message beyond the time that its reply is waited for
 
 
@@ -28,6 +32,9 @@ class NetworkGrid(OrderedGrid):
         super().__init__(link.stopped)
         self._link, self._keep = link, keep_seconds + _SPARE
         self._deadline = math.inf
+        self._asked: dict[int, Session] = {}  # the session that each node had when its message was sent
+        self._looked = 0.0
+        self._nodes: dict[str, int] = {}  # that messages are for, by the messages' ids
 
     def sessions(self) -> dict[int, Session]:
         """The nodes that are there; one that was started anew has another session."""
@@ -42,21 +49,51 @@ class NetworkGrid(OrderedGrid):
         ids = []
         for message in messages:
             message.metadata.ttl = self._keep
+            message.metadata.created_at = time.time()  # else a repeated message is the first one to a SuperLink
             ids.append(self._link.push(message))
+            self._nodes[ids[-1]] = message.metadata.dst_node_id
         return ids
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """As the base says; a reply that is still on its way at the end of the time is given up, too."""
         self._deadline = math.inf if timeout is None else time.monotonic() + timeout
+        self._asked, self._looked = self.sessions(), time.monotonic()
+        self._nodes.clear()
         return super().send_and_receive(messages, timeout=timeout)
 
+    def to_repeat(self, sent: list[Message], waiting: Iterable[int]) -> list[int]:
+        """Messages to nodes that were started anew since: whoever took the first one is dead.
+
+        Rounds can be repeated: a node goes on from the state that it had the first time.
+        """
+        if time.monotonic() - self._looked < _LOOK:
+            return []
+        self._looked, now = time.monotonic(), self.sessions()
+        found = []
+        for place in waiting:
+            node = sent[place].metadata.dst_node_id
+            if node in now and now[node] != self._asked.get(node):
+                self._asked[node] = now[node]
+                found.append(place)
+        return found
+
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that are there; reasons of errors in one line."""
-        replies = self._link.pull(message_ids, self._deadline)
-        for reply in replies:
-            if reply.has_error():
-                reply.error = Error(reply.error.code, one_line(reply.error.reason or "no reason given"))
+        """The replies that are there; reasons of errors in one line, and as the node's own where the SuperLink errs."""
+        replies = []
+        for reply in self._link.pull(message_ids, self._deadline):
+            if not reply.has_error():
+                replies.append(reply)
+                continue
+            node = self._nodes.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+            gone = reply.metadata.src_node_id == SUPERLINK_NODE_ID
+            reason = "is gone" if gone else one_line(reply.error.reason or "no reason given")
+            replies.append(error_from(node, reply.metadata, reason, GONE if gone else reply.error.code))
         return replies
+
+    def again_at(self, reply: Message, since: float, now: float) -> float | None:
+        """A message to a node that is gone is kept for its return, for a while."""
+        gone = reply.has_error() and reply.error.code == GONE
+        return now + _LOOK if gone and now - since < _RETURN else None
 
     def await_nodes(self, count: int, seconds: float) -> int:
         """Wait for so many nodes, or so long; returns how many are there.

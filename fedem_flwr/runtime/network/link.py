@@ -38,6 +38,7 @@ from fedem_flwr.errors import FedemError, InputError
 T = TypeVar("T")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between attempts to reach a SuperLink
+CALL_SECONDS = 12.0  # without a byte after which a call is made again: of a connection that was cut, say
 STALLED = 20.0  # seconds without another piece after which a message counts as broken off
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5  # seconds between looks for a piece that is still on its way
 _GONE = frozenset({502, 503, 504})  # a proxy answers for a SuperLink that is away
@@ -107,7 +108,8 @@ class Address:
                 verify = ssl.create_default_context(cadata=self.ca.decode("ascii"))  # type: ignore[assignment]
             except (ssl.SSLError, UnicodeDecodeError, ValueError):
                 raise InputError("the CA certificate is damaged: make it again with `fedem deploy certs`") from None
-        return kind(f"{scheme}://{self.place}", interceptors=interceptors, verify=verify, retry_invoker=invoker)
+        url = f"{scheme}://{self.place}"
+        return kind(url, interceptors=interceptors, verify=verify, timeout=CALL_SECONDS, retry_invoker=invoker)
 
     def listening(self) -> bool:
         """Whether anybody accepts connections there now."""

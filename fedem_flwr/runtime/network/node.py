@@ -7,6 +7,7 @@ node looks often while a run is lively and seldom when nothing has come for long
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import threading
@@ -22,6 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.client_app import build_client_app
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.report.run_directory import write_atomically
 from fedem_flwr.runtime.inprocess import answer
 from fedem_flwr.runtime.network.host import ShardHosts
 from fedem_flwr.runtime.network.link import Address, Refused, Unreachable
@@ -29,6 +31,7 @@ from fedem_flwr.runtime.network.node_link import Keys, NodeLink
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between looks for messages
 _PATIENCE = 0.05  # of the time since the last message: how long the next pause is
+PATIENCE = 60.0  # seconds that a message or an answer waits for a SuperLink that is away
 _AWAY = 10.0  # seconds after which a node says once more that nobody answers
 _RETRY = 2.0  # seconds between attempts to be admitted
 
@@ -65,23 +68,28 @@ def run_node(options: NodeOptions, stopped: threading.Event) -> None:
     log.info("hosts users %s–%s of %s", shard.first, shard.first + len(shard.validation) - 1, shard.dataset)
     app = build_client_app(options.hosts)
     with _only_one(options.hosts.state_dir):
-        link = _admitted(options, stopped)
-        if link is None:
-            return
-        try:
-            _serve(link, app, stopped)
-        finally:
-            link.close()
+        while (link := _admitted(options, stopped)) is not None:
+            try:
+                _serve(link, app, stopped)
+                return
+            except Refused as error:  # the SuperLink was started anew and has forgotten this node, say
+                log.warning("%s; asks to be admitted again", error)
+            finally:
+                link.close()
 
 
 def _serve(link: NodeLink, app: ClientApp, stopped: threading.Event) -> None:
-    """Answer message after message."""
+    """Answer message after message.
+
+    Raises:
+        Refused: the SuperLink does not know this node any more.
+    """
     last, quiet_until = time.monotonic(), 0.0
     while not stopped.is_set():
         try:
             message = link.receive()
-        except Refused as error:
-            raise InputError(f"{error}: is this node still registered?") from None
+        except Refused:
+            raise
         except Unreachable as error:
             if time.monotonic() >= quiet_until:
                 log.warning("%s; trying on", error)
@@ -129,13 +137,16 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
         link = NodeLink(
             options.address,
             options.keys,
-            patience=_RETRY,
+            patience=PATIENCE,
             stopped=stopped,
             largest=options.largest,
+            known_as=_last_number(options),
             on_contact=_toucher(options.health),
         )
         try:
-            log.info("is node %s at %s", link.connect(), options.address.place)
+            number = link.connect()
+            log.info("is node %s at %s", number, options.address.place)
+            write_atomically(_number_file(options), json.dumps({"superlink": options.address.place, "node": number}))
             return link
         except InputError:
             raise
@@ -146,6 +157,19 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
             log.info("waits to be admitted: %s", error)
         stopped.wait(_RETRY)
     return None
+
+
+def _number_file(options: NodeOptions) -> Path:
+    return options.hosts.state_dir / "node.json"
+
+
+def _last_number(options: NodeOptions) -> int:
+    """What this SuperLink called this node the last time, to tell it that that process is gone; 0: not known."""
+    try:
+        told = json.loads(_number_file(options).read_text(encoding="utf-8"))
+        return int(told["node"]) if told["superlink"] == options.address.place and options.keys else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _toucher(path: Path | None) -> Callable[[], None]:

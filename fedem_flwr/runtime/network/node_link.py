@@ -49,9 +49,10 @@ class NodeLink:
     Args:
         address: of the SuperLink.
         keys: the node's, which the SuperLink must know; None registers a new node, where that is allowed.
-        patience: seconds that a call waits for a SuperLink that is away.
+        patience: seconds that a call waits for a SuperLink that is away; admission is tried once.
         stopped: ends all waiting.
         largest: bytes of the largest message taken.
+        known_as: the number that the SuperLink knew this node by the last time; 0: none.
         on_contact: called whenever the SuperLink has answered.
     """
 
@@ -63,12 +64,14 @@ class NodeLink:
         patience: float,
         stopped: threading.Event,
         largest: int,
+        known_as: int = 0,
         on_contact: Callable[[], None] = lambda: None,
     ) -> None:
         self._registers = keys is None
         private, public = keys or generate_key_pairs()
         self._public = public_key_to_bytes(public)
-        self._stopped, self._largest, self._on_contact = stopped, largest, on_contact
+        self._closed, self._largest, self._on_contact = threading.Event(), largest, on_contact
+        self._known_as = known_as
         interceptors: list[Any] = [
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(private, public),
@@ -90,19 +93,26 @@ class NodeLink:
             FedemError: the SuperLink does not know this node, or cannot be reached.
         """
         if self._registers:
-            self._client.RegisterNode(RegisterNodeFleetRequest(public_key=self._public))
-        self._activate()
+            self._once.RegisterNode(RegisterNodeFleetRequest(public_key=self._public))
+        try:
+            self._activate()
+        except FedemError:
+            if not self._known_as:
+                raise
+            # A process that was killed could not say goodbye: for a while the SuperLink takes it for alive.
+            self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
+            self._activate()
         self._beats.start()
         return self.node_id
 
     def _activate(self) -> None:
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
-        self._node = Node(node_id=self._client.ActivateNode(request).node_id)
+        self._node = Node(node_id=self._once.ActivateNode(request).node_id)
         TaskIdentity.node_id = self._node.node_id  # Message(...) reads here who is sending
         self._on_contact()
 
     def _beat(self) -> None:
-        while not self._stopped.wait(HEARTBEAT_SECONDS / BEATS):
+        while not self._closed.wait(HEARTBEAT_SECONDS / BEATS):
             try:
                 request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
                 if not self._once.SendNodeHeartbeat(request).success:
@@ -156,7 +166,7 @@ class NodeLink:
 
     def close(self) -> None:
         """Say goodbye, so that nobody waits for this node."""
-        self._stopped.set()
+        self._closed.set()
         if self._beats.is_alive():
             self._beats.join(timeout=HEARTBEAT_SECONDS)
         try:

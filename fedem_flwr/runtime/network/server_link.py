@@ -195,15 +195,15 @@ class ServerLink:
         replies = []
         for bare, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             pull = make_pull_object_fn_protobuf(self._client.PullObject, _SERVER, self.run_id)
+            outside = message_from_proto(bare).metadata
             try:
                 told, size = pull_message(tree, pull, self._largest, deadline=deadline)
                 self.bytes_up += size
                 # What the SuperLink has checked of a reply is the outside: who it is from, and to what.
-                outside = message_from_proto(bare).metadata
                 told_error = told.error if told.has_error() else None
                 reply = expand(make_message(outside, told.content if told.has_content() else None, told_error))
             except FedemError as error:
-                reply = _damaged(bare.metadata, str(error), self.run_id)
+                reply = error_from(outside.src_node_id, outside, str(error))
             request = ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.run_id, message_object_id=tree.object_id)
             self._client.ConfirmMessageReceived(request)
             replies.append(reply)
@@ -222,19 +222,23 @@ class ServerLink:
             pass  # the SuperLink is gone
 
 
-def _damaged(metadata: Any, reason: str, run_id: int) -> Message:
-    """An error in the place of a reply that cannot be read."""
+def error_from(node: int, answered: Metadata, reason: str, code: int = _DAMAGED) -> Message:
+    """An error in the place of a node's reply.
+
+    Args:
+        answered: outside of the reply that came instead, or could not be read.
+    """
     return make_message(
         metadata=Metadata(
-            run_id=run_id,
+            run_id=answered.run_id,
             message_id="",
-            src_node_id=metadata.src_node_id,
-            dst_node_id=metadata.dst_node_id,
-            reply_to_message_id=metadata.reply_to_message_id,
-            group_id=metadata.group_id,
+            src_node_id=node,
+            dst_node_id=SUPERLINK_NODE_ID,
+            reply_to_message_id=answered.reply_to_message_id,
+            group_id=answered.group_id,
             message_type=SYSTEM_MESSAGE_TYPE,
             created_at=time.time(),
             ttl=1.0,
         ),
-        error=Error(_DAMAGED, reason),
+        error=Error(code, reason),
     )

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime
-import ipaddress
 import json
 import os
 import re
@@ -24,25 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.files import replaced_folder
 from fedem_flwr.report.run_directory import write_atomically
+from fedem_flwr.runtime.network.certificates import authority, general_name, server_certificate
 from fedem_flwr.runtime.network.link import read_secret
 
-CA_DAYS, SERVER_DAYS = 3650, 825
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
-_DRIFT = datetime.timedelta(hours=1)  # clocks of other machines may be behind
-_DNS = re.compile(
-    r"(\*\.)?([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
-)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SIGNED = b"fedem-flwr introduction 1\n"  # what else the key may sign one day begins otherwise
 _ROSTER = "roster.json"
@@ -145,17 +137,16 @@ def make_certificates(folder: Path, nodes: int, hosts: Sequence[str] = ()) -> No
     Raises:
         InputError: the folder holds keys already, or a host is no name or address.
     """
-    names = [_general_name(host) for host in dict.fromkeys((*_LOCAL, *hosts))]
+    names = [general_name(host) for host in dict.fromkeys((*_LOCAL, *hosts))]
     if (folder / "ca.crt").exists() or (folder.exists() and any(folder.iterdir())):
         raise InputError(
             f"{folder} holds files already, and keys are never overwritten: choose another --out, or delete it"
         )
     with replaced_folder(folder) as new:
         new.chmod(0o700)
-        ca_key = ec.generate_private_key(ec.SECP256R1())
-        ca = _authority(ca_key)
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _server_certificate(key, ca, ca_key, names)
+        ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        ca = authority(ca_key)
+        certificate = server_certificate(key, ca, ca_key, names)
         pem = serialization.Encoding.PEM
         (new / "ca.crt").write_bytes(ca.public_bytes(pem))
         (new / "superlink.crt").write_bytes(certificate.public_bytes(pem))
@@ -269,75 +260,3 @@ def _write_private(path: Path, content: bytes) -> None:
 def _pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
     pkcs8, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, pkcs8, none)
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        pass
-    if not _DNS.fullmatch(host) or len(host) > 253:
-        raise InputError(
-            f"'{host}' is no name or address of a host: write superlink.example.org or 10.0.0.5, without port"
-        )
-    return x509.DNSName(host)
-
-
-def _name(common: str) -> x509.Name:
-    return x509.Name(
-        [x509.NameAttribute(NameOID.ORGANIZATION_NAME, "fedem"), x509.NameAttribute(NameOID.COMMON_NAME, common)]
-    )
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
-) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DRIFT)
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-    name = _name("fedem deployment CA")
-    builder = _builder(name, name, key.public_key(), CA_DAYS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    return builder.sign(key, hashes.SHA256())
-
-
-def _server_certificate(
-    key: ec.EllipticCurvePrivateKey,
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-    names: list[x509.GeneralName],
-) -> x509.Certificate:
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
-    builder = _builder(_name("fedem SuperLink"), ca.subject, key.public_key(), SERVER_DAYS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-    builder = builder.add_extension(issuer, critical=False)
-    return builder.sign(ca_key, hashes.SHA256())

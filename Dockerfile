@@ -1,0 +1,58 @@
+# One image for every part of a federation: SuperLink, server, nodes and set-up; what a container is, its command says.
+#     docker build --tag fedem-flwr:0.1.0 .
+#
+# torch: of the general package index, x86-64 machines get a CUDA build with several gigabytes of GPU libraries. uv knows
+# where PyTorch keeps its builds for each kind of machine, and TORCH_BACKEND picks one: `cpu` (the default), `auto`,
+# `cu130`, ... The version is that of constraints.txt whichever it is.
+
+# The Python that constraints.txt was made with; --build-arg PYTHON_IMAGE=...@sha256:... pins its bytes as well.
+ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG TORCH_BACKEND=cpu
+# Compiled here because containers run with a read-only file system. This image's Python is the one to use.
+ENV PIP_ROOT_USER_ACTION=ignore UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never \
+    VIRTUAL_ENV=/opt/fedem
+WORKDIR /build
+# Dependencies come first: a change of the source alone leaves this layer, the largest, as it is. All of them have wheels,
+# so there is no compiler here either. The environment goes without pip: nothing is installed at run time.
+COPY pyproject.toml constraints.txt ./
+RUN python -m pip install --no-cache-dir --constraint constraints.txt uv \
+    && python -m venv --without-pip "$VIRTUAL_ENV" \
+    && uv pip install --torch-backend "$TORCH_BACKEND" --constraints constraints.txt --only-binary :all: \
+        --requirements pyproject.toml
+COPY . .
+RUN uv pip install --no-deps --build-constraints constraints.txt . \
+    && "$VIRTUAL_ENV/bin/fedem" --version
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="fedem-flwr" \
+      org.opencontainers.image.description="A federated recommender on Flower: SuperLink, server and nodes in one image." \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.authors="The fedem-flwr authors"
+# Nothing reports home. What libraries want to write beside the work goes to /tmp, the one place that is always writable.
+ENV PATH=/opt/fedem/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    FLWR_TELEMETRY_ENABLED=0 \
+    FLWR_DISABLE_UPDATE_CHECK=1 \
+    FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 \
+    RAY_USAGE_STATS_ENABLED=0 \
+    HOME=/tmp \
+    FLWR_HOME=/tmp/flwr \
+    MPLCONFIGDIR=/tmp/matplotlib
+# A new volume takes over owner and mode of the folder that it is mounted on: these are the places of docker-compose.yml.
+# The number is fixed so that volumes stay readable from one build to the next.
+RUN groupadd --gid 10001 fedem \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fedem \
+    && install --directory --owner 10001 --group 10001 --mode 700 \
+        /data /own /runs /setup /state \
+        /give/superlink /give/server /give/node-0 /give/node-1 /give/node-2 /give/node-3
+COPY --from=build /opt/fedem /opt/fedem
+USER 10001:10001
+# `fedem run` writes below runs/, which is /runs from here.
+WORKDIR /
+# Health is asked for by service, in docker-compose.yml: the parts have nothing in common that one check could ask.
+ENTRYPOINT ["fedem"]
+CMD ["--help"]
