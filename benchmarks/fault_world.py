@@ -152,6 +152,7 @@ class FaultWorld:
     config: Config
     nodes: int
     database: bool = False
+    relayed: bool = True
     relay: Relay | None = None
     superlink: Child | None = None
     children: list[Child] = field(default_factory=list)
@@ -179,25 +180,28 @@ class FaultWorld:
         self.superlink = Child("superlink", command, self.folder / "logs" / "superlink.log", home)
         self.superlink.start()
         await_listening(self.superlink, self.address)
-        through = Address(self.relay.place, ca)
+        self.through = Address(self.relay.place, ca) if self.relayed else self.address
         for node in range(self.nodes):
-            shard, state = self.folder / "shards" / f"node-{node}", self.folder / "state" / f"node-{node}"
+            state = self.folder / "state" / f"node-{node}"
             state.mkdir(parents=True)
             if node == self.small_state:
                 mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(state)]
                 subprocess.run(mount, check=True, capture_output=True)
-            command = node_command(through, self.trusted, node, shard, state, threads=1, individual=False)
-            if in_hub():
-                command = ["ip", "netns", "exec", f"fedem-node-{node}", *command]
-            environment = {
-                **home,
-                "FEDEM_SABOTAGE": str(self.order_file(node)),
-                "PYTHONPATH": str(SABOTAGE),
-                "OMP_NUM_THREADS": "1",
-            }
-            self.children.append(Child(f"node-{node}", command, self.folder / "logs" / f"node-{node}.log", environment))
+            self.children.append(self.child(node))
             self.children[-1].start()
         threading.Thread(target=self._tend, daemon=True).start()
+
+    def child(self, node: int) -> Child:
+        """A node's process."""
+        name = f"node-{node}"
+        shard, state = self.folder / "shards" / name, self.folder / "state" / name
+        command = node_command(self.through, self.trusted, node, shard, state, threads=1, individual=False)
+        if in_hub():
+            command = ["ip", "netns", "exec", f"fedem-{name}", *command]
+        environment = {"FLWR_HOME": str(self.folder / "flower"), "OMP_NUM_THREADS": "1"}
+        if self.relayed:  # where things are to go wrong
+            environment |= {"FEDEM_SABOTAGE": str(self.order_file(node)), "PYTHONPATH": str(SABOTAGE)}
+        return Child(name, command, self.folder / "logs" / f"{name}.log", environment)
 
     def _tend(self) -> None:
         """Start anew what has ended, as `restart: unless-stopped` does."""

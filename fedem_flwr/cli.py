@@ -26,6 +26,8 @@ data_app = typer.Typer(help="Data sets: what is known, what a file holds, downlo
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
 
+_INTERRUPTED, _CONTINUE = 130, "interrupted; continue with `fedem resume RUN_DIR`"
+
 Dataset = Annotated[
     str | None, typer.Option(help="a known name (see `fedem data list`) or the path of a delimited file")
 ]
@@ -231,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         stop(f"{error.format_message()} (see fedem --help)", 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        stop("interrupted; continue with `fedem resume RUN_DIR`", 130)
+        stop(_CONTINUE, _INTERRUPTED)
     except OSError as error:
         stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:  # not foreseen: still one line, and the details for whoever asks
@@ -239,6 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         stop(f"unexpected {type(error).__name__}: {error} (FEDEM_TRACEBACK=1 shows where; please report it)", 1)
     else:
+        if code == _INTERRUPTED:  # what Typer makes of an interrupt, without a word
+            stop(_CONTINUE, code)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -141,4 +141,20 @@ def _reply(
     return Message(content, reply_to=message)
 
 
-app = build_client_app()
+class SuperNodeApp(ClientApp):
+    """For Flower's own SuperNode: messages of our server come condensed, and so go the replies to them."""
+
+    def __init__(self, inner: ClientApp) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message."""
+        from fedem_flwr.runtime.network.condense import condense, expand
+
+        plain = expand(message)
+        reply = self._inner(plain, context)
+        return reply if plain is message else condense(reply)
+
+
+app = SuperNodeApp(build_client_app())

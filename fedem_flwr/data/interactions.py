@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 Int64Array = NDArray[np.int64]
@@ -133,5 +132,7 @@ def first_appearance(values: NDArray[Any]) -> tuple[Int64Array, NDArray[Any]]:
     Returns:
         (rows,) int64 codes and the (distinct,) values that they stand for: ``distinct[codes] == values``.
     """
+    import pandas as pd  # a node that has its shard never needs it
+
     codes, distinct = pd.factorize(values)
     return np.asarray(codes, dtype=np.int64), np.asarray(distinct)

@@ -12,10 +12,9 @@ import gzip
 import io
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import pandas as pd
 
 from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, first_appearance
 from fedem_flwr.data.layout import (
@@ -29,6 +28,9 @@ from fedem_flwr.data.layout import (
     split_line,
 )
 from fedem_flwr.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["ABSENT", "Columns", "read_interactions"]
 
@@ -97,6 +99,8 @@ def _read_bytes(path: Path) -> bytes:
 
 def _parse(path: Path, data: bytes, layout: Layout) -> pd.DataFrame:
     """The used columns by number: object (str) for labels, float64 for numbers."""
+    import pandas as pd
+
     text, separator = data, layout.separator
     if separator == "::":
         if _UNIT in data:

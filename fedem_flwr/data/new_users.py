@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -115,6 +114,8 @@ def with_known_items(source: Source, item_ids: StrArray) -> KnownRows:
         item_ids: (m,) labels in the order of their codes: a split's ``item_ids``.
     """
     rows = gather(source)
+    import pandas as pd
+
     codes = pd.Index(item_ids).get_indexer(pd.Index(rows.item_ids)).astype(np.int64)
     item = codes[rows.item] if rows.rows else rows.item
     known = item >= 0

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.files import SETTINGS_FILE, replaced_folder, stored_type, write_settings
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Protocol = Literal["paper", "strict"]
 IntArray = NDArray[np.int64]
@@ -94,6 +96,8 @@ class Split(SplitFacts):
 
     def train_csr(self) -> csr_matrix:
         """Binary (n, m) float32 matrix of the training pairs, duplicates counted once, columns sorted."""
+        from scipy.sparse import csr_matrix
+
         offsets, items = sorted_unique_csr(row_of(self.train_offsets), self.train_items, self.users, self.items)
         return csr_matrix((np.ones(len(items), np.float32), items, offsets), shape=(self.users, self.items))
 

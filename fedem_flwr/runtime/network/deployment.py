@@ -15,6 +15,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -30,11 +31,13 @@ from fedem_flwr.report.progress import task_progress
 from fedem_flwr.report.run_directory import write_atomically
 from fedem_flwr.runtime.inputs import split_into
 from fedem_flwr.runtime.network.commands import Trusted, node_command, superlink_command
-from fedem_flwr.runtime.network.link import Address
+from fedem_flwr.runtime.network.link import Address, Patience
 from fedem_flwr.runtime.network.processes import GRACE, Child, await_listening, free_port, last_words, wait_until
-from fedem_flwr.runtime.network.trust import make_certificates
+from fedem_flwr.runtime.network.server_link import control_client, register_nodes
+from fedem_flwr.runtime.network.trust import Roster, make_certificates
 
 _RECORD, _SUPERLINK = "deployment.json", "superlink"
+_REGISTER_SECONDS = 10.0
 _ANYWHERE = ("0.0.0.0", "::")
 
 
@@ -176,7 +179,15 @@ class Deployment:
             started.append(child.name)
             if child.name == _SUPERLINK:
                 await_listening(child, self.local)
+                self._register()
         return started
+
+    def _register(self) -> None:
+        """Make the nodes known to the SuperLink; it forgets none, so most are."""
+        if self.trusted.folder is not None:
+            patience = Patience(self.local, _REGISTER_SECONDS, threading.Event())
+            entries = Roster.load(self.trusted.folder / "roster.json").entries()
+            register_nodes(control_client(self.local, patience), entries)
 
     def stop(self) -> list[str]:
         """End what runs, nodes first; returns the names."""

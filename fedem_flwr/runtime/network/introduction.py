@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -21,8 +21,10 @@ from flwr.app import ConfigRecord, RecordDict
 from fedem_flwr.errors import FedemError
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.run_directory import write_atomically
-from fedem_flwr.runtime.network.grid import NetworkGrid
 from fedem_flwr.runtime.network.trust import Roster, sign_introduction, verify_introduction
+
+if TYPE_CHECKING:
+    from fedem_flwr.runtime.network.grid import NetworkGrid
 
 GREETING: Final = "introduction"
 KEY: Final = re.compile(r"[0-9a-f]{32}")

@@ -132,7 +132,7 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
     Raises:
         InputError: it does not for as long as we wait.
     """
-    began = time.monotonic()
+    began, said = time.monotonic(), ""
     while not stopped.is_set():
         link = NodeLink(
             options.address,
@@ -154,7 +154,9 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
             waited = time.monotonic() - began
             if waited > options.admission:
                 raise InputError(f"not admitted within {options.admission:.0f} s: {error}") from None
-            log.info("waits to be admitted: %s", error)
+            if str(error) != said:
+                said = str(error)
+                log.info("waits to be admitted: %s", said)
         stopped.wait(_RETRY)
     return None
 

@@ -33,9 +33,17 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from fedem_flwr.errors import FedemError
+from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.network.condense import condense, expand
-from fedem_flwr.runtime.network.link import Address, Patience, pull_message, push_objects_of, tree_of
+from fedem_flwr.runtime.network.link import (
+    Address,
+    Patience,
+    Refused,
+    Unreachable,
+    pull_message,
+    push_objects_of,
+    tree_of,
+)
 
 Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
 
@@ -96,9 +104,13 @@ class NodeLink:
             self._once.RegisterNode(RegisterNodeFleetRequest(public_key=self._public))
         try:
             self._activate()
+        except (Unreachable, InputError):
+            raise
         except FedemError:
             if not self._known_as:
-                raise
+                raise Refused(
+                    "the SuperLink does not know this node's key; a server or `deploy up` registers it"
+                ) from None
             # A process that was killed could not say goodbye: for a while the SuperLink takes it for alive.
             self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
             self._activate()

@@ -16,7 +16,6 @@ from typing import Any
 
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
-from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
 from flwr.common.serde import context_from_proto, fab_to_proto, message_from_proto, message_to_proto
 from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest, StopRunRequest
@@ -73,6 +72,8 @@ class Session:
 @cache
 def app_bundle() -> bytes:
     """The smallest Flower app: it names this package's apps and holds no code; nodes run what they have installed."""
+    from flwr.cli.build import build_fab_from_files  # brings all of Flower's command line
+
     project = f"""
 [project]
 name = "fedem-flwr"
