@@ -1,6 +1,6 @@
 """Networked processes against one process, warm nodes against Flower's own, and fifty nodes at one SuperLink.
 
-Four nodes with FilmTrust's shards, TLS and node keys: is the result the same? Seconds a round with Flower's SuperNode and
+Four nodes with FilmTrust's shards, TLS and node keys: is the result the same? Seconds a round with Flower's nodes and
 with ours. Memory of a node, and whether all of them are served:
 
     python -m benchmarks.network equal | stock | many --nodes 50

@@ -15,10 +15,10 @@ from typing import Any
 from rich.console import Console
 
 from fedem_flwr.config import Config, Tree, merge_trees, read_toml, resolve
-from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
-from fedem_flwr.protocol.split import Split, SplitFacts
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.remarks import notes_of, opening
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress, task_progress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
@@ -121,7 +121,7 @@ def run(
         fresh.rename(directory.path / SPLIT_FOLDER)
         split = Split.load(directory.path / SPLIT_FOLDER)
     if not quiet:
-        _err.print(_opening(config, facts), f"into {directory.path}", sep="\n", soft_wrap=True)
+        _err.print(opening(config, facts), f"into {directory.path}", sep="\n", soft_wrap=True)
     places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in others]
     beside = [PreparedRun.create(place, other, split) for place, other in zip(places, others, strict=True)]
     main = PreparedRun.create(
@@ -228,52 +228,8 @@ def _carry_out(run: PreparedRun, quiet: bool, *, resume: bool) -> None:
     model = ServedModel.open(run)
     comparison, lists = look_at(model, controls, per_user(run.split, config)) if run.has_data else (None, None)
     directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
-    directory.write_summary(summarise(run, lines, outcome, controls, comparison, _notes(run, controls)))
+    directory.write_summary(summarise(run, lines, outcome, controls, comparison, notes_of(run, controls)))
     write_report(directory.path)
-
-
-def _opening(config: Config, split: SplitFacts) -> str:
-    return (
-        f"{config.method.name} on {split.dataset} ({split.users:,} users, {split.items:,} items, "
-        f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
-        f"{config.run.runtime}" + (f"\n{_default_note(config)}" if _is_default(config) else "")
-    )
-
-
-def _is_default(config: Config) -> bool:
-    """Whether a known data set is run with its own method and settings, under strict."""
-    data = config.data.dataset
-    if config.data.protocol != "strict" or data not in (SYNTHETIC, *KNOWN_DATASETS):
-        return False
-    sections = {"method", "model", "ials", "order"}
-    default = resolve({}, {"data": {"dataset": data}})
-    return default.model_dump(include=sections) == config.model_dump(include=sections)
-
-
-def _default_note(config: Config) -> str:
-    return (
-        f"{config.method.name} is the default on this data set: the best of what was measured under strict. "
-        "--against fedem puts the published method beside it."
-    )
-
-
-def _notes(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
-    notes = []
-    if run.config.data.dataset == SYNTHETIC:
-        notes.append("Synthetic data: use it to see that everything works, not to compare methods.")
-    if _is_default(run.config):
-        notes.append(_default_note(run.config))
-    if not run.has_data:
-        notes.append("The data are on the nodes: controls, and the comparison with them, need them in one place.")
-    if not run.facts.has_times:
-        notes.append(
-            "This data set has no times: under strict the held-out items are drawn at random, and nothing uses order, "
-            "neither recency nor an encoder."
-        )
-    for name, result in controls.items():
-        if result and "skipped" in result:
-            notes.append(f"Control {name} was left out: {result['skipped']}.")
-    return notes
 
 
 def audit(options: Tree, out: Path | None, *, quiet: bool) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedem_flwr.models.mf import initial_table, initial_user, scores
 from fedem_flwr.training.local import AdapterStep, Block, LocalSettings, MergedStep, PlainStep, train_epochs
 from fedem_flwr.training.merge import GlobalTables, Merge, pooled
-from fedem_flwr.training.parallel import in_parallel
+from fedem_flwr.training.parallel import budget, in_parallel
 from fedem_flwr.training.samples import Histories, RoundSamples, blocks_of, draw_samples
 
 Schedule = Literal["paper", "released"]
@@ -127,7 +127,7 @@ class Cohort:
     def merge_blocks(self, who: Tensor) -> list[Tensor]:
         """Users in chunks whose whole tables, or scores where one table serves all, fit the working budget."""
         a_user = self.histories.items * (1 if self.state.table is None else self.settings.dim)
-        return list(who.split(max(1, MERGE_FLOATS // a_user)))
+        return list(who.split(max(1, budget(MERGE_FLOATS, who.device) // a_user)))
 
     def merged(self, who: Tensor, tables: GlobalTables | None) -> tuple[Tensor, Tensor | None]:
         """The tables (k', m, d) that users `who` score with: merged where one was downloaded, else their own.
@@ -184,7 +184,7 @@ class Cohort:
         touched = size.clamp(max=self.histories.items)
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.state.user.device)
         collected = self._empty_sums() if sums else None
-        blocks = blocks_of(size, touched, 2 * batches + merging, settings.dim, BLOCK_FLOATS)
+        blocks = blocks_of(size, touched, 2 * batches + merging, settings.dim, budget(BLOCK_FLOATS, who.device))
 
         def train_block(index: Tensor) -> _Trained:
             part = who[index.to(who.device)]

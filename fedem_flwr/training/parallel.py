@@ -17,6 +17,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+ON_A_GPU = 64  # times what a core takes: a GPU wants few and large blocks, and has no cache to stay in
+
+
+def budget(floats: int, device: torch.device) -> int:
+    """How many floats a block may take on a device, where a core of a CPU takes so many."""
+    return floats if device.type == "cpu" else floats * ON_A_GPU
+
+
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
     """Apply a function to items, as many at a time as torch may use threads; results come in the items' order.
 

@@ -1,0 +1,108 @@
+"""A few cells of the fault matrix (`python -m benchmarks.faults` has all of them, ten times each), on loopback."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.fault_world import FaultWorld
+from benchmarks.faults import NODE, ROUND, ROUNDS, USERS, config_of
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime.checkpoint import Checkpoints
+from fedem_flwr.runtime.network.processes import wait_until
+from fedem_flwr.runtime.network.server import read_outcome
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+METHOD = "fedem"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultWorld]:
+    made = FaultWorld(tmp_path_factory.mktemp("faults") / "world", config_of(METHOD, 0.0, 40.0), 3)
+    try:
+        made.build()
+        yield made
+    finally:
+        made.close()
+    assert wait_until(lambda: made.left() == [], 10), "processes were left behind"
+
+
+@pytest.fixture(scope="module")
+def calm(world: FaultWorld, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The tables of an undisturbed run."""
+    run = world.prepare(tmp_path_factory.mktemp("calm") / "run", config_of(METHOD, 0.0, 40.0))
+    assert world.serve(run).failures == []
+    return tables_of(run)
+
+
+def tables_of(run: RunDirectory) -> dict[str, np.ndarray]:
+    point = Checkpoints(run.checkpoint_dir).load()
+    assert point is not None and point.round == ROUNDS
+    return dict(point.arrays)
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("do", ["die-before", "die-during", "die-after"])
+def test_a_node_that_is_killed_and_comes_back_costs_nothing(
+    do: str, world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 40.0))
+    started = world.children[NODE].starts
+    world.order(NODE, ROUND, do)
+    world.serve(run)
+    assert world.children[NODE].starts == started + 1, "it was killed"
+    assert read_outcome(run).failures == []
+    assert same(tables_of(run), calm)
+
+
+@pytest.mark.parametrize(
+    ("do", "reason"),
+    [
+        ("nan", "is not finite"),
+        ("shape", "has shape"),
+        ("truncated", "pieces do not fit"),
+        ("huge", "has shape"),
+        ("metric", "a metric that is not finite"),
+    ],
+)
+def test_a_corrupt_upload_costs_itself(
+    do: str, reason: str, world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """Without a quorum it is left out, and said; with one the round is repeated, and nothing is lost."""
+    run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 40.0))
+    world.order(NODE, ROUND, do)
+    world.serve(run)
+    (failure,) = read_outcome(run).failures
+    assert failure["round"] == ROUND and reason in failure["reason"]
+    assert not same(tables_of(run), calm), "its contribution is missing"
+    lines = run.read_metrics()
+    assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
+    assert lines[-1]["evaluated_users"] == USERS
+    if do == "nan":
+        again = world.prepare(tmp_path / "again", config_of(METHOD, 1.0, 40.0))
+        world.order(NODE, ROUND, do)
+        world.serve(again)
+        assert same(tables_of(again), calm)
+
+
+def test_a_server_that_is_killed_goes_on_to_the_same_result(
+    world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 40.0))
+    child = world.server_process(run)
+
+    def far() -> bool:
+        return not child.alive or ((run.path / "metrics.jsonl").exists() and len(run.read_metrics()) >= ROUND)
+
+    assert wait_until(far, 90)
+    child.signal(signal.SIGKILL)
+    assert child.process is not None and child.process.wait() == -signal.SIGKILL
+    world.serve(run)
+    assert same(tables_of(run), calm)
