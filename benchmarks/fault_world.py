@@ -101,6 +101,8 @@ class Relay:
         self.place = f"{host}:{self._listener.getsockname()[1]}"
         self.delay, self.cuts, self._count = 0.0, 0, 0
         self._open: set[socket.socket] = set()
+        self.record = False
+        self.passed: list[tuple[bytearray, bytearray]] = []  # of each connection: to the SuperLink, and back
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -118,15 +120,20 @@ class Relay:
                 near.close()
                 continue
             self._open |= {near, far}
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(one, other, doomed), daemon=True).start()
+            both = (bytearray(), bytearray())
+            if self.record:
+                self.passed.append(both)
+            for one, other, seen in ((near, far, both[0]), (far, near, both[1])):
+                threading.Thread(target=self._pass, args=(one, other, doomed, seen), daemon=True).start()
 
-    def _pass(self, source: socket.socket, sink: socket.socket, doomed: bool) -> None:
+    def _pass(self, source: socket.socket, sink: socket.socket, doomed: bool, seen: bytearray) -> None:
         passed = 0
         with suppress(OSError):
             while data := source.recv(_CHUNK):
                 if self.delay:
                     time.sleep(self.delay)
+                if self.record:
+                    seen += data
                 sink.sendall(data)
                 passed += len(data)
                 if doomed and passed > 4000:
@@ -153,6 +160,8 @@ class FaultWorld:
     nodes: int
     database: bool = False
     relayed: bool = True
+    insecure: bool = False  # plain HTTP, which a relay can read
+    watched: bool = False  # processes note the files that they open, in opened-NAME.txt
     relay: Relay | None = None
     superlink: Child | None = None
     children: list[Child] = field(default_factory=list)
@@ -166,17 +175,19 @@ class FaultWorld:
         self.folder.mkdir(parents=True)
         split = split_of(self.config, load_interactions(self.config))
         write_shards(split, self.nodes, self.folder)
-        make_certificates(self.folder / "certs", self.nodes, (host,))
+        if self.insecure:
+            (self.folder / "superexec.secret").write_bytes(b"a secret of this world")
+        else:
+            make_certificates(self.folder / "certs", self.nodes, (host,))
         with socket.create_server((host, 0)) as probe:
             port = probe.getsockname()[1]
-        ca = (self.folder / "certs" / "ca.crt").read_bytes()
+        ca = None if self.insecure else (self.folder / "certs" / "ca.crt").read_bytes()
         self.address = Address(f"{host}:{port}", ca)
         self.relay = Relay(host, (host, port))
-        self.trusted = Trusted(self.folder / "certs")
-        secret = self.folder / "certs" / "superexec.secret"
+        self.trusted = Trusted(None if self.insecure else self.folder / "certs")
         database = self.folder / "superlink.db" if self.database else None
         home = {"FLWR_HOME": str(self.folder / "flower")}
-        command = superlink_command(self.address, self.trusted, secret, database)
+        command = superlink_command(self.address, self.trusted, self.secret, database)
         self.superlink = Child("superlink", command, self.folder / "logs" / "superlink.log", home)
         self.superlink.start()
         await_listening(self.superlink, self.address)
@@ -200,8 +211,18 @@ class FaultWorld:
             command = ["ip", "netns", "exec", f"fedem-{name}", *command]
         environment = {"FLWR_HOME": str(self.folder / "flower"), "OMP_NUM_THREADS": "1"}
         if self.relayed:  # where things are to go wrong
-            environment |= {"FEDEM_SABOTAGE": str(self.order_file(node)), "PYTHONPATH": str(SABOTAGE)}
-        return Child(name, command, self.folder / "logs" / f"{name}.log", environment)
+            environment["FEDEM_SABOTAGE"] = str(self.order_file(node))
+        return Child(name, command, self.folder / "logs" / f"{name}.log", {**environment, **self.watching(name)})
+
+    @property
+    def secret(self) -> Path:
+        """What lets a server take its task."""
+        return (self.trusted.folder or self.folder) / "superexec.secret"
+
+    def watching(self, name: str) -> dict[str, str]:
+        """The environment of a process with a saboteur in it, who may also take notes."""
+        notes = {"FEDEM_OPENED": str(self.folder / f"opened-{name}.txt")} if self.watched else {}
+        return {"PYTHONPATH": str(SABOTAGE), **notes}
 
     def _tend(self) -> None:
         """Start anew what has ended, as `restart: unless-stopped` does."""
@@ -237,6 +258,8 @@ class FaultWorld:
 
     def options(self) -> ServerOptions:
         """For a server in this process."""
+        if self.insecure:
+            return ServerOptions(self.address, self.secret.read_bytes())
         trust = ServerTrust.load(self.folder / "certs")
         return ServerOptions(self.address, trust.secret, trust.signing_key, trust.roster)
 
@@ -246,9 +269,9 @@ class FaultWorld:
 
     def server_process(self, directory: RunDirectory) -> Child:
         """A server of its own, for runs whose server dies."""
-        secret = self.folder / "certs" / "superexec.secret"
-        command = server_command(directory.path, self.address, self.trusted, secret)
-        child = Child("server", command, directory.path / "server.log", {"FLWR_HOME": str(self.folder / "flower")})
+        command = server_command(directory.path, self.address, self.trusted, self.secret)
+        environment = {"FLWR_HOME": str(self.folder / "flower"), **self.watching("server")}
+        child = Child("server", command, directory.path / "server.log", environment)
         child.start()
         return child
 

@@ -79,7 +79,7 @@ def run(
                 "seed": seed,
                 "device": device,
             },
-            "network": {"superlink": superlink, "certs": _text(certs), "insecure": insecure or None},
+            "network": {"superlink": superlink, "certs": certs and str(certs.resolve()), "insecure": insecure or None},
         },
         settings or [],
     )

@@ -96,6 +96,7 @@ def node(
     allow_individual_uploads: Annotated[
         bool, typer.Option("--allow-individual-uploads", help="let a single user's sums leave this node")
     ] = False,
+    keep_runs: Annotated[int, typer.Option(min=1, help="keep the private state of so many runs, the newest")] = 5,
     admission: Annotated[
         float, typer.Option(min=0, help="seconds to wait until the SuperLink admits this node")
     ] = 120.0,
@@ -116,6 +117,7 @@ def node(
         threads=threads,
         device=device,
         individual_uploads=allow_individual_uploads,
+        keep_runs=keep_runs,
         admission=admission,
         health=health,
     )

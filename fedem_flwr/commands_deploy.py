@@ -103,6 +103,7 @@ def node(
     threads: int,
     device: str,
     individual_uploads: bool,
+    keep_runs: int,
     admission: float,
     health: Path | None,
 ) -> None:
@@ -122,7 +123,7 @@ def node(
         _warn_of_plaintext(address)
     resolve_device(device)
     server_key = None if trust is None else trust.server_key
-    hosts = ShardHosts(shard, state, server_key, threads, device, individual_uploads)
+    hosts = ShardHosts(shard, state, server_key, threads, device, individual_uploads, keep_runs=keep_runs)
     keys = None if trust is None else trust.keys
     run_node(NodeOptions(address, keys, hosts, admission=admission, health=health), _stop_on_signals())
 

@@ -1,7 +1,8 @@
 """What goes wrong inside a node, for the fault matrix: Python imports this at start where it is on PYTHONPATH.
 
 A node looks at the file named by FEDEM_SABOTAGE in every round: {"round": 3, "do": "nan"}. It does that once, and notes
-so by deleting the file. Nothing of this is part of the package: a node without that variable is untouched.
+so by deleting the file. With FEDEM_OPENED a process writes down the files that it opens. Nothing of this is part of the
+package: a process without these variables is untouched.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -108,5 +110,18 @@ def _arm() -> None:
     node_link.condense = cut  # type: ignore[attr-defined]
 
 
+def _note_files(path: str) -> None:
+    """Write down every file that is opened; Python tells of them."""
+    notes = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str):
+            os.write(notes, (os.path.abspath(arguments[0]) + "\n").encode())
+
+    sys.addaudithook(note)
+
+
+if os.environ.get("FEDEM_OPENED"):
+    _note_files(os.environ["FEDEM_OPENED"])
 if os.environ.get("FEDEM_SABOTAGE"):
     _arm()

@@ -124,7 +124,8 @@ class Split(SplitFacts):
                 values = getattr(self, name)
                 values = values.astype(small, copy=False) if name in NARROW else values
                 np.save(new / f"{name}.npy", values, allow_pickle=False)
-            write_settings(new, {name: getattr(self, name) for name in (*SPLIT_SETTINGS, "first")})
+            part = {"first": self.first} if self.first else {}
+            write_settings(new, {name: getattr(self, name) for name in SPLIT_SETTINGS} | part)
 
     @classmethod
     def load(cls, directory: Path, mmap: bool = True) -> Split:

@@ -37,11 +37,19 @@ def superlink_command(address: Address, trusted: Trusted, secret: Path, database
 
 
 def node_command(
-    address: Address, trusted: Trusted, node: int, shard: Path, state: Path, *, threads: int, individual: bool
+    address: Address,
+    trusted: Trusted,
+    node: int,
+    shard: Path,
+    state: Path,
+    *,
+    threads: int,
+    individual: bool,
+    device: str = "auto",
 ) -> list[str]:
     """One of our nodes."""
     command = [*FEDEM, "deploy", "node", "--superlink", address.place, "--shard", str(shard), "--state", str(state)]
-    command += [*trusted.address_flags, "--name", f"node-{node}", "--threads", str(threads)]
+    command += [*trusted.address_flags, "--name", f"node-{node}", "--threads", str(threads), "--device", device]
     return command + (["--allow-individual-uploads"] if individual else [])
 
 

@@ -11,7 +11,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.runtime.inprocess import one_line
-from fedem_flwr.runtime.network.server_link import ServerLink, Session, error_from
+from fedem_flwr.runtime.network.server_link import BROKEN_OFF, ServerLink, Session, error_from
 from fedem_flwr.runtime.ordered import OrderedGrid
 
 GONE = 1001  # error code: the SuperLink has lost the node
@@ -91,8 +91,8 @@ class NetworkGrid(OrderedGrid):
         return replies
 
     def again_at(self, reply: Message, since: float, now: float) -> float | None:
-        """A message to a node that is gone is kept for its return, for a while."""
-        gone = reply.has_error() and reply.error.code == GONE
+        """A message to a node that is gone is kept for its return, for a while; a reply that broke off is asked for."""
+        gone = reply.has_error() and reply.error.code in (GONE, BROKEN_OFF)
         return now + _LOOK if gone and now - since < _RETURN else None
 
     def await_nodes(self, count: int, seconds: float) -> int:

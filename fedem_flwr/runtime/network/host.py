@@ -10,6 +10,7 @@ server's key. A run that is resumed is introduced anew: what the node stored aft
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class ShardHosts:
         threads, device: what this node computes with.
         individual_uploads: whether a single user's sums may leave the node, if a run asks for that.
         resident: keep cohorts in memory between messages; for processes that live on.
+        keep_runs: of how many runs the state is kept, the newest ones.
     """
 
     shard_dir: Path
@@ -92,6 +94,7 @@ class ShardHosts:
     device: str = "auto"
     individual_uploads: bool = False
     resident: bool = True
+    keep_runs: int = 5
     _hosts: dict[int, ShardHost] = field(default_factory=dict, repr=False)  # by Flower's number of the run
 
     @cached_property
@@ -139,8 +142,16 @@ class ShardHosts:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / _CONFIG_FILE, told.config)
         write_atomically(folder / _RUN_FILE, json.dumps({"run": run_id, "resumes": len(told.resumes)}))
+        self._forget_old(folder)
         self._hosts = {run_id: self._host(folder, config)}
         return {"stored": np.array([store.newest(node_name(0)) or 0], np.int64)}
+
+    def _forget_old(self, current: Path) -> None:
+        """Delete the state of runs that were introduced long before others: a disk is finite, and runs are many."""
+        others = [folder for folder in current.parent.iterdir() if folder != current and (folder / _RUN_FILE).exists()]
+        others.sort(key=lambda folder: (folder / _RUN_FILE).stat().st_mtime)
+        for folder in others[: max(0, len(others) - self.keep_runs + 1)]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _acceptable(self, told: Introduction) -> Config:
         try:

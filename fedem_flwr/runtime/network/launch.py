@@ -110,7 +110,9 @@ def _start_here(run: PreparedRun, folder: Path, nodes: int) -> Launched:
     children = []
     for node in range(nodes):
         shard, state = folder / SHARDS_FOLDER / f"node-{node}", folder / "nodes" / f"node-{node}"
-        command = node_command(address, trusted, node, shard, state, threads=threads, individual=individual)
+        command = node_command(
+            address, trusted, node, shard, state, threads=threads, individual=individual, device=run.config.run.device
+        )
         few = {"OMP_NUM_THREADS": str(threads)}
         children.append(Child(f"node-{node}", command, logs / f"node-{node}.log", {**home, **few}))
     command = server_command(run.directory.path.resolve(), address, trusted, secret)

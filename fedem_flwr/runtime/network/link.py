@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 import ssl
 import threading
 import time
@@ -28,6 +29,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectPushError,
     ObjectUnavailableError,
     inflate_object_from_contents,
     push_objects,
@@ -39,6 +41,7 @@ T = TypeVar("T")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between attempts to reach a SuperLink
 CALL_SECONDS = 12.0  # without a byte after which a call is made again: of a connection that was cut, say
+ANNOUNCEMENTS = 8  # of one message
 STALLED = 20.0  # seconds without another piece after which a message counts as broken off
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5  # seconds between looks for a piece that is still on its way
 _GONE = frozenset({502, 503, 504})  # a proxy answers for a SuperLink that is away
@@ -51,6 +54,10 @@ class Refused(FedemError):
 
 class Unreachable(FedemError):
     """Nobody has answered at the address for as long as we wait."""
+
+
+class BrokenOff(FedemError):
+    """A message of which the rest does not come: its sender died, or its announcement was replaced."""
 
 
 class TooLarge(FedemError):
@@ -100,21 +107,17 @@ class Address:
         Raises:
             InputError: the authority's certificate is none.
         """
-        scheme, verify = "http", False
+        verify: ssl.SSLContext | bool = False
         if self.ca is not None:
-            scheme = "https"
-            verify = ssl.create_default_context()  # type: ignore[assignment]
             try:
-                verify = ssl.create_default_context(cadata=self.ca.decode("ascii"))  # type: ignore[assignment]
+                verify = ssl.create_default_context(cadata=self.ca.decode("ascii"))
             except (ssl.SSLError, UnicodeDecodeError, ValueError):
                 raise InputError("the CA certificate is damaged: make it again with `fedem deploy certs`") from None
-        url = f"{scheme}://{self.place}"
+        url = f"{'https' if self.ca else 'http'}://{self.place}"
         return kind(url, interceptors=interceptors, verify=verify, timeout=CALL_SECONDS, retry_invoker=invoker)
 
     def listening(self) -> bool:
         """Whether anybody accepts connections there now."""
-        import socket
-
         try:
             with socket.create_connection((self.host, self.port), timeout=2):
                 return True
@@ -172,7 +175,7 @@ class Patience:
             ) from None
         if "wrong version number" in low or "record layer failure" in low or "wrong_version" in low:
             raise InputError(f"{self._address.place} speaks no TLS: add --insecure if that is meant") from None
-        if self._address.ca is None and "disconnected without sending a response" in low:
+        if self._address.ca is None and ("disconnected without" in low or "connection reset" in low):
             return f"{text}; does it want TLS? give --certs"
         return text
 
@@ -192,18 +195,36 @@ def tree_of(message: Message) -> tuple[Message, ObjectTree]:
     return remove_content_from_message(message), get_object_tree(message)
 
 
-def push_objects_of(message: Message, wanted: set[str], push: Callable[[str, bytes], None]) -> int:
-    """Send those objects of a message that the other side lacks; returns their bytes."""
+def deliver(message: Message, announce: Callable[[], tuple[set[str], Callable[[str, bytes], None]]]) -> int:
+    """Send those objects of a message that the other side lacks; returns the bytes that crossed.
+
+    A SuperLink takes objects in the session of the last announcement. Where another came in between (a call that was
+    repeated as its answer got lost, or a replay by somebody else) what it refuses is announced and sent once more.
+
+    Args:
+        announce: says what is coming; returns what is lacking, and what sends an object.
+
+    Raises:
+        FedemError: it is refused time and again.
+    """
     sent = 0
+    for _ in range(ANNOUNCEMENTS):
+        wanted, push = announce()
+        refused: list[str] = []
 
-    def counted(object_id: str, content: bytes) -> None:
-        nonlocal sent
-        push(object_id, content)
-        sent += len(content)
+        def one(object_id: str, content: bytes, push: Any = push, refused: list[str] = refused) -> None:
+            nonlocal sent
+            try:
+                push(object_id, content)
+                sent += len(content)
+            except ObjectPushError:
+                refused.append(object_id)
 
-    with no_object_id_recompute():
-        push_objects(get_all_nested_objects(message), counted, object_ids_to_push=wanted)
-    return sent
+        with no_object_id_recompute():
+            push_objects(get_all_nested_objects(message), one, object_ids_to_push=wanted)
+        if not refused:
+            return sent
+    raise FedemError("the SuperLink refuses parts of a message")
 
 
 def pull_message(
@@ -218,7 +239,7 @@ def pull_message(
 
     Raises:
         TooLarge: there is more than `most_bytes`; nothing further is fetched.
-        FedemError: its sender does not go on delivering, or its objects are no message.
+        BrokenOff: its sender does not go on delivering. FedemError: its objects are no message.
     """
     contents: dict[str, bytes] = {}
     total, progress, wait = 0, time.monotonic(), _FIRST_LOOK
@@ -229,7 +250,7 @@ def pull_message(
             except ObjectUnavailableError:
                 now = time.monotonic()
                 if now - progress > STALLED or now > deadline:
-                    raise FedemError("a message of which the rest does not come") from None
+                    raise BrokenOff("a message of which the rest does not come") from None
                 time.sleep(wait)
                 wait = min(2 * wait, _LONGEST_LOOK)
             except ObjectPullError as error:

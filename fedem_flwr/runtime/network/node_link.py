@@ -40,8 +40,8 @@ from fedem_flwr.runtime.network.link import (
     Patience,
     Refused,
     Unreachable,
+    deliver,
     pull_message,
-    push_objects_of,
     tree_of,
 )
 
@@ -161,18 +161,20 @@ class NodeLink:
         """
         message = condense(message)
         bare, tree = tree_of(message)
-        response = self._client.PushMessages(
-            PushMessagesRequest(
-                node=self._node,
-                messages_list=[message_to_proto(bare)],
-                message_object_trees=[tree],
-                clientapp_runtime_list=[seconds],
-            )
+        request = PushMessagesRequest(
+            node=self._node,
+            messages_list=[message_to_proto(bare)],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[seconds],
         )
-        push = make_push_object_fn_protobuf(
-            self._client.PushObject, self._node, message.metadata.run_id, response.session_id
-        )
-        sent = push_objects_of(message, set(response.objects_to_push), push)
+
+        def announce() -> tuple[set[str], Callable[[str, bytes], None]]:
+            response = self._client.PushMessages(request)
+            run_id = message.metadata.run_id
+            push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run_id, response.session_id)
+            return set(response.objects_to_push), push
+
+        sent = deliver(message, announce)
         self._on_contact()
         return sent
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -48,12 +48,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.network.condense import condense, expand
-from fedem_flwr.runtime.network.link import Address, Patience, pull_message, push_objects_of, tree_of
+from fedem_flwr.runtime.network.link import Address, BrokenOff, Patience, deliver, pull_message, tree_of
 
 _HEARTBEAT = 5.0  # seconds
 _TAKE = 15.0  # seconds until the task must have been handed to us
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
-_DAMAGED = 1  # code of the errors made here
+_DAMAGED, BROKEN_OFF = 1, 1002  # codes of the errors made here
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
 
 
@@ -185,10 +185,16 @@ class ServerLink:
         message = condense(message)
         bare, tree = tree_of(message)
         request = PushAppMessagesRequest(messages_list=[message_to_proto(bare)], message_object_trees=[tree])
-        response = self._client.PushMessages(request)
-        push = make_push_object_fn_protobuf(self._client.PushObject, _SERVER, self.run_id, response.session_id)
-        self.bytes_down += push_objects_of(message, set(response.objects_to_push), push)
-        return str(response.message_ids[0])
+        taken: list[str] = []
+
+        def announce() -> tuple[set[str], Callable[[str, bytes], None]]:
+            response = self._client.PushMessages(request)
+            taken.append(str(response.message_ids[0]))
+            push = make_push_object_fn_protobuf(self._client.PushObject, _SERVER, self.run_id, response.session_id)
+            return set(response.objects_to_push), push
+
+        self.bytes_down += deliver(message, announce)
+        return taken[0]
 
     def pull(self, message_ids: Iterable[str], deadline: float = math.inf) -> list[Message]:
         """The replies to messages that are there; one that is damaged, late or too large is an error reply."""
@@ -204,7 +210,8 @@ class ServerLink:
                 told_error = told.error if told.has_error() else None
                 reply = expand(make_message(outside, told.content if told.has_content() else None, told_error))
             except FedemError as error:
-                reply = error_from(outside.src_node_id, outside, str(error))
+                code = BROKEN_OFF if isinstance(error, BrokenOff) else _DAMAGED
+                reply = error_from(outside.src_node_id, outside, str(error), code)
             request = ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.run_id, message_object_id=tree.object_id)
             self._client.ConfirmMessageReceived(request)
             replies.append(reply)
