@@ -29,7 +29,7 @@ _SMALL = 256  # bytes that are not worth a look
 _SAMPLE = 1 << 12  # numbers at the start, in the middle and at the end that are deflated to see whether all should be
 _WORTH = 0.7  # of the original size
 _LEVEL = 1
-_MOST = 8 << 30  # bytes that a description may promise
+_MOST: Final = 8 << 30  # bytes that what was deflated may take
 _DTYPES = frozenset("?bhilqBHILQefd")
 
 
@@ -41,9 +41,12 @@ def condense(message: Message) -> Message:
     kept = RecordDict()
     arrays: list[tuple[str, str, np.ndarray]] = []  # record, name, values
     for name, record in message.content.items():
-        if isinstance(record, ArrayRecord):
-            arrays += [(name, key, values) for key, values in unpack_arrays(record).items()]
+        named = unpack_arrays(record) if isinstance(record, ArrayRecord) else {}
+        if isinstance(record, ArrayRecord) and all(map(_describable, named.values())):
+            arrays += [(name, key, values) for key, values in named.items()]
             plain[name] = ["a", None]
+        elif isinstance(record, ArrayRecord):
+            kept[name] = record
         elif all(_plain(value) for value in record.values()):
             plain[name] = ["m" if isinstance(record, MetricRecord) else "c", dict(record)]
         else:
@@ -66,8 +69,11 @@ def condense(message: Message) -> Message:
     return make_message(message.metadata, kept)
 
 
-def expand(message: Message) -> Message:
+def expand(message: Message, most: int = _MOST) -> Message:
     """The message that was condensed; one that was not is left as it is.
+
+    Args:
+        most: bytes that what was deflated may take, all of it together.
 
     Raises:
         FedemError: the pieces do not fit together.
@@ -75,12 +81,12 @@ def expand(message: Message) -> Message:
     if not message.has_content() or PIECE not in message.content.config_records:
         return message
     try:
-        return make_message(message.metadata, _expanded(message.content))
-    except (KeyError, ValueError, TypeError, struct.error, zlib.error, UnicodeDecodeError, OverflowError) as error:
+        return make_message(message.metadata, _expanded(message.content, most))
+    except Exception as error:  # foreign bytes fail to parse in any way
         raise FedemError(f"a message whose pieces do not fit: {type(error).__name__}: {error}") from None
 
 
-def _expanded(content: RecordDict) -> RecordDict:
+def _expanded(content: RecordDict, most: int) -> RecordDict:
     piece = content.config_records[PIECE][PIECE]
     if not isinstance(piece, bytes):
         raise TypeError("no bytes")
@@ -98,25 +104,29 @@ def _expanded(content: RecordDict) -> RecordDict:
     for index, (record, name, char, shape, how, where, size) in enumerate(head["arrays"]):
         if where == "here":
             raw: Any = memoryview(piece)[place : place + int(size)]
-            place += int(size)
+            place += len(raw)
         else:
             raw = apart[str(index)]
-        out.array_records[record][str(name)] = LazyArray(_array(raw, char, shape, how))
+        values = _array(raw, char, shape, how, most)
+        most -= values.nbytes if how == "deflate" else 0
+        out.array_records[record][str(name)] = LazyArray(values)
     return out
 
 
-def _array(raw: Any, char: str, shape: list[int], how: str) -> np.ndarray:
+def _array(raw: Any, char: str, shape: list[int], how: str, most: int) -> np.ndarray:
     """Values of the described type and shape."""
     if char not in _DTYPES:
         raise ValueError(f"no type of numbers: {char!r}")
     dtype, shape = np.dtype(char), [int(side) for side in shape]
     size = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or size > _MOST:
+    if min(shape, default=0) < 0:
         raise ValueError(f"impossible shape {shape}")
     if how == "deflate":
+        if size > most:
+            raise ValueError(f"shape {shape} takes more than is allowed")
         stream = zlib.decompressobj()
-        values = stream.decompress(bytes(raw), max(1, size))
-        if len(values) != size or stream.unconsumed_tail:
+        values = stream.decompress(bytes(raw), size + 1)  # up to the end, where the checksum stands
+        if len(values) != size or not stream.eof:
             raise ValueError("does not inflate to its size")
         shuffled = np.frombuffer(values, np.uint8).reshape(dtype.itemsize, -1)
         return np.ascontiguousarray(shuffled.T).reshape(-1).view(dtype).reshape(shape)
@@ -127,11 +137,16 @@ def _array(raw: Any, char: str, shape: list[int], how: str) -> np.ndarray:
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
+def _describable(values: np.ndarray) -> bool:
+    """Whether a description says all of its type: it has a letter for it, and no word on the order of bytes."""
+    return values.dtype.char in _DTYPES and values.dtype.isnative
+
+
 def _deflated(values: np.ndarray) -> tuple[Any, str]:
     """An array's bytes, deflated where that is worth it: bytes of equal rank beside each other, then zlib."""
     flat = np.ascontiguousarray(values).reshape(-1)
     raw = memoryview(flat.view(np.uint8).data) if flat.size else memoryview(b"")
-    if len(raw) < _SMALL or flat.dtype.char not in _DTYPES:
+    if len(raw) < _SMALL:
         return raw, "plain"
     if flat.size > 3 * _SAMPLE:
         middle = flat.size // 2

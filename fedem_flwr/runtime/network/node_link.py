@@ -151,7 +151,7 @@ class NodeLink:
             tree.object_id
         )
         self._on_contact()
-        return expand(message)
+        return expand(message, self._largest)
 
     def reply(self, message: Message, seconds: float) -> int:
         """Send an answer that took so many seconds; returns the bytes that crossed.

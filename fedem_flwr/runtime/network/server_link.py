@@ -208,7 +208,8 @@ class ServerLink:
                 self.bytes_up += size
                 # What the SuperLink has checked of a reply is the outside: who it is from, and to what.
                 told_error = told.error if told.has_error() else None
-                reply = expand(make_message(outside, told.content if told.has_content() else None, told_error))
+                plain = make_message(outside, told.content if told.has_content() else None, told_error)
+                reply = expand(plain, self._largest)
             except FedemError as error:
                 code = BROKEN_OFF if isinstance(error, BrokenOff) else _DAMAGED
                 reply = error_from(outside.src_node_id, outside, str(error), code)
