@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
@@ -22,9 +22,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.errors import FedemError, InputError
-
-if TYPE_CHECKING:
-    from flwr.supercore.run import Run
+from fedem_flwr.runtime.own_grid import OwnGrid
 
 T = TypeVar("T")
 RunConfig = Mapping[str, UserConfigValue]
@@ -57,10 +55,11 @@ def run_inprocess(client_app: ClientApp, server_main: Callable[[Grid], T], *, no
         return server_main(InProcessGrid(client_app, nodes=nodes, run_config=run_config))
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(OwnGrid):
     """Executes messages on ``nodes`` virtual nodes; node ids follow the partition ids, alike in every run."""
 
     def __init__(self, client_app: ClientApp, *, nodes: int, run_config: RunConfig) -> None:
+        super().__init__()
         self._client_app = client_app
         self._run_config = run_config
         self._contexts = {
@@ -75,29 +74,6 @@ class InProcessGrid(Grid):
         }
         self._pushed: dict[str, Message] = {}
         self._numbers = itertools.count(1)
-        self._run: Run | None = None
-
-    def set_run(self, run: Run) -> None:
-        """Accept a Flower run description; nothing here depends on it."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run description set before; a run in this process has none of its own."""
-        if self._run is None:
-            raise RuntimeError("a run in this process has no Flower run description")
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message to a node, as ``Message(...)`` does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
         """All node ids, in the order of their partition ids."""

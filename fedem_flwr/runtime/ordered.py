@@ -6,20 +6,16 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from fedem_flwr.errors import FedemError
-
-if TYPE_CHECKING:
-    from flwr.supercore.run import Run
+from fedem_flwr.runtime.own_grid import OwnGrid
 
 PULL_INTERVAL = 0.05  # seconds between looks for replies; Flower's simulation hands out messages every 0.1 s
 
 
-class OrderedGrid(Grid):
+class OrderedGrid(OwnGrid):
     """What grids share whose nodes are other processes.
 
     Args:
@@ -27,30 +23,8 @@ class OrderedGrid(Grid):
     """
 
     def __init__(self, stopped: threading.Event) -> None:
+        super().__init__()
         self._stopped = stopped
-        self._run: Run | None = None
-
-    def set_run(self, run: Run) -> None:
-        """Accept a Flower run description; nothing here depends on it."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run description set before."""
-        if self._run is None:
-            raise RuntimeError("this grid was given no Flower run description")
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message to a node, as ``Message(...)`` does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     @abstractmethod
     def get_node_ids(self) -> list[int]:
