@@ -112,11 +112,11 @@ def shard(options: Tree, nodes: int, out: Path, *, quiet: bool) -> Federation:
         whole = split_into(work / "whole", config)
         with task_progress("writing shards", nodes, in_bytes=False, quiet=quiet) as advance:
             federation = write_shards(whole, nodes, work, lambda: advance(1))
-        (work / FEDERATION_FOLDER).rename(out / FEDERATION_FOLDER)
         shutil.rmtree(work / "whole")
         for made in sorted((work / SHARDS_FOLDER).iterdir()):
             made.rename(work / made.name)
         (work / SHARDS_FOLDER).rmdir()
+        (work / FEDERATION_FOLDER).rename(out / FEDERATION_FOLDER)  # last: whatever stops us before leaves nothing
     each = federation.shards[0]
     facts = federation.facts
     _out.print(

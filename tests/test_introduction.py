@@ -1,176 +1,178 @@
-"""What a node believes, and what it forgets: introductions of runs, resumptions, refusals."""
+"""How a run is introduced: who is believed, and what a server says and notes."""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord
+from introduced import KEY, NOBODY, NODES, RUN, introduction, make_shards, message_with
 from worlds import config_of
 
-from fedem_flwr.config import Config
 from fedem_flwr.errors import FedemError
-from fedem_flwr.protocol.shards import Federation, write_shards
-from fedem_flwr.runtime.inprocess import task_identity
-from fedem_flwr.runtime.inputs import load_interactions, split_of
+from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.runtime.network.host import ShardHosts
 from fedem_flwr.runtime.network.introduction import GREETING, Introduction, NetworkWelcome, RunIdentity
 from fedem_flwr.runtime.network.server_link import Session
-from fedem_flwr.runtime.network.trust import Roster, ServerTrust, make_certificates
-from fedem_flwr.runtime.state_store import DiskStateStore
-
-KEY, RUN = "ab" * 16, 2**63 + 5
-SIGNER = Ed25519PrivateKey.generate()
-CONTEXT = Context(RUN, 3, {}, RecordDict(), {})
+from fedem_flwr.runtime.network.trust import NodeTrust, Roster, ServerTrust, load_server_key, make_certificates
 
 
-@pytest.fixture
-def federation(tmp_path: Path) -> Federation:
-    config = config_of("fedem")
-    return write_shards(split_of(config, load_interactions(config)), 2, tmp_path)
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards")
+    make_shards(out)
+    return out
 
 
-def told_by(federation: Federation, config: Config | None = None, **changed: Any) -> Introduction:
-    facts = {name: getattr(federation.facts, name) for name in ("dataset", "protocol", "users", "items")}
-    fields = {"key": KEY, "run_id": RUN, "resumes": (), "facts": facts, "round": 0, **changed}
-    return Introduction(config=(config or config_of("fedem")).to_toml(), **fields)
+@pytest.fixture(scope="module")
+def federation(shards: Path) -> Federation:
+    return Federation.load(shards / "federation")
 
 
-def message_of(told: Introduction, signer: Ed25519PrivateKey | None = SIGNER, run_id: int | None = None) -> Message:
-    with task_identity():
-        message = Message(RecordDict({GREETING: told.record(signer)}), 3, "query")
-    message.metadata.__dict__["_run_id"] = told.run_id if run_id is None else run_id
-    return message
+@pytest.fixture(scope="module")
+def trust(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trust") / "certs"
+    make_certificates(folder, NODES)
+    return folder
 
 
-def hosts_in(tmp_path: Path, **options: Any) -> ShardHosts:
-    return ShardHosts(tmp_path / "shards" / "node-1", tmp_path / "state", SIGNER.public_key(), **options)
+@pytest.fixture(scope="module")
+def told(federation: Federation) -> Introduction:
+    return introduction(federation)
 
 
-def test_only_the_known_server_is_believed(federation: Federation, tmp_path: Path) -> None:
-    hosts, told = hosts_in(tmp_path), told_by(federation)
-    assert hosts.welcome(message_of(told), CONTEXT)["stored"].tolist() == [0]
-    for signer in (None, Ed25519PrivateKey.generate()):
-        with pytest.raises(FedemError, match="has not signed: refused"):
-            hosts.welcome(message_of(told, signer), CONTEXT)
+# --- who is believed
+
+
+def test_what_the_known_server_signed_is_believed(told: Introduction, trust: Path) -> None:
+    server, node = ServerTrust.load(trust), NodeTrust.load(trust, "node-1")
+    record = told.record(server.signing_key)
+    assert Introduction.read(record, RUN, node.server_key) == told
+    assert Introduction.read(record, RUN, None) == told
+    assert Introduction.read(told.record(None), RUN, None) == told, "a node without that key believes anybody"
+    crossed = ConfigRecord.inflate(record.deflate())
+    assert Introduction.read(crossed, RUN, node.server_key) == told
+
+
+TAMPERED: dict[str, Mapping[str, Any]] = {
+    "key": {"key": "f" * 32},
+    "run": {"run": str(RUN - 1)},
+    "resumes": {"resumes": [2, 5, 6]},
+    "fewer resumes": {"resumes": [2]},
+    "none": {"resumes": []},
+    "order": {"resumes": [5, 2]},
+    "config": {"config": config_of("fedmf").changed("ials", individual_uploads=True).to_toml()},
+    "a space": {"config": config_of("fedmf").to_toml() + " "},
+    "facts": {"facts": json.dumps({"dataset": "synthetic", "protocol": "paper", "users": 40, "items": 60})},
+    "round": {"round": 8},
+    "no signature": {"signature": ""},
+    "no base64": {"signature": "?"},
+    "half a signature": {"signature": "AAAA"},
+    "a number as signature": {"signature": 3},
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_what_was_changed_afterwards_is_not(what: str, told: Introduction, trust: Path) -> None:
+    signing, known = ServerTrust.load(trust).signing_key, load_server_key(trust / "server.pub")
+    record = ConfigRecord({**told.record(signing), **TAMPERED[what]})
+    run_id = int(str(record["run"]))  # and the message is one of that run
+    with pytest.raises(FedemError, match=r"has not signed: refused"):
+        Introduction.read(record, run_id, known)
+
+
+@pytest.mark.parametrize("field", ["key", "run", "resumes", "config", "facts", "round", "signature"])
+def test_what_lacks_a_field_is_not(field: str, told: Introduction, trust: Path) -> None:
+    server = ServerTrust.load(trust)
+    record = told.record(server.signing_key)
+    del record[field]
+    with pytest.raises(FedemError, match="has not signed" if field == "signature" else "does not introduce its run"):
+        Introduction.read(record, RUN, server.signing_key.public_key())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"round": float("inf")}, {"round": float("nan")}, {"round": "many"}, {"resumes": 3}, {"resumes": ["x"]},
+     {"resumes": [float("inf")]}, {"facts": "{"}, {"facts": "3"}, {"facts": "[1]"}, {"run": "x"}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_introduction_is_one_line(wrong: dict[str, Any], told: Introduction) -> None:
+    with pytest.raises(FedemError, match="the server does not introduce its run"):
+        Introduction.read({**told.record(None), **wrong}, RUN, None)
+
+
+def test_an_introduction_of_another_run_or_server(told: Introduction, trust: Path) -> None:
+    known, signing = load_server_key(trust / "server.pub"), ServerTrust.load(trust).signing_key
     with pytest.raises(FedemError, match="of another run: refused"):
-        hosts.welcome(message_of(told, run_id=RUN + 1), CONTEXT)
-    anybody = ShardHosts(tmp_path / "shards" / "node-1", tmp_path / "other")
-    assert anybody.welcome(message_of(told, None), CONTEXT)["stored"].tolist() == [0]
+        Introduction.read(told.record(signing), RUN - 1, known)
+    with pytest.raises(FedemError, match="has not signed: refused"):
+        Introduction.read(told.record(Ed25519PrivateKey.generate()), RUN, known)
+    for key in ("../../elsewhere", "F" * 32, "0" * 31, "0" * 33, ""):  # it names a folder
+        with pytest.raises(FedemError, match="of another run: refused"):
+            Introduction.read(replace(told, key=key).record(signing), RUN, known)
 
 
-@pytest.mark.parametrize("field", ["key", "config", "facts", "resumes", "round", "run"])
-def test_every_field_is_signed(field: str, federation: Federation) -> None:
-    record = dict(told_by(federation, resumes=(3,)).record(SIGNER))
-    other = dict(
-        told_by(federation, config_of("fedmf"), key="cd" * 16, resumes=(4,), round=9, run_id=RUN + 1, facts={}).record(
-            None
-        )
-    )
-    spoiled = {**record, field: other[field]}
-    assert Introduction.read(record, RUN, SIGNER.public_key()).key == KEY
-    with pytest.raises(FedemError, match="refused"):
-        Introduction.read(spoiled, RUN, SIGNER.public_key())
+# --- the server's side
 
 
-@pytest.mark.parametrize("record", [{}, {"key": KEY}, {"key": "../..", "run": str(RUN), "resumes": [], "facts": "{}"}])
-def test_no_introduction(record: dict[str, Any]) -> None:
-    with pytest.raises(FedemError):
-        Introduction.read({"config": "", "round": 0, **record}, RUN, None)
-
-
-def test_a_node_does_not_do_everything(federation: Federation, tmp_path: Path) -> None:
-    hosts = hosts_in(tmp_path)
-    alone = config_of("fedials", ials={"individual_uploads": True})
-    with pytest.raises(FedemError, match="--allow-individual-uploads"):
-        hosts.welcome(message_of(told_by(federation, alone)), CONTEXT)
-    hosts_in(tmp_path, individual_uploads=True).welcome(message_of(told_by(federation, alone)), CONTEXT)
-    other = {"dataset": "other", "protocol": "strict", "users": 40, "items": 60}
-    with pytest.raises(FedemError, match="dataset = 'other'"):
-        hosts.welcome(message_of(told_by(federation, facts=other)), CONTEXT)
-
-
-def test_runs_are_known_by_their_newest_number(federation: Federation, tmp_path: Path) -> None:
-    hosts, first = hosts_in(tmp_path), message_of(told_by(federation))
-    with pytest.raises(FedemError, match="has not been introduced"):
-        hosts.of(first, CONTEXT)
-    hosts.welcome(first, CONTEXT)
-    assert hosts.of(first, CONTEXT).users(0).tolist() == list(range(20, 40))
-    assert hosts_in(tmp_path).of(first, CONTEXT).config.method.name == "fedem", "a new process reads it from the disk"
-    again = message_of(told_by(federation, run_id=RUN + 7, resumes=(2,)))
-    hosts.welcome(again, CONTEXT)
-    for known in (hosts, hosts_in(tmp_path)):
-        with pytest.raises(FedemError, match="has not been introduced"):
-            known.of(first, CONTEXT)
-
-
-def test_a_resumption_forgets_what_came_after_the_checkpoint(federation: Federation, tmp_path: Path) -> None:
-    """Also where the node was away when the run was resumed before."""
-    hosts = hosts_in(tmp_path)
-    hosts.welcome(message_of(told_by(federation)), CONTEXT)
-    store = DiskStateStore(tmp_path / "state" / "runs" / KEY / "nodes")
-    for round_ in range(1, 8):
-        store.save("node-000000", round_, {"users": np.arange(20, 40), "user": np.zeros((20, 4), np.float32)})
-    same = hosts_in(tmp_path).welcome(message_of(told_by(federation, run_id=RUN + 1)), CONTEXT)
-    assert same["stored"].tolist() == [7], "the same timeline: nothing is forgotten"
-    missed = hosts_in(tmp_path).welcome(message_of(told_by(federation, run_id=RUN + 2, resumes=(4, 6))), CONTEXT)
-    assert missed["stored"].tolist() == [4]
-    store.save("node-000000", 6, {"users": np.arange(20, 40)})
-    later = hosts_in(tmp_path).welcome(message_of(told_by(federation, run_id=RUN + 3, resumes=(4, 6, 5))), CONTEXT)
-    assert later["stored"].tolist() == [4]
-
-
-def test_damaged_records_lead_to_a_new_introduction(federation: Federation, tmp_path: Path) -> None:
-    hosts, message = hosts_in(tmp_path), message_of(told_by(federation))
-    hosts.welcome(message, CONTEXT)
-    folder = tmp_path / "state" / "runs" / KEY
-    (folder / "run.json").write_text('{"run": ')
-    with pytest.raises(FedemError, match="has not been introduced"):
-        hosts_in(tmp_path).of(message, CONTEXT)
-    hosts_in(tmp_path).welcome(message, CONTEXT)
-    (folder / "config.toml").write_text("[run\n")
-    with pytest.raises(FedemError, match=r"config\.toml"):
-        hosts_in(tmp_path).of(message, CONTEXT)
-
-
-def test_old_runs_are_forgotten(federation: Federation, tmp_path: Path) -> None:
-    hosts = hosts_in(tmp_path, keep_runs=2)
-    for number in range(4):
-        key = f"{number:032x}"
-        hosts.welcome(message_of(told_by(federation, key=key, run_id=RUN + number)), CONTEXT)
-        os.utime(tmp_path / "state" / "runs" / key / "run.json", (number, number))
-    assert sorted(path.name[-1] for path in (tmp_path / "state" / "runs").iterdir()) == ["2", "3"]
-
-
-def test_an_identity_remembers_its_resumptions(tmp_path: Path) -> None:
+def test_a_run_keeps_its_name_and_notes_each_resumption(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint" / "network.json"
     first = RunIdentity.next(path, 0)
     assert first.resumes == ()
-    second = RunIdentity.next(path, 5)
-    assert second == RunIdentity(first.key, (5,)) and RunIdentity.next(path, 7).resumes == (5, 7)
-    path.write_text("{")
-    assert RunIdentity.next(path, 7).key != first.key
+    for after, resumes in ((0, (0,)), (4, (0, 4)), (4, (0, 4, 4))):
+        assert RunIdentity.next(path, after) == RunIdentity(first.key, resumes)
+    assert RunIdentity.next(tmp_path / "other.json", 0).key != first.key
+    for damage in ("", "{", "[]", '{"key": "x", "resumes": []}', f'{{"key": "{first.key}"}}', '{"resumes": [1e999]}'):
+        path.write_text(damage)
+        made = RunIdentity.next(path, 9)
+        assert made.key != first.key and made.resumes == (), "its nodes know nothing of it"
+        assert RunIdentity.next(path, 9) == RunIdentity(made.key, (9,))
 
 
-def test_the_roster_says_who_hosts_whom(federation: Federation, tmp_path: Path) -> None:
-    make_certificates(tmp_path / "certs", 2)
+class There:
+    """A grid with some nodes."""
+
+    def __init__(self, **keys: bytes) -> None:
+        self.keys = {int(name[1:]): key for name, key in keys.items()}
+
+    def sessions(self) -> dict[int, Session]:
+        return {node: Session(key, "now") for node, key in self.keys.items()}
+
+
+def test_the_roster_says_who_hosts_whom(federation: Federation, trust: Path, tmp_path: Path) -> None:
     make_certificates(tmp_path / "others", 1)
-    roster = ServerTrust.load(tmp_path / "certs").roster
+    roster = Roster.load(trust / "roster.json")
     keys = [key for _, key in roster.entries()]
-    stranger = Roster.load(tmp_path / "others" / "roster.json").entries()[0][1]
+    ((_, stranger),) = Roster.load(tmp_path / "others" / "roster.json").entries()
+    grid: Any = There(n10=keys[0], n11=keys[1], n12=stranger, n13=keys[2])
+    welcome = NetworkWelcome(grid, RUN, KEY, (), "", federation, roster)
+    users = [np.arange(*shard) for shard in federation.shards]
+    assert [welcome.objection(node, users[at]) for node, at in ((10, 0), (11, 1), (13, 2))] == [""] * 3
+    assert "claims users 14–27, its key is for users 0–13: refused" in welcome.objection(10, users[1])
+    for other in (users[1][:-1], users[1] + 1, np.arange(14, 29), np.arange(40)):
+        assert "its key is for users 14–27: refused" in welcome.objection(11, other)
+    assert "not in the roster" in welcome.objection(12, users[0])
+    assert "not in the roster" in welcome.objection(99, users[0]), "a node that has left meanwhile"
+    assert replace(welcome, roster=None).objection(12, users[0]) == ""
+    fewer = replace(welcome, federation=replace(federation, shards=federation.shards[:2]))
+    assert "refused" in fewer.objection(13, users[2]), "a shard that the federation does not have"
 
-    class Grid:
-        def sessions(self) -> dict[int, Session]:
-            return {1: Session(keys[0], ""), 2: Session(keys[1], ""), 3: Session(stranger, "")}
 
-    welcome = NetworkWelcome(Grid(), RUN, KEY, (), "", federation, roster)  # type: ignore[arg-type]
-    own, other = np.arange(0, 20), np.arange(20, 40)
-    assert welcome.objection(1, own) == "" and welcome.objection(2, other) == ""
-    assert welcome.objection(1, other) == "claims users 20–39, its key is for users 0–19: refused"
-    assert "not in the roster" in welcome.objection(3, own) and "not in the roster" in welcome.objection(9, own)
-    assert json.loads((tmp_path / "certs" / "roster.json").read_text())["nodes"][1]["shard"] == 1
+def test_the_greeting_is_what_nodes_believe(federation: Federation, trust: Path, shards: Path, tmp_path: Path) -> None:
+    grid: Any = There()
+    signing, known = ServerTrust.load(trust).signing_key, load_server_key(trust / "server.pub")
+    config = config_of("fedem")
+    welcome = NetworkWelcome(grid, RUN, KEY, (3,), config.to_toml(), federation, None, signing)
+    record = welcome.greeting(4).config_records[GREETING]
+    told = Introduction.read(record, RUN, known)
+    assert (told.key, told.run_id, told.resumes, told.round) == (KEY, RUN, (3,), 4)
+    assert set(told.facts) == {"dataset", "protocol", "users", "items"}
+    hosts = ShardHosts(shards / "shards" / "node-2", tmp_path, known, device="cpu")
+    hosts.welcome(message_with(record), NOBODY)
+    assert hosts.of(message_with(None), NOBODY).settings == config.changed("run", device="cpu")

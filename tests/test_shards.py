@@ -1,9 +1,12 @@
-"""Shards: each holds its own users and nothing else, and gives the whole's results for them."""
+"""Shards: each holds its own users' part of the split, and nothing else; the server's description holds nobody's."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,118 +14,280 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from worlds import TINY_OPTIONS, config_of
+from worlds import config_of
 
-from fedem_flwr.cli import main
+from fedem_flwr.data import Interactions
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation.ranking import evaluate_scores
+from fedem_flwr.evaluation.ranking import evaluate_scores, held_out_ranks
 from fedem_flwr.protocol.shards import Federation, user_range, write_shards
-from fedem_flwr.protocol.split import Split
-from fedem_flwr.runtime.inputs import load_interactions, split_of
+from fedem_flwr.protocol.split import SPLIT_SETTINGS, Protocol, Split
+from fedem_flwr.protocol.splits import make_split
+from fedem_flwr.runtime.network.host import ShardHost
 from fedem_flwr.runtime.node import NodeHost, slice_histories
 
-SPLITS = {protocol: split_of(config, load_interactions(config)) for protocol, config in
-          {p: config_of("fedmf", data={"protocol": p}) for p in ("strict", "paper")}.items()}  # fmt: skip
+ARRAYS = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
+CPU = torch.device("cpu")
+Fedem = Callable[..., tuple[int, str, str]]
 
 
-@given(users=st.integers(1, 300), nodes=st.integers(1, 40))
-def test_ranges_hold_each_user_once(users: int, nodes: int) -> None:
-    ranges = [user_range(users, nodes, node) for node in range(nodes)]
-    assert [user for first, end in ranges for user in range(first, end)] == list(range(users))
-    sizes = [end - first for first, end in ranges if end > first]
-    assert len(set(sizes[:-1])) <= 1 and sizes[-1] <= sizes[0]
+def split_from(seed: int, users: int, protocol: Protocol, items: int = 30) -> Split:
+    """A split of made-up rows in which pairs may repeat, and users differ in size."""
+    rng = np.random.default_rng(seed)
+    first = np.concatenate([rng.choice(items, 4, replace=False) for _ in range(users)])
+    user = np.concatenate([np.repeat(np.arange(users), 4), rng.integers(0, users, 5 * users)])
+    item = np.concatenate([first, rng.integers(0, items, 5 * users)])
+    order = rng.permutation(len(user))
+    return make_split(
+        Interactions(
+            name="made-up",
+            user=user[order],
+            item=item[order],
+            rating=None,
+            time=rng.integers(0, 50, len(user)).astype(np.float64),
+            user_ids=np.array([f"person {number:05d}" for number in range(users)]),
+            item_ids=np.array([f"thing {number}" for number in range(items)]),
+        ),
+        protocol,
+        seed=seed,
+        min_interactions=3,
+    )
 
 
-@settings(deadline=None, max_examples=25)
-@given(protocol=st.sampled_from(["strict", "paper"]), data=st.data())
-def test_a_part_is_the_whole_for_its_users(protocol: str, data: Any) -> None:
-    whole = SPLITS[protocol]
-    first = data.draw(st.integers(0, whole.users - 1))
-    end = data.draw(st.integers(first + 1, whole.users))
-    part, users = whole.part(first, end), np.arange(first, end)
-    assert np.array_equal(part.codes, users) and part.users == whole.users
-    scores = torch.randn(len(users), whole.items)
-    for which in ("validation", "test"):
-        ours = evaluate_scores(part, users, scores, which=which)  # type: ignore[arg-type]
-        theirs = evaluate_scores(whole, users, scores, which=which)  # type: ignore[arg-type]
-        assert {way: sums.sums for way, sums in ours.items()} == {way: sums.sums for way, sums in theirs.items()}
-    assert all(np.array_equal(a, b) for a, b in zip(part.forbidden(users), whole.forbidden(users), strict=True))
-    cpu = torch.device("cpu")
-    ours_, theirs_ = (vars(slice_histories(split, users, cpu)) for split in (part, whole))
-    for name, value in ours_.items():
-        assert torch.equal(value, theirs_[name]) if isinstance(value, torch.Tensor) else value == theirs_[name], name
-    assert np.array_equal(part.part(first, end).test, part.test), "a part of a part"
+splits = st.builds(split_from, st.integers(0, 10**6), st.integers(1, 23), st.sampled_from(["paper", "strict"]))
 
 
-@pytest.mark.parametrize("protocol", ["strict", "paper"])
-def test_a_shard_holds_nothing_of_others(protocol: str, tmp_path: Path) -> None:
-    whole = SPLITS[protocol]
-    federation = write_shards(whole, 4, tmp_path)
-    for node, (first, end) in enumerate(federation.shards):
-        folder = tmp_path / "shards" / f"node-{node}"
-        shard = Split.load(folder)
-        assert shard.first == first and len(shard.test) == end - first
-        assert shard.user_ids.tolist() == whole.user_ids[first:end].tolist()
-        rows = slice(whole.train_offsets[first], whole.train_offsets[end])
-        assert np.array_equal(shard.train_items, whole.train_items[rows])
-        assert (folder / "user_ids.npy").stat().st_size == 128 + shard.user_ids.nbytes, "no room for others"
-    again = Federation.load(tmp_path / "federation")
-    assert again.shards == federation.shards and vars(again.facts) == vars(federation.facts)
-    assert again.item_ids.tolist() == whole.item_ids.tolist()
+@pytest.fixture(scope="module")
+def small() -> Split:
+    return split_from(7, 23, "paper")
 
 
-def test_a_nodes_history_is_the_same_from_its_shard(tmp_path: Path) -> None:
-    from fedem_flwr.runtime.network.host import ShardHost
-
-    whole = SPLITS["strict"]
-    write_shards(whole, 3, tmp_path)
-    config = config_of("fedials")
-    whole.save(tmp_path / "run" / "split")
-    (tmp_path / "run" / "config.toml").write_text(config.to_toml())
-    for node in range(3):
-        host = NodeHost(tmp_path / "run", 3)
-        shard = Split.load(tmp_path / "shards" / f"node-{node}")
-        own = ShardHost(tmp_path / "state", 1, shard=shard, settings=config)
-        ours, theirs = own.history(0), host.history(node)
-        assert np.array_equal(ours.users, theirs.users) and np.array_equal(ours.offsets, theirs.offsets)
-        assert np.array_equal(ours.values, theirs.values)
+def row_of(split: Split, user: int) -> list[Any]:
+    """All that a split says of one user."""
+    at = user - split.first
+    items = split.train_items[split.train_offsets[at] : split.train_offsets[at + 1]]
+    held = [int(split.validation[at]), int(split.test[at])]
+    return [str(split.user_ids[at]), items.tolist(), *held, split.negatives[at].tolist()]
 
 
-@pytest.mark.parametrize("nodes", [0, 41, 30])
-def test_impossible_numbers_of_nodes(nodes: int, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"spread over|equal shards"):
-        write_shards(SPLITS["strict"], nodes, tmp_path)
+def shards_of(split: Split, nodes: int) -> list[Split]:
+    return [split.part(*user_range(split.users, nodes, node)) for node in range(nodes)]
 
 
-def test_damage_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="describes no federation"):
-        Federation.load(tmp_path)
-    write_shards(SPLITS["strict"], 2, tmp_path)
-    record = tmp_path / "federation" / "federation.json"
-    record.write_text(record.read_text()[:40])
-    with pytest.raises(InputError, match="make it with `fedem data shard`"):
-        Federation.load(tmp_path / "federation")
-    told = json.loads((tmp_path / "shards" / "node-1" / "split.json").read_text())
-    (tmp_path / "shards" / "node-1" / "split.json").write_text(json.dumps({**told, "first": 39}))
-    with pytest.raises(InputError, match="sizes disagree"):
-        Split.load(tmp_path / "shards" / "node-1")
+# --- parts of a split
 
 
-def test_the_command_writes_the_layout_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def fedem(*words: str) -> int:
-        with pytest.raises(SystemExit) as stopped:
-            main([*words])
-        return int(stopped.value.code or 0)
+@settings(deadline=None)
+@given(splits, st.integers(1, 30))
+def test_users_are_spread_in_order_and_all_are(split: Split, nodes: int) -> None:
+    shards = shards_of(split, nodes)
+    assert np.concatenate([shard.codes for shard in shards]).tolist() == list(range(split.users))
+    sizes = [len(shard.codes) for shard in shards]
+    assert sizes == sorted(sizes, reverse=True) and len({size for size in sizes if size}) <= 2
+    assert [shard.users for shard in shards] == [split.users] * nodes, "a shard knows how many there are"
 
-    data = [option for option in TINY_OPTIONS if option.startswith("--set=data")]
-    out = tmp_path / "out"
-    assert fedem("data", "shard", *data, "--nodes", "3", "--out", str(out)) == 0
-    assert "40 users of synthetic in 3 shards of up to 14" in capsys.readouterr().out
-    assert sorted(path.name for path in out.iterdir()) == ["federation", "shards"]
-    assert sorted(path.name for path in (out / "shards").iterdir()) == ["node-0", "node-1", "node-2"]
-    assert fedem("data", "shard", *data, "--out", str(out)) == 2
-    assert "holds shards already" in capsys.readouterr().err
-    bad = tmp_path / "bad"
-    assert fedem("data", "shard", "--dataset", str(tmp_path / "nothing.csv"), "--out", str(bad)) == 2
-    assert fedem("data", "shard", *data, "--nodes", "99", "--out", str(bad)) == 2
-    assert not bad.exists() or list(bad.iterdir()) == []
+
+@settings(deadline=None)
+@given(splits, st.integers(1, 30), st.data())
+def test_a_part_has_the_rows_of_its_users(split: Split, nodes: int, data: st.DataObject) -> None:
+    for shard in shards_of(split, nodes):
+        assert [row_of(shard, user) for user in shard.codes] == [row_of(split, user) for user in shard.codes]
+        assert np.array_equal(split.rows(shard.codes), shard.codes)
+        assert np.array_equal(shard.rows(shard.codes), np.arange(len(shard.codes)))
+        assert np.array_equal(shard.item_ids, split.item_ids)
+        assert shard.train_offsets[0] == 0 and shard.train_offsets[-1] == len(shard.train_items)
+    first = data.draw(st.integers(0, split.users))
+    end = data.draw(st.integers(first, split.users))
+    inner = data.draw(st.integers(first, end))
+    again, once = split.part(first, end).part(inner, end), split.part(inner, end)
+    assert all(np.array_equal(getattr(again, name), getattr(once, name)) for name in (*ARRAYS, "first"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(splits, st.integers(1, 5), st.integers(0, 99))
+def test_a_part_answers_as_the_whole_for_its_users(split: Split, nodes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for shard in shards_of(split, nodes):
+        some = rng.choice(shard.codes, rng.integers(0, len(shard.codes) + 1), replace=False).astype(np.int64)
+        for users in (shard.codes, some):
+            scores = torch.from_numpy(rng.choice([0.0, 0.5, 1.0, 2.0, np.nan], (len(users), split.items)))
+            for which in ("validation", "test"):
+                mine, whole = (held_out_ranks(x, users, scores, which=which) for x in (shard, split))
+                assert all(torch.equal(mine[way], whole[way]) for way in ("full", "sampled99"))
+                sums = [evaluate_scores(x, users, scores, which=which) for x in (shard, split)]
+                assert sums[0] == sums[1]
+            for mine, whole in zip(shard.forbidden(users), split.forbidden(users), strict=True):
+                assert np.array_equal(mine, whole)
+            mine, whole = (vars(slice_histories(x, users, CPU)) for x in (shard, split))
+            assert all(torch.equal(torch.as_tensor(mine[name]), torch.as_tensor(whole[name])) for name in whole)
+        for mine, whole in zip(shard.forbidden(), split.forbidden(shard.codes), strict=True):
+            assert np.array_equal(mine, whole), "all users are those that are here"
+        held = np.zeros(split.users, bool)
+        held[shard.codes] = True
+        expected = split.train_csr().toarray() * held[:, None]
+        assert np.array_equal(shard.train_csr().toarray(), expected), "rows of users, not of places"
+
+
+class Whole(NodeHost):
+    """The host of all nodes, over a split in memory."""
+
+    held: Split
+
+    @property
+    def split(self) -> Split:
+        return self.held
+
+
+@settings(deadline=None)
+@given(splits, st.integers(1, 5))
+def test_a_node_with_a_shard_hosts_what_it_would_of_the_whole(split: Split, nodes: int) -> None:
+    whole = Whole(Path(), nodes)
+    whole.held = split
+    for node, shard in enumerate(shards_of(split, nodes)):
+        if not len(shard.codes):
+            continue
+        host = ShardHost(Path(), 1, shard=shard, settings=config_of("fedials"))
+        assert np.array_equal(host.users(0), whole.users(node))
+        mine, theirs = host.history(0), whole.history(node)
+        assert mine.items == theirs.items
+        for name in ("users", "offsets", "values"):
+            assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+# --- folders
+
+
+@settings(max_examples=20, deadline=None)
+@given(splits, st.integers(1, 8))
+def test_a_shard_folder_holds_its_users_and_nobody_else(split: Split, nodes: int) -> None:
+    with TemporaryDirectory() as name:
+        out, each = Path(name) / "out", -(-split.users // nodes)
+        if each * (nodes - 1) >= split.users:  # the last would have nobody
+            with pytest.raises(InputError, match=r"cannot be spread|make \d+ equal shards"):
+                write_shards(split, nodes, out)
+            assert not out.exists()
+            return
+        federation = write_shards(split, nodes, out)
+        known = Federation.load(out / "federation")
+        assert known.shards == federation.shards == tuple(user_range(split.users, nodes, at) for at in range(nodes))
+        assert {name: getattr(known.facts, name) for name in SPLIT_SETTINGS} == {
+            name: getattr(split, name) for name in SPLIT_SETTINGS
+        }
+        for at, folder in enumerate(sorted((out / "shards").iterdir(), key=lambda path: int(path.name[5:]))):
+            assert folder.name == f"node-{at}"
+            assert {path.name for path in folder.iterdir()} == {f"{name}.npy" for name in ARRAYS} | {"split.json"}
+            shard, part = Split.load(folder, mmap=False), split.part(*known.shards[at])
+            assert shard.first == part.first and shard.users == split.users
+            assert all(np.array_equal(getattr(shard, name), getattr(part, name)) for name in ARRAYS)
+            rows = len(part.codes)
+            assert {name: len(np.load(folder / f"{name}.npy")) for name in ARRAYS[2:6]} == dict.fromkeys(
+                ARRAYS[2:6], rows
+            )
+            assert len(np.load(folder / "train_items.npy")) == sum(len(row_of(split, u)[1]) for u in part.codes)
+            found = labels_in(folder, split)
+            assert found == set(part.user_ids.tolist())
+        assert labels_in(out / "federation", split) == set()
+        assert {path.name for path in (out / "federation").iterdir()} == {"federation.json", "item_ids.npy"}
+
+
+def labels_in(folder: Path, split: Split) -> set[str]:
+    """Which users' labels stand in a folder's bytes, one way or another."""
+    content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    labels = set(split.user_ids.tolist())
+    return {label for label in labels if any(label.encode(coding) in content for coding in ("utf-8", "utf-32-le"))}
+
+
+def test_a_folder_from_before_there_were_shards(small: Split, tmp_path: Path) -> None:
+    """A whole split's folder says nothing of a first user, then and now."""
+    small.save(tmp_path / "whole")
+    told = json.loads((tmp_path / "whole" / "split.json").read_text())
+    assert set(told) == set(SPLIT_SETTINGS)
+    assert Split.load(tmp_path / "whole").first == 0
+    (tmp_path / "whole" / "split.json").write_text(json.dumps(told | {"first": 0}))
+    assert Split.load(tmp_path / "whole").first == 0
+    small.part(5, 9).save(tmp_path / "part")
+    assert json.loads((tmp_path / "part" / "split.json").read_text())["first"] == 5
+
+
+# --- what is damaged
+
+
+def one_line(call: Callable[[], object], *words: str) -> None:
+    with pytest.raises(InputError) as raised:
+        call()
+    assert "\n" not in str(raised.value) and all(word in str(raised.value) for word in words), raised.value
+
+
+@pytest.fixture(scope="module")
+def written(small: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("written")
+    write_shards(small, 4, out)
+    return out
+
+
+@pytest.mark.parametrize("first", [20, -1, 10**9, 1.5, "6", None, [6], float("nan"), float("inf")])
+def test_a_shard_of_impossible_users(first: Any, written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written / "shards" / "node-1", tmp_path / "shard")
+    told = json.loads((tmp_path / "shard" / "split.json").read_text())
+    (tmp_path / "shard" / "split.json").write_text(json.dumps(told | {"first": first}))
+    one_line(lambda: Split.load(tmp_path / "shard"), "damaged split", "make it again")
+
+
+@pytest.mark.parametrize("name", [f"{name}.npy" for name in ARRAYS] + ["split.json"])
+def test_a_shard_that_is_cut_short_or_lacks_a_file(name: str, written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written / "shards" / "node-1", tmp_path / "shard")
+    file, whole = tmp_path / "shard" / name, (written / "shards" / "node-1" / name).read_bytes()
+    for length in range(0, len(whole), max(1, len(whole) // 60)):
+        file.write_bytes(whole[:length])
+        one_line(lambda: Split.load(tmp_path / "shard"), "damaged split", str(tmp_path))
+    np.save(tmp_path / "scalar.npy", np.array(3))
+    file.write_bytes((tmp_path / "scalar.npy").read_bytes())
+    one_line(lambda: Split.load(tmp_path / "shard"), "damaged split")
+    file.unlink()
+    one_line(lambda: Split.load(tmp_path / "shard"), "damaged split", name)
+
+
+def test_a_federation_that_is_cut_short_or_lacks_a_file(written: Path, tmp_path: Path) -> None:
+    for name in ("federation.json", "item_ids.npy"):
+        shutil.copytree(written / "federation", tmp_path / name)
+        file, whole = tmp_path / name / name, (written / "federation" / name).read_bytes()
+        for length in range(len(whole.rstrip()) - 1):
+            file.write_bytes(whole[:length])
+            one_line(lambda folder=file.parent: Federation.load(folder), "no federation", "`fedem data shard`")  # type: ignore[misc]
+        file.unlink()
+        one_line(lambda folder=file.parent: Federation.load(folder), "no federation")  # type: ignore[misc]
+    one_line(lambda: Federation.load(tmp_path / "nowhere"), "no federation", "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": 3},
+        {"shards": [3]},
+        {"shards": [[0, 6, 12]]},
+        {"shards": [["a", "b"]]},
+        {"shards": [[0, float("inf")]]},
+        {"shards": []},
+        {"shards": [[0, 6], [6, 12], [12, 18]]},
+        {"shards": [[0, 6], [5, 12], [12, 23]]},
+        {"shards": [[0, 6], [7, 12], [12, 23]]},
+        {"shards": [[0, 23], [23, 20], [20, 23]]},
+        {"items": 4},
+        {"items": "30"},
+        {"users": 24},
+        {"users": None},
+    ],
+    ids=str,
+)
+def test_a_federation_that_contradicts_itself(change: dict[str, Any], written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written / "federation", tmp_path / "federation")
+    told = json.loads((tmp_path / "federation" / "federation.json").read_text())
+    (tmp_path / "federation" / "federation.json").write_text(json.dumps(told | change))
+    one_line(lambda: Federation.load(tmp_path / "federation"), "federation", "make it")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"), [(0, "1 to 23"), (24, "1 to 23"), (22, "12 equal shards"), (9, "--nodes 8")]
+)
+def test_numbers_of_nodes_that_leave_some_without_users(nodes: int, words: str, small: Split, tmp_path: Path) -> None:
+    one_line(lambda: write_shards(small, nodes, tmp_path / "out"), words)
+    assert not (tmp_path / "out").exists()

@@ -57,10 +57,13 @@ class Federation:
             facts = SplitFacts(**{name: record[name] for name in SPLIT_SETTINGS})
             shards = tuple((int(first), int(end)) for first, end in record["shards"])
             item_ids = np.load(folder / "item_ids.npy")
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{folder} describes no federation: {error}; make it with `fedem data shard`") from None
         if item_ids.shape != (facts.items,):
-            raise InputError(f"{folder} has {len(item_ids)} labels for {facts.items} items: make it again")
+            raise InputError(f"{folder} has {item_ids.size} labels for {facts.items} items: make it again")
+        starts, ends = [first for first, _ in shards], [end for _, end in shards]
+        if any(first >= end for first, end in shards) or [*starts, facts.users] != [0, *ends]:
+            raise InputError(f"{folder} has shards that do not add up to {facts.users} users: make it again")
         return cls(facts, item_ids, shards)
 
 

@@ -98,16 +98,19 @@ class Split(SplitFacts):
         """Binary (n, m) float32 matrix of the training pairs, duplicates counted once, columns sorted."""
         from scipy.sparse import csr_matrix
 
-        offsets, items = sorted_unique_csr(row_of(self.train_offsets), self.train_items, self.users, self.items)
+        user = self.first + row_of(self.train_offsets)
+        offsets, items = sorted_unique_csr(user, self.train_items, self.users, self.items)
         return csr_matrix((np.ones(len(items), np.float32), items, offsets), shape=(self.users, self.items))
 
     def forbidden(self, users: IntArray | None = None) -> tuple[IntArray, IntArray]:
-        """What training negatives of some or all users may not be: CSR (k + 1,), (e,), sorted, unique inside a user.
+        """What training negatives of some users, or all that are here, may not be.
+
+        CSR (k + 1,), (e,), sorted, unique inside a user.
 
         ``strict``: the user's training items. ``paper``: the user's items of all parts, which is the leak of
         that protocol: beyond the training items, only the held-out ones are never trained as negatives.
         """
-        users = np.arange(self.users, dtype=np.int64) if users is None else users
+        users = self.codes if users is None else users
         rows = self.rows(users)
         user, positions = user_rows(self.train_offsets, rows)
         item = self.train_items[positions]
@@ -140,16 +143,18 @@ class Split(SplitFacts):
             arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode) for name in _ARRAYS}
             facts = {name: settings[name] for name in SPLIT_SETTINGS}
             split = cls(**facts, first=settings.get("first", 0), **arrays)
+            agree = split._sizes_agree()
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"damaged split in {directory}: {error}; delete it and make it again") from error
-        if not split._sizes_agree():
+        if not agree:
             raise InputError(f"damaged split in {directory}: sizes disagree; delete it and make it again")
         return split
 
     def _sizes_agree(self) -> bool:
         here = len(self.validation)  # all n users, or those of a part
         return (
-            0 <= self.first <= self.first + here <= self.users
+            isinstance(self.first, int)
+            and 0 <= self.first <= self.first + here <= self.users
             and self.train_offsets.shape == (here + 1,)
             and self.train_items.shape == (int(self.train_offsets[-1]),)
             and self.validation.shape == self.test.shape == self.user_ids.shape == (here,)

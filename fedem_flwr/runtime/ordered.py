@@ -81,7 +81,8 @@ class OrderedGrid(OwnGrid):
                 when = self.again_at(reply, first.setdefault(replied, now), now)
                 if when is None:
                     arrived[replied] = reply
-                else:
+                    again.pop(replied, None)
+                elif replied not in waiting.values():  # else the next copy is on its way already
                     again[replied] = when
             due = [position for position, when in again.items() if when <= now]
             for position in (*due, *self.to_repeat(sent, waiting.values())):

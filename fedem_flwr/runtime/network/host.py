@@ -137,8 +137,9 @@ class ShardHosts:
         folder = self.state_dir / RUNS / told.key
         store = DiskStateStore(folder / _NODES)
         known = self._known(folder)
-        if known is not None and known["resumes"] < len(told.resumes):
-            store.drop_after(min(told.resumes[known["resumes"] :]))
+        missed = told.resumes[known["resumes"] if known is not None else 0 :]
+        if missed:
+            store.drop_after(min(missed))
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / _CONFIG_FILE, told.config)
         write_atomically(folder / _RUN_FILE, json.dumps({"run": run_id, "resumes": len(told.resumes)}))
@@ -187,14 +188,14 @@ class ShardHosts:
         try:
             record = json.loads((folder / _RUN_FILE).read_text(encoding="utf-8"))
             return {"run": int(record["run"]), "resumes": int(record["resumes"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None  # not there, or cut short: the server introduces itself anew
 
     def _open(self, folder: Path) -> ShardHost:
         try:
             text = (folder / _CONFIG_FILE).read_text(encoding="utf-8")
             return self._host(folder, build(tomllib.loads(text), str(folder / _CONFIG_FILE)))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise FedemError(f"{folder / _CONFIG_FILE} is damaged: {error}") from None
 
     def _host(self, folder: Path, config: Config) -> ShardHost:

@@ -82,7 +82,7 @@ class Introduction:
             key, facts = str(record["key"]), dict(json.loads(str(record["facts"])))
             resumes = tuple(int(round_) for round_ in record["resumes"])
             told = cls(key, int(record["run"]), resumes, str(record["config"]), facts, int(record["round"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise FedemError("the server does not introduce its run: it must be `fedem`'s") from None
         if told.run_id != run_id or not KEY.fullmatch(key):
             raise FedemError("an introduction of another run: refused")
@@ -146,7 +146,7 @@ class RunIdentity:
             identity = cls(str(record["key"]), (*known, done))
             if not KEY.fullmatch(identity.key):
                 raise ValueError(identity.key)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             identity = cls(secrets.token_hex(16))  # nodes know nothing of it, and say so
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"key": identity.key, "resumes": identity.resumes}))
