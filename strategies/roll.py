@@ -56,7 +56,7 @@ class Roll:
         """
         if not len(self.samples):
             self.samples = np.zeros(self.users, dtype=np.int64)
-        present, first = sessions_of(grid), not self._sessions
+        present, first = sessions_of(grid), not self._sessions and not self._away
         for node in self._sessions.keys() - present.keys():
             del self._sessions[node]
             if node in self._nodes:
@@ -73,13 +73,13 @@ class Roll:
             for reply in self._answers(when, replies):
                 node = reply.metadata.src_node_id
                 self._sessions[node] = present[node]
-                self._admit(reply, node, welcome, round_)
+                self._admit(reply, node, welcome, round_, first)
             self._nodes = dict(sorted(self._nodes.items(), key=lambda entry: int(entry[1][0])))
         if not self._nodes and not self._away:
             reason = f": {self.failures[-1].reason}" if self.failures else ""
             raise FedemError(f"no node answered{reason}")
 
-    def _admit(self, reply: Message, node: int, welcome: Welcome, round_: int) -> None:
+    def _admit(self, reply: Message, node: int, welcome: Welcome, round_: int, first: bool) -> None:
         """Take in a node that has introduced itself, or name what is wrong with it."""
         arrays = arrays_of(reply)
         if arrays is None or not introduces(arrays, self.users):
@@ -88,16 +88,18 @@ class Roll:
         users = arrays["users"]
         if not len(users):  # more nodes than users
             return
-        self._names[node] = f"node of users {users[0]}–{users[-1]}"
+        self._names[node] = _named(users)
         objection = welcome.objection(node, users) or self._taken(users)
         if objection:
             self.fail(round_, node, objection)
+            if node in self._away:  # what it hosted before is missed under its own name
+                self._names[node] = _named(self._away[node])
             return
         before = [away for away, hosted in self._away.items() if np.array_equal(hosted, users)]
         for away in before:  # the same users are back, under this or another number
             del self._away[away]
-        stored = arrays.get("stored")
-        if round_ > 0 and not self.stateless and stored is not None and not stored.any():
+        stored, back = arrays.get("stored"), bool(before) or first  # else it is late, and has never been there
+        if round_ > 0 and back and not self.stateless and stored is not None and not stored.any():
             self.fail(round_, node, "came back without its private state: its users begin anew")
         self._nodes[node] = users
         self.samples[users] = arrays["samples"]
@@ -140,3 +142,7 @@ class Roll:
     def fail(self, round_: int, node: int, reason: str) -> None:
         """Count a contribution as lost."""
         self.failures.append(Failure(round_, self._names.get(node, f"node {node}"), " ".join(reason.split())[:300]))
+
+
+def _named(users: np.ndarray) -> str:
+    return f"node of users {users[0]}–{users[-1]}"

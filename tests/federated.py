@@ -34,7 +34,7 @@ Fate = Callable[[int, int, int], str]
 
 def config_for(method: str, **run: Any) -> Config:
     """A few rounds of a method on the tiny world, as a network has them."""
-    rounds = 6 if method == "fedmf-elastic" else 3  # it has phases: groups, their tables, the own tables, the merge
+    rounds = 5 if method == "fedmf-elastic" else 3  # it has phases: groups, their tables, the own tables, the merge
     elastic = {"clustering": 1, "rounds": 1, "groups": 2}
     run = {"rounds": rounds, "users_per_node": 10, "patience": 60.0, **run}
     return config_of(method, model={"dim": 8}, local={"epochs": 1}, elastic=elastic, run=run)

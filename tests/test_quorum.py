@@ -83,7 +83,7 @@ def test_nodes_with_shards_do_what_nodes_with_the_whole_do(calm: dict[str, Ended
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(told=fates, every=st.sampled_from([1, 3, 5]))
 def test_a_repeated_round_gives_what_it_would_have_given(
     method: str, shards: Path, calm: dict[str, Ended], told: dict[tuple[int, int, int], str], every: int
