@@ -245,7 +245,7 @@ class Deployment:
         try:
             told = json.loads(self._pid_file(name).read_text(encoding="utf-8"))
             pid = int(told["pid"])
-            return pid if _born(pid) == told["born"] else 0
+            return pid if told["born"] is not None and _born(pid) == told["born"] else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
 
