@@ -26,10 +26,11 @@ from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import load_interactions, split_of
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.network.commands import Trusted, node_command, server_command, superlink_command
+from fedem_flwr.runtime.network.key_folder import make_certificates
 from fedem_flwr.runtime.network.link import Address
 from fedem_flwr.runtime.network.processes import Child, await_listening, stop_all
 from fedem_flwr.runtime.network.server import ServerOptions, serve
-from fedem_flwr.runtime.network.trust import ServerTrust, make_certificates
+from fedem_flwr.runtime.network.trust import ServerTrust
 from fedem_flwr.runtime.run import PreparedRun
 
 HUB, NET = "fedem-hub", "10.77.0"

@@ -40,6 +40,7 @@ from fedem_flwr.runtime.state_store import DiskStateStore
 NODES, ROUNDS, ROUND, NODE = 3, 5, 2, 1
 METHODS = ("fedem", "fedials")
 USERS = 60
+THE_NODE = "node of users 20–39"
 _TINY = {
     "data": {"dataset": "synthetic", "synthetic": {"users": USERS, "items": 120, "mean_interactions": 15}},
     "model": {"dim": 8},
@@ -67,8 +68,10 @@ class Cell:
         resumes: whether the server stops with an error, and goes on with what `fedem resume` does.
         stops: whether the server is killed, and goes on with what `fedem resume` does.
         partial: whether the run may end before the node is back.
+        everybody: whether other nodes than the one may lose contributions.
         quorums: that it is tried with; where nothing is lost, one says all.
-        world: what is special about the federation: "database" (the SuperLink keeps one), "small" (a small disk).
+        world: what is special about the federation: "database" (the SuperLink keeps one), "small" (a small disk),
+            "plain" (no TLS, no keys).
         methods: that it is tried with.
     """
 
@@ -81,6 +84,7 @@ class Cell:
     resumes: bool = False
     world: str = ""
     partial: bool = False
+    everybody: bool = False
     quorums: tuple[float, ...] = (0.0, 1.0)
     methods: tuple[str, ...] = METHODS
 
@@ -181,7 +185,7 @@ CELLS = (
         lost=9,
         partial=True,
     ),
-    Cell("connections dropped (every third)", _drop, _calm, lost=2),
+    Cell("connections dropped (every third)", _drop, _calm, lost=2, everybody=True),
     Cell("200 ms delay each way", _delay, _calm, lost=0, quorums=(0.0,)),
     Cell("network cut 6 s", when_training(_cut(6.0)), lost=1),
     Cell("NaN upload", ordered("nan")),
@@ -189,8 +193,11 @@ CELLS = (
     Cell("truncated upload", ordered("truncated")),
     Cell("100 times too large", ordered("huge")),
     Cell("NaN metric", ordered("metric")),
+    Cell("a metric of 1e9 users", ordered("boast")),
+    Cell("upload announced, then 8 s of nothing", ordered("stall"), timeout=4.0, lost=4),
+    Cell("SIGKILL during training, no TLS, no keys", ordered("die-during"), world="plain"),
     Cell("disk full on a node", _fill, world="small", methods=("fedem",)),
-    Cell("SuperLink killed, its database kept", when_training(_kill_superlink), lost=1, world="database"),
+    Cell("SuperLink killed, its database kept", when_training(_kill_superlink), world="database", everybody=True),
     Cell("node 4 s late, a round's time 3 s", ordered("slow"), timeout=3.0, lost=3),
     Cell("SuperLink killed, nothing kept, run resumed", when_training(_kill_superlink), resumes=True, lost=0),
     Cell("server killed, resumed", lambda world, run: None, stops=True, lost=0),
@@ -250,7 +257,7 @@ class Matrix:
             world.busy = None
             world.order_file(NODE).unlink(missing_ok=True)
         seconds = time.monotonic() - began
-        return self._judge(world, run, cell, method, seconds, problem)
+        return self._judge(world, run, cell, method, quorum, seconds, problem)
 
     def _kill_server(self, world: FaultWorld, run: RunDirectory) -> None:
         child = world.server_process(run)
@@ -259,7 +266,14 @@ class Matrix:
         child.process and child.process.wait()
 
     def _judge(
-        self, world: FaultWorld, run: RunDirectory, cell: Cell, method: str, seconds: float, problem: str
+        self,
+        world: FaultWorld,
+        run: RunDirectory,
+        cell: Cell,
+        method: str,
+        quorum: float,
+        seconds: float,
+        problem: str,
     ) -> Tried:
         if problem:
             return Tried(_round(run), -1, float("nan"), float("nan"), seconds, problem)
@@ -285,6 +299,11 @@ class Matrix:
         problem = problem or self._damage(world)
         # Every failure of ours is one node's contribution of one round; being away is told once a round, too.
         lost = len({(f["round"], f["node"].partition(" (")[0]) for f in outcome.failures if f["round"] > 0})
+        others = {f["node"] for f in outcome.failures if f["node"] != THE_NODE and f["round"] > 0}
+        if others and not cell.everybody and not problem:
+            problem = f"it cost {', '.join(sorted(others))} something, too"
+        if lost > cell.lost and not quorum and not problem:
+            problem = f"it cost {lost} contributions, not {cell.lost} at most"
         for failure in outcome.failures:
             log.info("  %s", failure)
         return Tried(len(lines), lost, gap, tables, seconds, problem)
@@ -363,8 +382,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fedem-faults-") as name:
         matrix = Matrix(Path(name), given.times, tuple(map(float, given.quorums.split(","))))
         left = []
-        for kind in ("", "database", "small"):
+        for kind in ("", "database", "small", "plain"):
             world = FaultWorld(Path(name) / f"world-{kind}", config_of("fedem", 0.0, 30.0), NODES)
+            world.insecure = kind == "plain"
             world.database, world.small_state = kind == "database", NODE if kind == "small" else None
             chosen = [cell for cell in cells if cell.world == kind]
             if not chosen:

@@ -27,23 +27,30 @@ def certs(
     nodes: Annotated[int, typer.Option(min=0, help="key pairs for so many nodes")] = 2,
     host: Annotated[list[str] | None, typer.Option(help="name or address of the SuperLink; may be repeated")] = None,
     add: Annotated[bool, typer.Option("--add", help="add nodes to a folder that is there")] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="sign the SuperLink's certificate anew, for --host or the old names")
+    ] = False,
 ) -> None:
     """Make a CA, the SuperLink's certificate, keys of server and nodes, and the roster."""
     from fedem_flwr import commands_deploy
 
-    commands_deploy.certs(out, nodes, host or [], add=add)
+    commands_deploy.certs(out, nodes, host or [], add=add, renew=renew)
 
 
 @app.command()
 def up(
     directory: Folder = DEPLOYMENT,
     dataset: Annotated[str | None, typer.Option(help="a known name, or a path; of a new deployment")] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="of a new deployment")] = 2,
+    nodes: Annotated[int | None, typer.Option(min=1, help="of a new deployment; default: 2")] = None,
     protocol: Annotated[str | None, typer.Option(help="strict (default) or paper; of a new deployment")] = None,
     seed: Annotated[int | None, typer.Option(help="of the split; of a new deployment")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder with known data sets")] = None,
-    host: Annotated[str, typer.Option(help="where the SuperLink listens")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="its port; 0: any that is free")] = 8000,
+    host: Annotated[
+        str | None, typer.Option(help="where the SuperLink of a new deployment listens; default: 127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="its port; 0: any that is free; default: 8000")
+    ] = None,
     insecure: Insecure = False,
     quiet: Quiet = False,
 ) -> None:

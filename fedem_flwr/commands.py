@@ -99,6 +99,12 @@ def run(
     for each in (config, *others):  # before anything is read or written
         resolve_device(each.run.device)
         check_method(each)
+        if each.run.runtime == "network":
+            from fedem_flwr.runtime.network.launch import check_network  # brings Flower's network clients
+
+            check_network(each.network)
+        elif each.network.superlink:
+            raise InputError("--superlink goes with --runtime network")
     directory = RunDirectory(out or default_run_path(config.data.dataset, config.method.name, config.data.protocol))
     _claim(directory, overwrite=overwrite)
     _quiet_libraries()

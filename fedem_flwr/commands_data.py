@@ -12,7 +12,7 @@ from rich.table import Table
 from fedem_flwr.config import Tree, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_entry, fetch_dataset, find_dataset
 from fedem_flwr.errors import InputError
-from fedem_flwr.protocol.files import replaced_folder
+from fedem_flwr.protocol.files import removed_if_empty, replaced_folder
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
 from fedem_flwr.protocol.splits import Protocol
 from fedem_flwr.report.progress import task_progress
@@ -108,7 +108,10 @@ def shard(options: Tree, nodes: int, out: Path, *, quiet: bool) -> Federation:
     config = resolve({}, options, "options")
     if any((out / name).exists() for name in (FEDERATION_FOLDER, SHARDS_FOLDER)):
         raise InputError(f"{out} holds shards already: give another --out, or delete them")
-    with replaced_folder(out / SHARDS_FOLDER) as work:  # on the same disk, and gone whatever happens
+    with (
+        removed_if_empty(out),
+        replaced_folder(out / SHARDS_FOLDER) as work,
+    ):  # on the same disk, and gone whatever happens
         whole = split_into(work / "whole", config)
         with task_progress("writing shards", nodes, in_bytes=False, quiet=quiet) as advance:
             federation = write_shards(whole, nodes, work, lambda: advance(1))

@@ -20,10 +20,16 @@ from fedem_flwr.errors import InputError
 _out = Console(highlight=False)
 
 
-def certs(out: Path, nodes: int, hosts: list[str], *, add: bool) -> None:
-    """Make the folder of keys and certificates, or more nodes in it."""
-    from fedem_flwr.runtime.network.trust import add_nodes, make_certificates
+def certs(out: Path, nodes: int, hosts: list[str], *, add: bool, renew: bool) -> None:
+    """Make the folder of keys and certificates, more nodes in it, or the SuperLink's certificate anew."""
+    from fedem_flwr.runtime.network.key_folder import add_nodes, make_certificates, renew_certificate
 
+    if add and (renew or hosts):
+        raise InputError("--add makes keys of nodes only: names of the SuperLink go with --renew --host, by itself")
+    if renew:
+        renew_certificate(out, hosts)
+        _out.print(f"{out / 'superlink.crt'}: signed anew; start the SuperLink with it", soft_wrap=True)
+        return
     if add:
         add_nodes(out, nodes)
     else:
@@ -39,26 +45,43 @@ def certs(out: Path, nodes: int, hosts: list[str], *, add: bool) -> None:
 def up(
     directory: Path,
     data: Mapping[str, Any],
-    nodes: int,
+    nodes: int | None,
     seed: int | None,
-    host: str,
-    port: int,
+    host: str | None,
+    port: int | None,
     *,
     insecure: bool,
     quiet: bool,
 ) -> None:
     """Start a deployment, made anew where there is none."""
-    from fedem_flwr.runtime.network.deployment import Deployment
+    from fedem_flwr.errors import FedemError
+    from fedem_flwr.runtime.network.deployment import HOST, NODES, PORT, Deployment
+    from fedem_flwr.runtime.network.processes import require_linux
 
+    require_linux()
     deployment = Deployment.open(directory)
+    new = deployment is None
     if deployment is None:
         given = {"data": {key: value for key, value in data.items() if value is not None}}
         if seed is not None:
             given["run"] = {"seed": seed}
-        deployment = Deployment.create(directory, given, nodes, host, port, insecure=insecure, quiet=quiet)
-    elif any(value is not None for value in (*data.values(), seed)):
-        raise InputError(f"{directory} holds a deployment with data of its own: `fedem deploy down --remove` first")
-    started = deployment.start()
+        where = HOST if host is None else host, PORT if port is None else port
+        deployment = Deployment.create(directory, given, nodes or NODES, *where, insecure=insecure, quiet=quiet)
+    else:
+        has = deployment.address
+        asked = {"--nodes": (nodes, deployment.nodes), "--host": (host and host.strip("[]"), has.host)}
+        asked |= {"--port": (port or None, has.port), "--insecure": (insecure or None, deployment.insecure)}
+        differs = [f"{option} {there}" for option, (want, there) in asked.items() if want not in (None, there)]
+        differs += ["data of its own"] if any(value is not None for value in (*data.values(), seed)) else []
+        if differs:
+            raise InputError(f"{directory} holds a deployment with {differs[0]}: `fedem deploy down --remove` first")
+    try:
+        started = deployment.start()
+    except FedemError:
+        if new:  # what could not be started even once is not kept
+            deployment.stop()
+            deployment.remove()
+        raise
     _out.print(f"started {', '.join(started)}" if started else "everything runs already", soft_wrap=True)
     _out.print(f"a run over it: {deployment.run_command()}", soft_wrap=True)
 
@@ -116,6 +139,8 @@ def node(
 
     _log_to_stderr(name)
     quiet_http()
+    if not shard.is_dir():
+        raise InputError(f"{shard} is no folder: --shard is one of those that `fedem data shard` makes")
     _check_security(certs_folder, insecure)
     trust = None if certs_folder is None else NodeTrust.load(certs_folder, name)
     address = Address(superlink, None if trust is None else trust.ca)
@@ -171,7 +196,11 @@ def _log_to_stderr(name: str) -> None:
     handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname).1s %(message)s"))
     logger = logging.getLogger("fedem")
     logger.addHandler(handler)
-    logger.setLevel(os.environ.get("FEDEM_LOG", "INFO"))
+    level = os.environ.get("FEDEM_LOG", "INFO").upper()
+    try:
+        logger.setLevel(level)
+    except ValueError:
+        raise InputError(f"FEDEM_LOG={level} is no level: DEBUG, INFO, WARNING or ERROR") from None
     logging.getLogger("flwr").setLevel(logging.ERROR)
 
 

@@ -146,11 +146,11 @@ class CohortStrategy(Roll, Strategy):
         self._open = {node: users for node, users in self._nodes.items() if all_of_them or len(self._trains[node])}
         busy, self._all_asked = list(self._open), len(self._open) == len(self._nodes)
         self._missed = 0  # participants on nodes that are away
-        for node, users in self._away.items():
+        for name, users in self._away.items():
             missed = len(_hosted(participants, users))
             if missed or all_of_them:
                 self._missed += missed
-                self.fail(server_round, node, "is not connected")
+                self.fail(server_round, name, "is not connected")
         return (self._message("train", node, settings, self._trains[node], self._asked[node]) for node in busy)
 
     def message_bytes(self, round_: int) -> tuple[float, float]:

@@ -145,8 +145,7 @@ def carry_out_over(grid: FederatedGrid, config: Config) -> Ended:
     """A whole run over a federation."""
     federation = Federation.load(grid.shards / "federation")
     run = PreparedRun.create(RunDirectory(grid.folder / "run").create(), config, federation, "a test")
-    grid_: Any = grid
-    welcome = NetworkWelcome(grid_, RUN_ID, KEY, (), config.to_toml(), federation)
+    welcome = NetworkWelcome(RUN_ID, KEY, (), config.to_toml(), federation)
     with task_identity():
         outcome = run.server(lambda _: None, welcome=welcome)(grid)
     point = Checkpoints(run.directory.checkpoint_dir).load()

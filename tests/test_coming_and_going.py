@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from federated import Ended, FederatedGrid, carry_out_over, config_for
+from flwr.app import Message
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from worlds import config_of, largest_difference
@@ -17,7 +20,9 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.protocol.shards import write_shards
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.runtime import loop
+from fedem_flwr.runtime.inprocess import FIRST_NODE_ID
 from fedem_flwr.runtime.inputs import load_interactions, split_of
+from strategies import roll
 
 NODES, EACH, BAD, ROUNDS = 4, 10, 2, 4
 AWAY, WIPED = "is not connected", "came back without its private state: its users begin anew"
@@ -186,6 +191,45 @@ def test_users_of_a_node_that_is_there_are_taken(shards: Path, tmp_path: Path) -
     assert run.grid.greeted == [0, 1, 2, 3, 6, 6]
     calm = run_with(shards, tmp_path / "calm", {})
     assert same(run, calm), "and it changes nothing"
+
+
+def test_who_was_refused_hosts_them_once_the_other_has_left(shards: Path, tmp_path: Path) -> None:
+    """A process that was killed is taken for alive for a while, and its successor comes under another number."""
+    looks: dict[int, Look] = {2: lambda grid: grid.start(6, BAD), 3: leaves}
+    run = run_with(shards, tmp_path / "run", looks, "fedmf")
+    taken = f"claims users that the node of users {users_of(BAD)} hosts: refused"
+    assert run.losses() == [(1, users_of(BAD), taken)], "said once, and nothing else is missed"
+    assert run.grid.greeted == [0, 1, 2, 3, 6] and [line["evaluated_users"] for line in run.lines] == [40] * ROUNDS
+
+
+def test_a_node_that_does_not_answer_is_not_waited_for_again_and_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named once; other nodes go on; once it answers it takes part."""
+    clock, waits = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr(roll, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Deaf(FederatedGrid):
+        deaf = True
+
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+            sent = list(messages)
+            if sent and sent[0].metadata.message_type == "query":
+                waits.append((len(sent), timeout))
+                asked = [one for one in sent if not (self.deaf and one.metadata.dst_node_id == BAD + FIRST_NODE_ID)]
+                return super().send_and_receive(asked, timeout=timeout)
+            return super().send_and_receive(sent, timeout=timeout)
+
+    def before(grid: FederatedGrid, look: int) -> None:
+        clock.now += {3: 31.0, 5: 31.0}.get(look, 0.0)
+        cast(Deaf, grid).deaf = look < 4
+
+    grid = Deaf(shards, tmp_path, NODES, before=before)
+    run = carry_out_over(grid, config_for("fedmf", rounds=5))
+    assert waits == [(NODES, 32.0), (1, 2.0), (1, 2.0)], "all at first, then in passing, and not before every round"
+    name = f"node {BAD + FIRST_NODE_ID}"
+    assert [loss[1:] for loss in run.losses()] == [(name, "no reply within the round's time")] * 2
+    assert [line["participants"] for line in run.lines] == [30, 30, 30, 30, 40]
 
 
 @pytest.mark.parametrize(("first", "end"), [(25, 35), (22, 28), (15, 35), (20, 29), (21, 30)])

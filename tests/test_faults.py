@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fault_world import FaultWorld
-from benchmarks.faults import NODE, ROUND, ROUNDS, USERS, config_of
+from benchmarks.faults import NODE, ROUND, ROUNDS, THE_NODE, USERS, config_of
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.network.processes import wait_until
@@ -62,6 +62,15 @@ def test_a_node_that_is_killed_and_comes_back_costs_nothing(
     assert same(tables_of(run), calm)
 
 
+def test_a_node_that_stalls_in_the_middle_of_an_upload_costs_nobody_else(world: FaultWorld, tmp_path: Path) -> None:
+    """It says what is coming and sends nothing; the answers of the others behind it are taken all the same."""
+    run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 4.0))
+    world.order(NODE, ROUND, "stall")
+    world.serve(run)
+    losses = {(failure["round"], failure["node"]) for failure in read_outcome(run).failures}
+    assert (ROUND, THE_NODE) in losses and {node for _, node in losses} == {THE_NODE}
+
+
 @pytest.mark.parametrize(
     ("do", "reason"),
     [
@@ -70,6 +79,7 @@ def test_a_node_that_is_killed_and_comes_back_costs_nothing(
         ("truncated", "pieces do not fit"),
         ("huge", "has shape"),
         ("metric", "a metric that is not finite"),
+        ("boast", "a metric that cannot be"),
     ],
 )
 def test_a_corrupt_upload_costs_itself(

@@ -19,8 +19,9 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.runtime.network.host import ShardHosts
 from fedem_flwr.runtime.network.introduction import GREETING, Introduction, NetworkWelcome, RunIdentity
+from fedem_flwr.runtime.network.key_folder import make_certificates
 from fedem_flwr.runtime.network.server_link import Session
-from fedem_flwr.runtime.network.trust import NodeTrust, Roster, ServerTrust, load_server_key, make_certificates
+from fedem_flwr.runtime.network.trust import NodeTrust, Roster, ServerTrust, load_server_key
 
 
 @pytest.fixture(scope="module")
@@ -135,40 +136,28 @@ def test_a_run_keeps_its_name_and_notes_each_resumption(tmp_path: Path) -> None:
         assert RunIdentity.next(path, 9) == RunIdentity(made.key, (9,))
 
 
-class There:
-    """A grid with some nodes."""
-
-    def __init__(self, **keys: bytes) -> None:
-        self.keys = {int(name[1:]): key for name, key in keys.items()}
-
-    def sessions(self) -> dict[int, Session]:
-        return {node: Session(key, "now") for node, key in self.keys.items()}
-
-
 def test_the_roster_says_who_hosts_whom(federation: Federation, trust: Path, tmp_path: Path) -> None:
     make_certificates(tmp_path / "others", 1)
     roster = Roster.load(trust / "roster.json")
     keys = [key for _, key in roster.entries()]
     ((_, stranger),) = Roster.load(tmp_path / "others" / "roster.json").entries()
-    grid: Any = There(n10=keys[0], n11=keys[1], n12=stranger, n13=keys[2])
-    welcome = NetworkWelcome(grid, RUN, KEY, (), "", federation, roster)
+    first, second, third, nobody = (Session(key, "now") for key in (*keys, stranger))
+    welcome = NetworkWelcome(RUN, KEY, (), "", federation, roster)
     users = [np.arange(*shard) for shard in federation.shards]
-    assert [welcome.objection(node, users[at]) for node, at in ((10, 0), (11, 1), (13, 2))] == [""] * 3
-    assert "claims users 14–27, its key is for users 0–13: refused" in welcome.objection(10, users[1])
+    assert [welcome.objection(one, users[at]) for at, one in enumerate((first, second, third))] == [""] * 3
+    assert "claims users 14–27, its key is for users 0–13: refused" in welcome.objection(first, users[1])
     for other in (users[1][:-1], users[1] + 1, np.arange(14, 29), np.arange(40)):
-        assert "its key is for users 14–27: refused" in welcome.objection(11, other)
-    assert "not in the roster" in welcome.objection(12, users[0])
-    assert "not in the roster" in welcome.objection(99, users[0]), "a node that has left meanwhile"
-    assert replace(welcome, roster=None).objection(12, users[0]) == ""
+        assert "its key is for users 14–27: refused" in welcome.objection(second, other)
+    assert "not in the roster" in welcome.objection(nobody, users[0])
+    assert replace(welcome, roster=None).objection(nobody, users[0]) == ""
     fewer = replace(welcome, federation=replace(federation, shards=federation.shards[:2]))
-    assert "refused" in fewer.objection(13, users[2]), "a shard that the federation does not have"
+    assert "refused" in fewer.objection(third, users[2]), "a shard that the federation does not have"
 
 
 def test_the_greeting_is_what_nodes_believe(federation: Federation, trust: Path, shards: Path, tmp_path: Path) -> None:
-    grid: Any = There()
     signing, known = ServerTrust.load(trust).signing_key, load_server_key(trust / "server.pub")
     config = config_of("fedem")
-    welcome = NetworkWelcome(grid, RUN, KEY, (3,), config.to_toml(), federation, None, signing)
+    welcome = NetworkWelcome(RUN, KEY, (3,), config.to_toml(), federation, None, signing)
     record = welcome.greeting(4).config_records[GREETING]
     told = Introduction.read(record, RUN, known)
     assert (told.key, told.run_id, told.resumes, told.round) == (KEY, RUN, (3,), 4)

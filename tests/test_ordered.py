@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -84,9 +84,8 @@ class Post(OrderedGrid):
         self.sinces.append((since, now))
         return now + 2 if now - since < self.patience else None
 
-    def to_repeat(self, sent: list[Message], waiting: Iterable[int]) -> list[int]:
-        places = list(waiting)
-        return [place for place in self.repeats.pop(int(self.clock.now), []) if place in places]
+    def started_anew(self, nodes: Collection[int]) -> Collection[int]:
+        return [node for node in self.repeats.pop(int(self.clock.now), []) if node in nodes]
 
 
 def received(grid: Post, timeout: float | None = None) -> list[tuple[float, int, str]]:
@@ -107,11 +106,11 @@ delays = st.integers(0, 9) | st.just(NEVER)
 @example([NEVER, 0, 1], 5)
 def test_replies_come_in_order_as_soon_as_that_allows(seconds: list[int], timeout: int) -> None:
     grid = Post([[(delay, "reply")] for delay in seconds])
-    end = max([0, *seconds]) if max([0, *seconds]) < timeout else timeout
+    end = min(max([0, *seconds]), timeout)
     expected = []
     for place, delay in enumerate(seconds):
         before = max(seconds[: place + 1])  # a reply waits for those in front of it, until the end
-        if delay < timeout:
+        if delay <= timeout:  # what is there at the end of the time still counts
             expected.append((min(before, end), place, f"copy 0 of {place}"))
     assert received(grid, timeout) == expected
     assert [place for _, place, _ in grid.pushed] == list(range(len(seconds))), "each is sent once, at once"
@@ -189,7 +188,7 @@ def test_whatever_happens_each_counts_once_and_what_is_answered_is_not_sent(
     assert places == sorted(set(places))
     answered = {}  # when the first real answer to any copy came
     for message_id, (when, reply) in grid.under_way.items():
-        if reply.metadata.group_id == "reply" and when < 15:
+        if reply.metadata.group_id == "reply" and when <= 15:
             place = int(message_id.split()[-1])
             answered[place] = min(answered.get(place, NEVER), when)
     assert set(answered) <= set(places)

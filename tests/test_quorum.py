@@ -144,7 +144,7 @@ def test_nothing_is_made_of_too_few(method: str, shards: Path, tmp_path: Path) -
         strategy.aggregate_train(round_, grid.send_and_receive(messages))
 
     with task_identity():
-        strategy.meet(grid, 9.0, NetworkWelcome(grid, RUN_ID, KEY, (), config.to_toml(), federation))
+        strategy.meet(grid, 9.0, NetworkWelcome(RUN_ID, KEY, (), config.to_toml(), federation))
         attempt(1)
         before, sent = copied(strategy.state()), copied(strategy.download(np.arange(USERS)))
         settings_ = strategy.settings(2)

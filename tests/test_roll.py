@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_a_refused_node_is_asked_again_when_it_is_started_anew(tmp_path: Path) -
     class Picky(OpenDoor):
         asked = 0
 
-        def objection(self, node: int, users: np.ndarray) -> str:
+        def objection(self, session: Hashable, users: np.ndarray) -> str:
             if users[0] != BAD * EACH:
                 return ""
             Picky.asked += 1
@@ -162,8 +162,8 @@ class Posted(OrderedGrid):
     def again_at(self, reply: Message, since: float, now: float) -> float | None:
         return now if reply.metadata.group_id == "again" else None
 
-    def to_repeat(self, sent: list[Message], waiting: Iterable[int]) -> list[int]:
-        due, self.repeat = [place for place in self.repeat if place in list(waiting)], []
+    def started_anew(self, nodes: Collection[int]) -> Collection[int]:
+        due, self.repeat = [node for node in self.repeat if node in nodes], []
         return due
 
 
@@ -190,7 +190,7 @@ def test_a_message_is_sent_again_and_counts_once() -> None:
     grid.answers = [(0, "again"), (3, ""), (1, ""), (2, "")]
     assert order_of(asked(grid)) == [1, 2, 3] and len(grid.pushed) == 4
     twice = Posted()
-    twice.repeat = [1]
+    twice.repeat = [2]
     twice.answers = [(0, ""), (3, ""), (1, ""), (2, "")]  # message 3 is the second to node 2, answered before the first
     replies = asked(twice)
     assert [next(replies).metadata.src_node_id, next(replies).metadata.src_node_id] == [1, 2]

@@ -22,7 +22,8 @@ from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.runtime.inprocess import answer, task_identity
 from fedem_flwr.runtime.network.host import ShardHosts
 from fedem_flwr.runtime.network.introduction import Introduction
-from fedem_flwr.runtime.network.trust import ServerTrust, load_server_key, make_certificates
+from fedem_flwr.runtime.network.key_folder import make_certificates
+from fedem_flwr.runtime.network.trust import ServerTrust, load_server_key
 from fedem_flwr.runtime.state_store import DiskStateStore
 from fedem_flwr.runtime.wire import unpack_arrays
 

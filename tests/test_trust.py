@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 
 from fedem_flwr.errors import InputError
+from fedem_flwr.runtime.network.key_folder import add_nodes, make_certificates, renew_certificate
 from fedem_flwr.runtime.network.trust import (
     NodeTrust,
     Roster,
     ServerTrust,
-    add_nodes,
     load_server_key,
-    make_certificates,
+    own_keys,
     sign_introduction,
     verify_introduction,
 )
@@ -127,9 +127,52 @@ def test_a_deployment_grows(tmp_path: Path) -> None:
     assert NodeTrust.load(tmp_path / "certs", "node-2").ca
 
 
+def test_an_addition_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    certs = tmp_path / "certs"
+    make_certificates(certs, 1)
+    roster = (certs / "roster.json").read_text()
+    add_nodes(certs, 1)
+    (certs / "roster.json").write_text(roster)  # killed before it was written
+    first = (certs / "nodes" / "node-1.pub").read_text()
+    add_nodes(certs, 1)
+    names = [name for name, _, _ in Roster.load(certs / "roster.json").nodes]
+    assert names == ["node-0", "node-1"] and (certs / "nodes" / "node-1.pub").read_text() != first
+    assert NodeTrust.load(certs, "node-1").keys[0].key_size == 384
+
+
+def test_a_certificate_is_renewed_and_the_ca_stays(tmp_path: Path) -> None:
+    certs = tmp_path / "certs"
+    make_certificates(certs, 1, ["old.example.org"])
+    kept = {path: path.read_bytes() for path in certs.rglob("*") if path.is_file() and path.name != "superlink.crt"}
+    old = x509.load_pem_x509_certificate((certs / "superlink.crt").read_bytes())
+    for hosts, expected in (([], "old.example.org"), (["new.example.org"], "new.example.org"), ([], "new.example.org")):
+        renew_certificate(certs, hosts)
+        made = x509.load_pem_x509_certificate((certs / "superlink.crt").read_bytes())
+        names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.DNSName) == ["localhost", expected]
+        assert made.serial_number != old.serial_number and made.not_valid_after_utc >= old.not_valid_after_utc
+        made.verify_directly_issued_by(x509.load_pem_x509_certificate((certs / "ca.crt").read_bytes()))
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    (certs / "ca.key").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*ca\.key"):
+        renew_certificate(certs)
+
+
+def test_a_node_without_keys_makes_its_own_once(tmp_path: Path) -> None:
+    one = own_keys(tmp_path / "node.key")
+    assert (tmp_path / "node.key").stat().st_mode & 0o777 == 0o600
+    again = own_keys(tmp_path / "node.key")
+    assert one[0].private_numbers() == again[0].private_numbers()
+    (tmp_path / "node.key").write_text("cut sho")
+    other = own_keys(tmp_path / "node.key")
+    assert other[0].private_numbers() != one[0].private_numbers()
+    with pytest.raises(InputError, match="cannot write"):
+        own_keys(tmp_path / "nowhere" / "node.key")
+
+
 def test_what_is_not_right_is_told(tmp_path: Path) -> None:
     certs = tmp_path / "certs"
-    for host in ("bad host", "a..b", "-x", "http://x", "x:8000", ""):
+    for host in ("bad host", "a..b", "-x", "http://x", "x:8000", "", "300.1.1.1", "10.0.0"):
         with pytest.raises(InputError, match="is no name or address of a host"):
             make_certificates(certs, 1, [host])
         assert not certs.exists()

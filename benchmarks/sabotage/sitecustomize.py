@@ -78,6 +78,9 @@ def _arm() -> None:
             if do == "metric":
                 _done()
                 metrics = {**metrics, "loss-total": float("nan")}
+            if do == "boast":
+                _done()
+                metrics = {**metrics, "users": 1e9, "validation/full/ndcg@10": 1e9}
             return arrays, examples, metrics
 
         kind.fit = sabotaged
@@ -105,6 +108,16 @@ def _arm() -> None:
             record["fedem"] = record["fedem"][: len(record["fedem"]) // 2]
         return made
 
+    def stall(message: Any, announce: Any) -> int:
+        if now["do"] == "stall" and message.has_content():  # says what is coming, and sends nothing of it for a while
+            _done()
+            now["do"] = ""
+            announce()
+            time.sleep(8.0)
+        return deliver(message, announce)
+
+    deliver = node_link.deliver
+    node_link.deliver = stall  # type: ignore[attr-defined]
     NodeHost.keep = keep_or_die  # type: ignore[method-assign]
     node_link.NodeLink.reply = reply_or_die  # type: ignore[method-assign]
     node_link.condense = cut  # type: ignore[attr-defined]

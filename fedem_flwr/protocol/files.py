@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,19 @@ def replaced_folder(directory: Path) -> Iterator[Path]:
         os.rename(new, directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def removed_if_empty(directory: Path) -> Iterator[None]:
+    """A folder that the block may make; where that comes to nothing, no empty folder stays behind."""
+    there = directory.exists()
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):
+                directory.rmdir()
+        raise
 
 
 @contextmanager

@@ -91,7 +91,9 @@ def write_shards(split: Split, nodes: int, out: Path, on_shard: Callable[[], Non
             f"{split.users} users make {full} equal shards, not {nodes}: choose --nodes {full}, or a divisor"
         )
     for node, (first, end) in enumerate(ranges):
-        split.part(first, end).save(out / SHARDS_FOLDER / f"node-{node}")
+        shard = out / SHARDS_FOLDER / f"node-{node}"
+        split.part(first, end).save(shard)
+        shard.chmod(0o700)  # people's interactions
         on_shard()
     facts = SplitFacts(**{name: getattr(split, name) for name in SPLIT_SETTINGS})
     federation = Federation(facts, split.item_ids, tuple(ranges))

@@ -31,7 +31,7 @@ from fedem_flwr.runtime.lines import (
     weigh,
 )
 from fedem_flwr.runtime.stock import give_memory, memory_of
-from fedem_flwr.runtime.welcome import TooFewContributions, Welcome, greetings, sessions_of
+from fedem_flwr.runtime.welcome import TooFewContributions, Welcome, greetings, meeting_seconds, sessions_of
 from fedem_flwr.runtime.wire import pack_arrays, plain_numbers, unpack_arrays
 
 REPEAT_PAUSE = 1.0  # seconds until a round with too few contributions is repeated
@@ -178,7 +178,8 @@ def run_rounds(
 
     def lost() -> list[Failure]:
         news = [asdict(failure) for failure in ours.failures] if ours else fresh
-        return known + [failure for failure in news if failure not in known]  # nodes are met again on resuming
+        before = {tuple(sorted(failure.items())) for failure in known}  # nodes are met again on resuming
+        return known + [failure for failure in news if tuple(sorted(failure.items())) not in before]
 
     def finish(line: Line) -> None:
         plan.emit(line)
@@ -260,7 +261,8 @@ class _Meeting:
             present = sessions_of(self._grid)
             new = [node for node, session in present.items() if self._greeted.get(node) != session]
             if new:
-                list(self._grid.send_and_receive(greetings(plan.welcome, new, done), timeout=plan.timeout))
+                seconds = meeting_seconds(len(new), plan.timeout)
+                list(self._grid.send_and_receive(greetings(plan.welcome, new, done), timeout=seconds))
             self._greeted = dict(present)
         self._met = True
 

@@ -132,7 +132,11 @@ class NodeHost:
         return Cohort(histories, state, settings)
 
     def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
-        """Store the cohort's state after `round_`; `durable` states survive the process, older ones are pruned."""
+        """Store the cohort's state after `round_`; `durable` states survive the process.
+
+        What remains is this state, the one before, from which the round can be repeated, and that of `keep_from`, from
+        which the run can be resumed.
+        """
         if self.resident:
             self._cohorts[node] = (round_, cohort)
         if durable or not self.resident:
@@ -140,7 +144,7 @@ class NodeHost:
             fields = {"user": state.user, "table": state.table, "adapter": state.adapter, "curve": state.curve}
             arrays = {name: x.cpu().numpy() for name, x in fields.items() if x is not None}
             self._store().save(node_name(node), round_, {"users": self.users(node), **arrays})
-            self._store().prune(node_name(node), keep_from)
+            self._store().prune(node_name(node), keep_from, max(keep_from, round_ - 1))
 
     def forget(self, node: int) -> None:
         """Drop a resident cohort that may be half trained, as training changes it in place.

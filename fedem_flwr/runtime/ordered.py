@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 from flwr.app import Message
 
@@ -13,6 +15,8 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.runtime.own_grid import OwnGrid
 
 PULL_INTERVAL = 0.05  # seconds between looks for replies; Flower's simulation hands out messages every 0.1 s
+_LONGEST_PAUSE = 0.5  # seconds between looks where nothing has come for long
+_PATIENCE = 0.02  # of the time since the last reply: how long the next pause is
 
 
 class OrderedGrid(OwnGrid):
@@ -46,9 +50,9 @@ class OrderedGrid(OwnGrid):
         """
         return None
 
-    def to_repeat(self, sent: list[Message], waiting: Iterable[int]) -> list[int]:
-        """Places of messages that are sent again though nothing came back: their node was started anew meanwhile."""
-        return []
+    def started_anew(self, nodes: Collection[int]) -> Collection[int]:
+        """Those of these nodes that were started anew since they were sent a message, which then is sent again."""
+        return ()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send all messages; iterate over the replies in the order of the messages, as soon as that order allows.
@@ -56,47 +60,83 @@ class OrderedGrid(OwnGrid):
         Nodes whose reply is not there ``timeout`` seconds after sending are left out (they work on, in vain).
         """
         sent = list(messages)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiting = {message_id: place for place, message_id in enumerate(self.push_messages(sent)) if message_id}
-        return self._in_order(sent, waiting, deadline)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        ids = self.push_messages(sent)
+        posts = [_Post(message, {one}) for message, one in zip(sent, ids, strict=True) if one]
+        return self._in_order(posts, deadline)
 
-    def _in_order(self, sent: list[Message], waiting: dict[str, int], deadline: float | None) -> Iterator[Message]:
-        """Yield the replies to ``sent`` by their place in it; ``waiting`` has the places by message id."""
-        arrived: dict[int, Message] = {}
-        first: dict[int, float] = {}  # when a reply first asked for another try
-        again: dict[int, float] = {}  # when to try once more
-        place = 0
-        while waiting or again:
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                break
+    def _in_order(self, posts: list[_Post], deadline: float) -> Iterator[Message]:
+        """Yield the replies to ``posts``, in that order."""
+        last, next_, over = time.monotonic(), 0, False
+        while (waiting := [post for post in posts[next_:] if post.reply is None]) and not over:
             if self._stopped.is_set():
                 raise FedemError("the nodes were stopped before all replies had come")
-            for reply in self.pull_messages(list(waiting)):
-                replied = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if replied is None:
-                    continue  # to nothing that still waits
-                if replied in arrived or replied < place:
-                    continue  # the second reply to one that was sent twice
-                when = self.again_at(reply, first.setdefault(replied, now), now)
-                if when is None:
-                    arrived[replied] = reply
-                    again.pop(replied, None)
-                elif replied not in waiting.values():  # else the next copy is on its way already
-                    again[replied] = when
-            due = [position for position, when in again.items() if when <= now]
-            for position in (*due, *self.to_repeat(sent, waiting.values())):
-                sent[position].metadata.delivered_at = ""
-                message_id = self.push_messages([sent[position]])[0]
-                if message_id:
-                    again.pop(position, None)
-                    waiting[message_id] = position
-                else:  # its node is not there yet
-                    again[position] = now + PULL_INTERVAL
-            while place in arrived:
-                yield arrived.pop(place)
-                place += 1
-            waiting = {message: at for message, at in waiting.items() if at >= place and at not in arrived}
-            if waiting or again:
-                self._stopped.wait(PULL_INTERVAL)
-        yield from (arrived[position] for position in sorted(arrived))
+            over = time.monotonic() >= deadline  # if so, this is the last look
+            last = time.monotonic() if self._look(waiting) else last
+            if not over:
+                self._send_again([post for post in waiting if post.reply is None])
+            while next_ < len(posts) and (reply := posts[next_].reply) is not None:
+                posts[next_].reply = None  # it may be large
+                next_ += 1
+                yield reply
+                del reply
+            now = time.monotonic()
+            if not over and any(post.reply is None for post in posts[next_:]):
+                pause = max(PULL_INTERVAL, min(_PATIENCE * (now - last), _LONGEST_PAUSE))
+                self._stopped.wait(min(pause, max(0.0, deadline - now)))
+        yield from (post.reply for post in posts[next_:] if post.reply is not None)
+
+    def _look(self, waiting: list[_Post]) -> bool:
+        """Take the replies that are there; returns whether there were any."""
+        by_id = {message_id: post for post in waiting for message_id in post.ids}
+        replies = self.pull_messages(list(by_id)) if by_id else []
+        for reply in replies:
+            post = by_id.pop(reply.metadata.reply_to_message_id, None)
+            if post is None or post.reply is not None:
+                continue  # to nothing that still waits, or the second one to what was sent twice
+            post.ids.discard(reply.metadata.reply_to_message_id)
+            now = time.monotonic()
+            post.missed_at = now if post.missed_at is None else post.missed_at
+            when = self.again_at(reply, post.missed_at, now)
+            if when is None:
+                post.reply = reply
+            elif not post.ids:  # else the next copy is on its way already
+                post.again = when
+        return bool(replies)
+
+    def _send_again(self, waiting: list[_Post]) -> None:
+        """Send the messages again that are due, or whose node was started anew."""
+        now = time.monotonic()
+        anew = self.started_anew({post.node for post in waiting if post.ids})
+        for post in waiting:
+            due = post.again is not None and post.again <= now
+            if not due and not (post.ids and post.node in anew):
+                continue
+            post.message.metadata.delivered_at = ""
+            message_id = self.push_messages([post.message])[0]
+            if message_id:
+                post.ids.add(message_id)
+                post.again = None
+            else:  # its node is not there yet
+                post.again = now + PULL_INTERVAL
+
+
+@dataclass
+class _Post:
+    """A message and what came of it.
+
+    Attributes:
+        ids: of its copies that are on their way, or being answered.
+        reply: that counts. missed_at: when the first reply came that did not. again: when it is sent once more.
+    """
+
+    message: Message
+    ids: set[str]
+    reply: Message | None = None
+    missed_at: float | None = None
+    again: float | None = None
+
+    @property
+    def node(self) -> int:
+        """Whom it is for."""
+        return self.message.metadata.dst_node_id

@@ -81,17 +81,17 @@ class DiskStateStore:
         """The latest round that a state is stored of; None where there is none."""
         return max(_numbers(self._node_directory(node), _STATE_FILE), default=None)
 
-    def prune(self, node: str, keep_from: int) -> None:
-        """Forget what no ``load`` of ``keep_from`` or a later round can need, half-written files included."""
+    def prune(self, node: str, *rounds: int) -> None:
+        """Forget what no ``load`` of one of ``rounds``, or of any after them, can need; half-written files, too."""
         directory = self._node_directory(node)
         stored = _numbers(directory, _STATE_FILE)
-        needed = max((number for number in stored if number <= keep_from), default=keep_from)
+        needed = {max((number for number in stored if number <= round), default=round) for round in rounds}
         for number, path in stored.items():
-            if number < needed:
+            if number < max(needed) and number not in needed:
                 path.unlink(missing_ok=True)
         for path in directory.glob("*.tmp"):
             match = _TEMPORARY_FILE.fullmatch(path.name)
-            if match and int(match[1]) < needed:
+            if match and int(match[1]) < max(needed):
                 path.unlink(missing_ok=True)
 
     def drop_after(self, round: int) -> None:

@@ -11,6 +11,8 @@ from flwr.serverapp import Grid
 
 from fedem_flwr.errors import FedemError
 
+_MEETING, _EACH = 30.0, 0.5  # seconds that a meeting takes at most: in any case, and for each node
+
 
 class TooFewContributions(FedemError):
     """A round got fewer contributions than it needs; it may be repeated, as nothing has been made of them."""
@@ -22,8 +24,8 @@ class Welcome(Protocol):
     def greeting(self, round_: int) -> RecordDict:
         """What a node is told that is met before `round_`."""
 
-    def objection(self, node: int, users: np.ndarray) -> str:
-        """Why a node may not host these users; empty if it may."""
+    def objection(self, session: Hashable, users: np.ndarray) -> str:
+        """Why a node with this session may not host these users; empty if it may."""
 
 
 class OpenDoor:
@@ -33,9 +35,14 @@ class OpenDoor:
         """Nothing."""
         return RecordDict()
 
-    def objection(self, node: int, users: np.ndarray) -> str:
+    def objection(self, session: Hashable, users: np.ndarray) -> str:
         """None."""
         return ""
+
+
+def meeting_seconds(nodes: int, timeout: float) -> float:
+    """How long nodes that have just come are waited for: they have little to do, but may be many."""
+    return min(timeout, _MEETING + _EACH * nodes)
 
 
 def sessions_of(grid: Grid) -> Mapping[int, Hashable]:

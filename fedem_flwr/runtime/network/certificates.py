@@ -30,7 +30,7 @@ def general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         pass
-    if not _DNS.fullmatch(host) or len(host) > 253:
+    if not _DNS.fullmatch(host) or len(host) > 253 or host.rpartition(".")[2].isdigit():  # 300.1.1.1 is no name
         raise InputError(
             f"'{host}' is no name or address of a host: write superlink.example.org or 10.0.0.5, without port"
         )

@@ -30,14 +30,17 @@ from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federat
 from fedem_flwr.report.progress import task_progress
 from fedem_flwr.report.run_directory import write_atomically
 from fedem_flwr.runtime.inputs import split_into
+from fedem_flwr.runtime.network.certificates import general_name
 from fedem_flwr.runtime.network.commands import Trusted, node_command, superlink_command
+from fedem_flwr.runtime.network.key_folder import make_certificates
 from fedem_flwr.runtime.network.link import Address, Patience
 from fedem_flwr.runtime.network.processes import GRACE, Child, await_listening, free_port, last_words, wait_until
 from fedem_flwr.runtime.network.server_link import control_client, register_nodes
-from fedem_flwr.runtime.network.trust import Roster, make_certificates
+from fedem_flwr.runtime.network.trust import Roster
 
 _RECORD, _SUPERLINK = "deployment.json", "superlink"
 _REGISTER_SECONDS = 10.0
+HOST, PORT, NODES = "127.0.0.1", 8000, 2  # of a new one, where nothing else is said
 _ANYWHERE = ("0.0.0.0", "::")
 
 
@@ -116,10 +119,11 @@ class Deployment:
             options: of the configuration: data and seed.
 
         Raises:
-            InputError: the data cannot be had or cut up so, or the port is taken.
+            InputError: the data cannot be had or cut up so, the host is none of this machine's, or the port is taken.
         """
-        folder = folder.resolve()
-        port = free_port(port)
+        folder, host = folder.resolve(), host.strip("[]")
+        general_name(host)
+        port = free_port(port, host)
         address = Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         config = resolve({}, options, "options")
         with replaced_folder(folder) as work:
@@ -132,7 +136,8 @@ class Deployment:
                 with open(handle, "wb") as file:
                     file.write(secrets.token_bytes(32))
             else:
-                make_certificates(work / "certs", nodes, () if host in _ANYWHERE else (host.strip("[]"),))
+                make_certificates(work / "certs", nodes, () if host in _ANYWHERE else (host,))
+            work.chmod(0o700)  # interactions, private state, and what crosses the SuperLink
             record = {"address": address.place, "nodes": nodes, "insecure": insecure}
             write_atomically(work / _RECORD, json.dumps(record, indent=2) + "\n")
         return cls.existing(folder)
@@ -173,7 +178,7 @@ class Deployment:
             if self._pid(child.name):
                 continue
             if child.name == _SUPERLINK:
-                free_port(self.address.port)
+                free_port(self.address.port, self.address.host)
             child.start(outlive=True)
             write_atomically(self._pid_file(child.name), json.dumps({"pid": child.pid, "born": _born(child.pid)}))
             started.append(child.name)
@@ -220,7 +225,8 @@ class Deployment:
             pid = self._pid(child.name)
             known = self._pid_file(child.name).exists()
             state = "runs" if pid else ("has ended" if known else "not started")
-            rows.append(Row(child.name, pid, state, _memory(pid), last_words(child.log) if known else ""))
+            said = last_words(child.log, of_failure=not pid) if known else ""
+            rows.append(Row(child.name, pid, state, _memory(pid), said))
         return rows
 
     def run_command(self) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -12,7 +12,10 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from fedem_flwr.errors import FedemError
 from fedem_flwr.runtime.inprocess import one_line
 from fedem_flwr.runtime.network.server_link import BROKEN_OFF, ServerLink, Session, error_from
+from fedem_flwr.runtime.network.trust import Roster
 from fedem_flwr.runtime.ordered import OrderedGrid
+
+log = logging.getLogger("fedem.server")
 
 GONE = 1001  # error code: the SuperLink has lost the node
 _LOOK = 0.5  # seconds between looks whether a node that is waited for was started anew
@@ -26,19 +29,28 @@ class NetworkGrid(OrderedGrid):
     Args:
         link: the run's connection, open.
         keep_seconds: how long the SuperLink keeps a message for a node that does not fetch it.
+        roster: of the nodes that there may be; None: anybody. A SuperLink knows every key that somebody registers.
     """
 
-    def __init__(self, link: ServerLink, keep_seconds: float) -> None:
+    def __init__(self, link: ServerLink, keep_seconds: float, roster: Roster | None = None) -> None:
         super().__init__(link.stopped)
-        self._link, self._keep = link, keep_seconds + _SPARE
-        self._deadline = math.inf
+        self._link, self._keep, self._roster = link, keep_seconds + _SPARE, roster
+        self._strangers: set[bytes] = set()  # keys of nodes that were refused
         self._asked: dict[int, Session] = {}  # the session that each node had when its message was sent
         self._looked = 0.0
         self._nodes: dict[str, int] = {}  # that messages are for, by the messages' ids
 
     def sessions(self) -> dict[int, Session]:
-        """The nodes that are there; one that was started anew has another session."""
-        return self._link.nodes()
+        """The nodes that are there and may be; one that was started anew has another session."""
+        found = self._link.nodes()
+        if self._roster is None:
+            return found
+        known = {node: one for node, one in found.items() if self._roster.shard_of(one.public_key) is not None}
+        for node in found.keys() - known.keys():
+            if found[node].public_key not in self._strangers:
+                self._strangers.add(found[node].public_key)
+                log.warning("node %s is not in the roster: refused", node)
+        return known
 
     def get_node_ids(self) -> list[int]:
         """All node ids, sorted; a SuperLink knows nodes by random numbers."""
@@ -56,31 +68,26 @@ class NetworkGrid(OrderedGrid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """As the base says; a reply that is still on its way at the end of the time is given up, too."""
-        self._deadline = math.inf if timeout is None else time.monotonic() + timeout
         self._asked, self._looked = self.sessions(), time.monotonic()
         self._nodes.clear()
         return super().send_and_receive(messages, timeout=timeout)
 
-    def to_repeat(self, sent: list[Message], waiting: Iterable[int]) -> list[int]:
-        """Messages to nodes that were started anew since: whoever took the first one is dead.
+    def started_anew(self, nodes: Collection[int]) -> Collection[int]:
+        """Whoever took their first message is dead.
 
         Rounds can be repeated: a node goes on from the state that it had the first time.
         """
         if time.monotonic() - self._looked < _LOOK:
-            return []
+            return ()
         self._looked, now = time.monotonic(), self.sessions()
-        found = []
-        for place in waiting:
-            node = sent[place].metadata.dst_node_id
-            if node in now and now[node] != self._asked.get(node):
-                self._asked[node] = now[node]
-                found.append(place)
+        found = {node for node in nodes if node in now and now[node] != self._asked.get(node)}
+        self._asked.update({node: now[node] for node in found})
         return found
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies that are there; reasons of errors in one line, and as the node's own where the SuperLink errs."""
         replies = []
-        for reply in self._link.pull(message_ids, self._deadline):
+        for reply in self._link.pull(message_ids):
             if not reply.has_error():
                 replies.append(reply)
                 continue

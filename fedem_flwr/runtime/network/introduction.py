@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -21,10 +21,8 @@ from flwr.app import ConfigRecord, RecordDict
 from fedem_flwr.errors import FedemError
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.run_directory import write_atomically
+from fedem_flwr.runtime.network.server_link import Session
 from fedem_flwr.runtime.network.trust import Roster, sign_introduction, verify_introduction
-
-if TYPE_CHECKING:
-    from fedem_flwr.runtime.network.grid import NetworkGrid
 
 GREETING: Final = "introduction"
 KEY: Final = re.compile(r"[0-9a-f]{32}")
@@ -101,7 +99,6 @@ class NetworkWelcome:
         signing_key: signs introductions; None where nodes believe anybody.
     """
 
-    grid: NetworkGrid
     run_id: int
     key: str
     resumes: tuple[int, ...]
@@ -116,12 +113,11 @@ class NetworkWelcome:
         told = Introduction(self.key, self.run_id, self.resumes, self.config, facts, round_)
         return RecordDict({GREETING: told.record(self.signing_key)})
 
-    def objection(self, node: int, users: np.ndarray) -> str:
+    def objection(self, session: Hashable, users: np.ndarray) -> str:
         """A node may host the users of the shard that its key stands for."""
         if self.roster is None:
             return ""
-        session = self.grid.sessions().get(node)
-        shard = self.roster.shard_of(session.public_key) if session else None
+        shard = self.roster.shard_of(session.public_key) if isinstance(session, Session) else None
         if shard is None:
             return "its key is not in the roster: refused"
         first, end = self.federation.shards[shard] if shard < len(self.federation.shards) else (0, 0)

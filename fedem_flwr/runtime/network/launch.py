@@ -4,7 +4,7 @@ This process is the experimenter's: it may have the data, cuts them into shards,
 starts has tables and configuration only, each node has its own shard only.
 
     RUN_DIR/federation/                 what the server knows of the data
-    RUN_DIR/network/certs/              keys and certificates, made here unless `network.certs` names some
+    RUN_DIR/network/certs/              keys and certificates
     RUN_DIR/network/shards/node-0 ...   the nodes' data, and network/nodes/node-0/ their private state
     RUN_DIR/network/logs/               what each process said
 """
@@ -22,20 +22,22 @@ from pathlib import Path
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
-from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_directory import METRICS, RunDirectory
 from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.network import NETWORK_FOLDER
 from fedem_flwr.runtime.network.commands import Trusted, node_command, server_command, superlink_command
 from fedem_flwr.runtime.network.host import RUNS
-from fedem_flwr.runtime.network.link import Address
-from fedem_flwr.runtime.network.processes import Child, await_listening, free_port, running
+from fedem_flwr.runtime.network.keeper import Keeper
+from fedem_flwr.runtime.network.key_folder import make_certificates
+from fedem_flwr.runtime.network.link import Address, read_secret
+from fedem_flwr.runtime.network.processes import Child, await_listening, free_port, require_linux, running
 from fedem_flwr.runtime.network.server import read_outcome
-from fedem_flwr.runtime.network.trust import make_certificates
+from fedem_flwr.runtime.network.trust import ServerTrust
 from fedem_flwr.runtime.node import STATE_FOLDER, node_name
 from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.sections import NetworkConfig
 
-_RESTARTS = 5  # of a node, or of the SuperLink, in one run
 _LOOK = 0.1  # seconds between looks at processes and lines
 
 log = logging.getLogger("fedem.network")
@@ -62,6 +64,7 @@ def carry_out_network(run: PreparedRun, on_line: Callable[[Line], None]) -> Outc
         InputError: the run lacks what it needs. FedemError: the server failed; the run can be resumed.
     """
     folder = run.directory.path.resolve() / NETWORK_FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)  # keys, interactions, private state, and what crosses the SuperLink
     nodes = _spread(run, folder)
     try:
         launched = _started_elsewhere(run, folder) if run.config.network.superlink else _start_here(run, folder, nodes)
@@ -89,7 +92,6 @@ def _spread(run: PreparedRun, folder: Path) -> int:
 def _start_here(run: PreparedRun, folder: Path, nodes: int) -> Launched:
     """SuperLink, nodes and server, all on this machine."""
     network = run.config.network
-    folder.mkdir(parents=True, exist_ok=True)
     trusted = Trusted(None if network.insecure else folder / "certs")
     secret = folder / "superexec.secret" if trusted.folder is None else trusted.folder / "superexec.secret"
     if trusted.folder is not None and not trusted.folder.is_dir():
@@ -134,32 +136,50 @@ def _started_elsewhere(run: PreparedRun, folder: Path) -> Launched:
     address = Address(network.superlink)
     if network.insecure and not address.loopback:
         log.warning("--insecure: what crosses between here and %s can be read and changed on the way", address.place)
-    if not network.insecure and network.certs is None:
-        raise InputError("give the folder with the server's keys (--certs), or --insecure to go without")
-    trusted = Trusted(None if network.insecure else Path(network.certs or "").resolve())
-    secret = (trusted.folder or Path(network.certs or ".")) / "superexec.secret"
+    trusted, secret = _keys_elsewhere(network)
     command = server_command(run.directory.path.resolve(), address, trusted, secret)
     server = Child("server", command, folder / "logs" / "server.log", {"FLWR_HOME": str(folder / "flower")})
     server.start()
     return Launched(server, None, [])
 
 
+def _keys_elsewhere(network: NetworkConfig) -> tuple[Trusted, Path]:
+    """Where the keys are for a SuperLink that runs already, and the secret that lets us take a run's part there."""
+    folder = Path(network.certs or ".").resolve()
+    return Trusted(None if network.insecure else folder), folder / "superexec.secret"
+
+
+def check_network(network: NetworkConfig) -> None:
+    """Refuse what cannot work, before anything is written.
+
+    Raises:
+        InputError: no address, no keys or damaged ones; keys for what makes its own.
+    """
+    if not network.superlink:
+        require_linux()
+        if network.certs is not None:
+            raise InputError("--certs goes with --superlink: a SuperLink that is started here gets keys of its own")
+        return
+    Address(network.superlink)
+    if not network.insecure and network.certs is None:
+        raise InputError("give the folder with the server's keys (--certs), or --insecure to go without")
+    trusted, secret = _keys_elsewhere(network)
+    if trusted.folder is not None:
+        ServerTrust.load(trusted.folder)
+    else:
+        read_secret(secret)
+
+
 def _watch(launched: Launched, lines: _Lines) -> None:
     """Until the server has ended; nodes and SuperLinks that die are started anew.
 
     Raises:
-        InputError, FedemError: the server failed, or something keeps dying.
+        InputError, FedemError: the server failed, the SuperLink keeps dying, or every node does.
     """
+    keeper = Keeper(launched.superlink, launched.nodes)
     while launched.server.alive:
         lines.look()
-        for child in launched.all[1:]:
-            code = child.ended()
-            if code is None:
-                continue
-            if child.starts > _RESTARTS or code == 2:
-                raise FedemError(f"the {child.name} keeps ending: {child.reason()} (log: {child.log})")
-            log.warning("the %s ended (%s); it is started anew", child.name, code)
-            child.start()
+        keeper.look()
         time.sleep(_LOOK)
     lines.look()
     code = launched.server.ended()
@@ -176,10 +196,15 @@ class _Lines:
     directory: RunDirectory
     on_line: Callable[[Line], None]
     seen: int = -1  # the last round that was shown
+    size: int = -1  # of the file when it was read
 
     def look(self) -> None:
         """Hand on what is new."""
-        with suppress(FedemError):  # not there yet; a line that is being written is left out
+        with suppress(FedemError, OSError):  # not there yet; a line that is being written is left out
+            size = (self.directory.path / METRICS).stat().st_size
+            if size == self.size:
+                return
+            self.size = size
             for line in self.directory.read_metrics():
                 if line["round"] > self.seen:
                     self.seen = line["round"]

@@ -1,13 +1,14 @@
-"""What both sides of a connection to a SuperLink share: its address, patience with it, and whole messages over it.
+"""What both sides of a connection to a SuperLink share: its address, and patience with it.
 
-With `node_link.py` and `server_link.py` this is the only place that uses Flower's protocol clients directly. Flower's
-own loops around them look for messages every three seconds and start a process for each; see `node.py` for ours.
+With `parcels.py`, `node_link.py` and `server_link.py` this is the only place that uses Flower's protocol clients
+directly. Flower's own loops around them look for messages every three seconds and start a process for each; see
+`node.py` for ours.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import math
+import re
 import socket
 import ssl
 import threading
@@ -18,22 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-from flwr.app import Message
-from flwr.app.message import remove_content_from_message
-from flwr.proto.message_pb2 import ObjectTree
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-    iterate_object_tree,
-    no_object_id_recompute,
-)
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    ObjectPushError,
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-    push_objects,
-)
 
 from fedem_flwr.errors import FedemError, InputError
 
@@ -41,11 +26,9 @@ T = TypeVar("T")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between attempts to reach a SuperLink
 CALL_SECONDS = 12.0  # without a byte after which a call is made again: of a connection that was cut, say
-ANNOUNCEMENTS = 8  # of one message
-STALLED = 20.0  # seconds without another piece after which a message counts as broken off
-_FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5  # seconds between looks for a piece that is still on its way
 _GONE = frozenset({502, 503, 504})  # a proxy answers for a SuperLink that is away
 _REFUSED = frozenset({401, 403})
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 class Refused(FedemError):
@@ -54,14 +37,6 @@ class Refused(FedemError):
 
 class Unreachable(FedemError):
     """Nobody has answered at the address for as long as we wait."""
-
-
-class BrokenOff(FedemError):
-    """A message of which the rest does not come: its sender died, or its announcement was replaced."""
-
-
-class TooLarge(FedemError):
-    """A message holds more bytes than its receiver takes."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +52,9 @@ class Address:
     ca: bytes | None = None
 
     def __post_init__(self) -> None:
-        host, colon, port = self.place.rpartition(":")
-        if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
+        host, _, port = self.place.rpartition(":")
+        number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
+        if not (0 < number < 65536 and _is_host(host)):
             raise InputError(
                 f"'{self.place}' is no address of a SuperLink: write host:port, for instance 10.0.0.5:8000"
             )
@@ -123,6 +99,15 @@ class Address:
                 return True
         except OSError:
             return False
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is a name, or an address (IPv6 in brackets, else its last part would be taken for a port)."""
+    inside = host[1:-1] if host.startswith("[") and host.endswith("]") else ""
+    try:
+        return ipaddress.ip_address(inside or host).version == (6 if inside else 4)
+    except ValueError:
+        return bool(_HOST.fullmatch(host)) and not host.rpartition(".")[2].isdigit()
 
 
 class Patience:
@@ -187,85 +172,6 @@ def told(error: httpx.HTTPStatusError) -> str:
     known = FlowerError.from_json(error.response.text)
     words = (known.message or "") if known else error.response.text
     return " ".join(words.split())[:200] or f"status {error.response.status_code}"
-
-
-def tree_of(message: Message) -> tuple[Message, ObjectTree]:
-    """A message numbered by its content, and the tree of its objects."""
-    vars(message.metadata)["_message_id"] = message.object_id
-    return remove_content_from_message(message), get_object_tree(message)
-
-
-def deliver(message: Message, announce: Callable[[], tuple[set[str], Callable[[str, bytes], None]]]) -> int:
-    """Send those objects of a message that the other side lacks; returns the bytes that crossed.
-
-    A SuperLink takes objects in the session of the last announcement. Where another came in between (a call that was
-    repeated as its answer got lost, or a replay by somebody else) what it refuses is announced and sent once more.
-
-    Args:
-        announce: says what is coming; returns what is lacking, and what sends an object.
-
-    Raises:
-        FedemError: it is refused time and again.
-    """
-    sent = 0
-    for _ in range(ANNOUNCEMENTS):
-        wanted, push = announce()
-        refused: list[str] = []
-
-        def one(object_id: str, content: bytes, push: Any = push, refused: list[str] = refused) -> None:
-            nonlocal sent
-            try:
-                push(object_id, content)
-                sent += len(content)
-            except ObjectPushError:
-                refused.append(object_id)
-
-        with no_object_id_recompute():
-            push_objects(get_all_nested_objects(message), one, object_ids_to_push=wanted)
-        if not refused:
-            return sent
-    raise FedemError("the SuperLink refuses parts of a message")
-
-
-def pull_message(
-    tree: ObjectTree, pull: Callable[[str], bytes], most_bytes: int, *, deadline: float = math.inf
-) -> tuple[Message, int]:
-    """Fetch a message's objects and put it together; returns its bytes too.
-
-    A SuperLink announces a message before its sender has delivered all of it.
-
-    Args:
-        deadline: monotonic; a message that is not there by then is given up.
-
-    Raises:
-        TooLarge: there is more than `most_bytes`; nothing further is fetched.
-        BrokenOff: its sender does not go on delivering. FedemError: its objects are no message.
-    """
-    contents: dict[str, bytes] = {}
-    total, progress, wait = 0, time.monotonic(), _FIRST_LOOK
-    for object_id in dict.fromkeys(part.object_id for part in iterate_object_tree(tree)):
-        while object_id not in contents:
-            try:
-                contents[object_id] = pull(object_id)
-            except ObjectUnavailableError:
-                now = time.monotonic()
-                if now - progress > STALLED or now > deadline:
-                    raise BrokenOff("a message of which the rest does not come") from None
-                time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_LOOK)
-            except ObjectPullError as error:
-                raise FedemError(f"a message that cannot be fetched: {error}") from None
-        total, progress, wait = total + len(contents[object_id]), time.monotonic(), _FIRST_LOOK
-        if total > most_bytes:
-            raise TooLarge(f"a message of more than {most_bytes:,} bytes: refused")
-    try:
-        message = inflate_object_from_contents(tree.object_id, contents)
-    except Exception as error:  # foreign bytes fail to parse in any way
-        raise FedemError(f"a message that cannot be read: {type(error).__name__}: {error}") from None
-    if not isinstance(message, Message):
-        raise FedemError(f"a {type(message).__name__} where a message should be")
-    vars(message.metadata)["_message_id"] = tree.object_id
-    return message, total
 
 
 def read_secret(path: Path) -> bytes:

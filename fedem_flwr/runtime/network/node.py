@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +27,14 @@ from fedem_flwr.report.run_directory import write_atomically
 from fedem_flwr.runtime.inprocess import answer
 from fedem_flwr.runtime.network.host import ShardHosts
 from fedem_flwr.runtime.network.link import Address, Refused, Unreachable
-from fedem_flwr.runtime.network.node_link import Keys, NodeLink
+from fedem_flwr.runtime.network.node_link import NodeLink
+from fedem_flwr.runtime.network.trust import NodeKeys, own_keys
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between looks for messages
 _PATIENCE = 0.05  # of the time since the last message: how long the next pause is
 PATIENCE = 60.0  # seconds that a message or an answer waits for a SuperLink that is away
-_AWAY = 10.0  # seconds after which a node says once more that nobody answers
+_AWAY = 10.0  # seconds after which a node says once more what is wrong
+_LONGEST_TROUBLE = 10.0  # seconds between looks for messages where each of them fails
 _RETRY = 2.0  # seconds between attempts to be admitted
 
 log = logging.getLogger("fedem.node")
@@ -50,7 +52,7 @@ class NodeOptions:
     """
 
     address: Address
-    keys: Keys | None
+    keys: NodeKeys | None
     hosts: ShardHosts
     admission: float = 120.0
     largest: int = 8 << 30
@@ -84,27 +86,43 @@ def _serve(link: NodeLink, app: ClientApp, stopped: threading.Event) -> None:
     Raises:
         Refused: the SuperLink does not know this node any more.
     """
-    last, quiet_until = time.monotonic(), 0.0
+    last, pause = time.monotonic(), SHORTEST_PAUSE
+    complaints = _Complaints()
     while not stopped.is_set():
         try:
             message = link.receive()
         except Refused:
             raise
         except Unreachable as error:
-            if time.monotonic() >= quiet_until:
-                log.warning("%s; trying on", error)
-                quiet_until = time.monotonic() + _AWAY
+            complaints.say(logging.WARNING, f"{error}; trying on")
             continue
         except Exception as error:  # of a message that is damaged, too large, or whose run has ended meanwhile
-            log.error("a message was lost: %s: %s", type(error).__name__, error)
-            stopped.wait(SHORTEST_PAUSE)
+            complaints.say(logging.ERROR, f"a message was lost: {type(error).__name__}: {error}")
+            stopped.wait(pause)
+            pause = min(2 * pause, _LONGEST_TROUBLE)
             continue
+        pause = SHORTEST_PAUSE
         if message is None:
             idle = time.monotonic() - last
             stopped.wait(min(max(SHORTEST_PAUSE, _PATIENCE * idle), LONGEST_PAUSE))
             continue
         _respond(link, app, message)
         last = time.monotonic()
+
+
+class _Complaints:
+    """Says the same thing once in a while only."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
+    def say(self, level: int, what: str) -> None:
+        """Log it, unless that was done a moment ago."""
+        now = time.monotonic()
+        self._said = {known: when for known, when in self._said.items() if now - when < _AWAY}
+        if what not in self._said:
+            self._said[what] = now
+            log.log(level, "%s", what)
 
 
 def _respond(link: NodeLink, app: ClientApp, message: Message) -> None:
@@ -133,10 +151,12 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
         InputError: it does not for as long as we wait.
     """
     began, said = time.monotonic(), ""
+    keys = options.keys or own_keys(options.hosts.state_dir / "node.key")
     while not stopped.is_set():
         link = NodeLink(
             options.address,
-            options.keys,
+            keys,
+            registers=options.keys is None,
             patience=PATIENCE,
             stopped=stopped,
             largest=options.largest,
@@ -151,6 +171,7 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
         except InputError:
             raise
         except FedemError as error:
+            link.close()
             waited = time.monotonic() - began
             if waited > options.admission:
                 raise InputError(f"not admitted within {options.admission:.0f} s: {error}") from None
@@ -169,13 +190,20 @@ def _last_number(options: NodeOptions) -> int:
     """What this SuperLink called this node the last time, to tell it that that process is gone; 0: not known."""
     try:
         told = json.loads(_number_file(options).read_text(encoding="utf-8"))
-        return int(told["node"]) if told["superlink"] == options.address.place and options.keys else 0
+        return int(told["node"]) if told["superlink"] == options.address.place else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 
 def _toucher(path: Path | None) -> Callable[[], None]:
-    return (lambda: None) if path is None else path.touch
+    """Touch the health file; where that fails it grows old, which is what its readers look at."""
+
+    def touch() -> None:
+        if path is not None:
+            with suppress(OSError):
+                path.touch()
+
+    return touch
 
 
 @contextmanager
@@ -186,7 +214,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         InputError: another process holds it, or it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise InputError(f"cannot write to the state folder {folder}: {error.strerror}") from None

@@ -5,11 +5,11 @@ Flower's SuperNode speaks the same protocol, but looks for messages every three 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -18,7 +18,6 @@ from flwr.proto.fleet_pb2 import (
     PullMessagesRequest,
     PushMessagesRequest,
     RegisterNodeFleetRequest,
-    UnregisterNodeFleetRequest,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
@@ -28,24 +27,18 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.network.condense import condense, expand
-from fedem_flwr.runtime.network.link import (
-    Address,
-    Patience,
-    Refused,
-    Unreachable,
-    deliver,
-    pull_message,
-    tree_of,
-)
+from fedem_flwr.runtime.network.link import Address, Patience, Refused, Unreachable
+from fedem_flwr.runtime.network.parcels import Incoming, await_message, deliver, tree_of
+from fedem_flwr.runtime.network.trust import NodeKeys
 
-Keys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+log = logging.getLogger("fedem.node")
 
 HEARTBEAT_SECONDS = 10.0  # the shortest that a SuperLink takes; a node silent for twice as long is away
 BEATS = 3  # heartbeats sent in that time
@@ -56,7 +49,8 @@ class NodeLink:
 
     Args:
         address: of the SuperLink.
-        keys: the node's, which the SuperLink must know; None registers a new node, where that is allowed.
+        keys: the node's.
+        registers: whether it makes itself known, where that is allowed; else the SuperLink must know it.
         patience: seconds that a call waits for a SuperLink that is away; admission is tried once.
         stopped: ends all waiting.
         largest: bytes of the largest message taken.
@@ -67,18 +61,20 @@ class NodeLink:
     def __init__(
         self,
         address: Address,
-        keys: Keys | None,
+        keys: NodeKeys,
         *,
+        registers: bool = False,
         patience: float,
         stopped: threading.Event,
         largest: int,
         known_as: int = 0,
         on_contact: Callable[[], None] = lambda: None,
     ) -> None:
-        self._registers = keys is None
-        private, public = keys or generate_key_pairs()
+        self._registers = registers
+        private, public = keys
         self._public = public_key_to_bytes(public)
-        self._closed, self._largest, self._on_contact = threading.Event(), largest, on_contact
+        self._closed, self._stopped = threading.Event(), stopped
+        self._largest, self._on_contact = largest, on_contact
         self._known_as = known_as
         interceptors: list[Any] = [
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
@@ -101,7 +97,11 @@ class NodeLink:
             FedemError: the SuperLink does not know this node, or cannot be reached.
         """
         if self._registers:
-            self._once.RegisterNode(RegisterNodeFleetRequest(public_key=self._public))
+            try:
+                self._once.RegisterNode(RegisterNodeFleetRequest(public_key=self._public))
+            except FedemError as error:
+                if "already in use" not in str(error).lower():
+                    raise
         try:
             self._activate()
         except (Unreachable, InputError):
@@ -124,14 +124,18 @@ class NodeLink:
         self._on_contact()
 
     def _beat(self) -> None:
+        said = ""
         while not self._closed.wait(HEARTBEAT_SECONDS / BEATS):
             try:
                 request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
-                if not self._once.SendNodeHeartbeat(request).success:
+                if not self._once.SendNodeHeartbeat(request).success and not self._closed.is_set():
                     self._activate()  # the SuperLink took this node for gone, or was started anew
                 self._on_contact()
-            except (FedemError, RuntimeError):
-                continue  # `receive` finds out too, and says so
+                said = ""
+            except Exception as error:  # whatever it is: without heartbeats this node is taken for gone
+                if not isinstance(error, Unreachable) and str(error) != said:  # `receive` finds that out, and says so
+                    said = str(error)
+                    log.warning("a heartbeat failed: %s: %s", type(error).__name__, error)
 
     def receive(self) -> Message | None:
         """The next message, or None where none waits.
@@ -146,7 +150,7 @@ class NodeLink:
         run_id = message_from_proto(response.messages_list[0]).metadata.run_id
         tree = response.message_object_trees[0]
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id)
-        message, _ = pull_message(tree, pull, self._largest)
+        message = await_message(Incoming(tree, self._largest), pull, self._stopped)
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run_id)(
             tree.object_id
         )
@@ -186,7 +190,7 @@ class NodeLink:
         try:
             if self._node.node_id:
                 self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._node.node_id))
-                if self._registers:
-                    self._once.UnregisterNode(UnregisterNodeFleetRequest(node_id=self._node.node_id))
         except (FedemError, RuntimeError):
             pass  # it is gone itself
+        for client in (self._client, self._once):
+            client.close()

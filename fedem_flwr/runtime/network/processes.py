@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -82,7 +83,7 @@ class Child:
 
     def reason(self) -> str:
         """The last thing that it said."""
-        return last_words(self.log)
+        return last_words(self.log, of_failure=True)
 
 
 def stop_all(children: Sequence[Child], grace: float = GRACE) -> None:
@@ -149,23 +150,42 @@ def await_listening(child: Child, address: Address, seconds: float = START_SECON
         time.sleep(0.05)
 
 
-def free_port(wanted: int = 0) -> int:
-    """A port of the loopback interface that nobody listens on.
+def free_port(wanted: int = 0, host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on, at an address of this machine.
 
     Raises:
-        InputError: the wanted one is in use.
+        InputError: the wanted one is in use, or the address is not this machine's.
     """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError as error:
-            raise InputError(f"port {wanted} cannot be used ({error.strerror}): give another with --port") from None
-        return int(probe.getsockname()[1])
+    try:
+        family, *_, place = socket.getaddrinfo(host, wanted, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(
+                f"'{host}' is no address of this machine ({error.strerror}): give another --host"
+            ) from None
+        raise InputError(f"port {wanted} cannot be used ({error.strerror}): give another with --port") from None
 
 
-def last_words(log: Path) -> str:
-    """The last line of a log that says something, without its time."""
+def require_linux() -> None:
+    """Refuse to look after other processes where that is not possible.
+
+    Raises:
+        InputError: on any other system.
+    """
+    if sys.platform != "linux":
+        raise InputError("starting and watching networked processes needs Linux; single nodes and servers do not")
+
+
+def last_words(log: Path, *, of_failure: bool = False) -> str:
+    """The last line of a log that says something, without its time.
+
+    Args:
+        of_failure: rather the last one that says what went wrong.
+    """
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _TAIL))
@@ -174,7 +194,8 @@ def last_words(log: Path) -> str:
         return "it left no log"
     said = [line.strip() for line in lines if line.strip()]
     own = [line for line in said if "fedem: " in line]
-    words = (own or said or ["it said nothing"])[-1]
+    wrong = [line for line in said if of_failure and ("[Errno" in line or "error" in line.lower())]
+    words = (own or wrong or said or ["it said nothing"])[-1]
     return words.rpartition("fedem: ")[2][:500]
 
 

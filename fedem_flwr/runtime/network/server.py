@@ -68,11 +68,10 @@ def serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
             log.info("registered %s nodes that the SuperLink did not know", new)
         run_id = link.open()
         log.info("carries out run %s at %s", run_id, options.address.place)
-        grid = NetworkGrid(link, config.run.round_timeout)
+        grid = NetworkGrid(link, config.run.round_timeout, options.roster)
         here = grid.await_nodes(len(federation.shards), config.network.join_timeout)
         log.info("%s of %s nodes are there", here, len(federation.shards))
         welcome = NetworkWelcome(
-            grid,
             run_id,
             identity.key,
             identity.resumes,

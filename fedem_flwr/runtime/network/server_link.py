@@ -6,7 +6,6 @@ leaves `flwr-serverapp` out: progress, checkpoints and interrupts are those of a
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -48,7 +47,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.network.condense import condense, expand
-from fedem_flwr.runtime.network.link import Address, BrokenOff, Patience, deliver, pull_message, tree_of
+from fedem_flwr.runtime.network.link import Address, Patience
+from fedem_flwr.runtime.network.parcels import BrokenOff, Incoming, deliver, tree_of
 
 _HEARTBEAT = 5.0  # seconds
 _TAKE = 15.0  # seconds until the task must have been handed to us
@@ -130,6 +130,7 @@ class ServerLink:
         self.control = control_client(address, self._patience)
         self._client: RuntimeHttpClient
         self._lost: str = ""  # why the task is no longer ours
+        self._incoming: list[tuple[Metadata, Incoming]] = []  # replies that are on their way
         self.run_id = 0
         self.bytes_down = self.bytes_up = 0
 
@@ -196,27 +197,40 @@ class ServerLink:
         self.bytes_down += deliver(message, announce)
         return taken[0]
 
-    def pull(self, message_ids: Iterable[str], deadline: float = math.inf) -> list[Message]:
-        """The replies to messages that are there; one that is damaged, late or too large is an error reply."""
-        response = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
-        replies = []
+    def pull(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies to messages that are there whole, without waiting for those that are still on their way.
+
+        One that is damaged, broken off or too large is an error reply. What is on its way to no message among these is
+        forgotten.
+        """
+        asked = set(message_ids)
+        response = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(asked)))
         for bare, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            pull = make_pull_object_fn_protobuf(self._client.PullObject, _SERVER, self.run_id)
-            outside = message_from_proto(bare).metadata
+            self._incoming.append((message_from_proto(bare).metadata, Incoming(tree, self._largest)))
+        self._incoming = [(outside, one) for outside, one in self._incoming if outside.reply_to_message_id in asked]
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, _SERVER, self.run_id)
+        replies, left = [], []
+        for outside, incoming in self._incoming:
             try:
-                told, size = pull_message(tree, pull, self._largest, deadline=deadline)
-                self.bytes_up += size
-                # What the SuperLink has checked of a reply is the outside: who it is from, and to what.
-                told_error = told.error if told.has_error() else None
-                plain = make_message(outside, told.content if told.has_content() else None, told_error)
-                reply = expand(plain, self._largest)
+                if not incoming.fetch(pull):
+                    left.append((outside, incoming))
+                    continue
+                reply = self._reply(outside, incoming.message())
+                self.bytes_up += incoming.size
             except FedemError as error:
                 code = BROKEN_OFF if isinstance(error, BrokenOff) else _DAMAGED
                 reply = error_from(outside.src_node_id, outside, str(error), code)
-            request = ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.run_id, message_object_id=tree.object_id)
-            self._client.ConfirmMessageReceived(request)
+            self._client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.run_id, message_object_id=incoming.object_id)
+            )
             replies.append(reply)
+        self._incoming = left
         return replies
+
+    def _reply(self, outside: Metadata, told: Message) -> Message:
+        """What came, under the outside that the SuperLink has checked: who it is from, and to what."""
+        content, error = (told.content, None) if told.has_content() else (None, told.error)
+        return expand(make_message(outside, content, error), self._largest)
 
     def close(self, failure: str = "") -> None:
         """End the run at the SuperLink; what failed is shown by `flwr ls`."""

@@ -15,12 +15,12 @@ import binascii
 import json
 import os
 import re
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -29,15 +29,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.protocol.files import replaced_folder
-from fedem_flwr.report.run_directory import write_atomically
-from fedem_flwr.runtime.network.certificates import authority, general_name, server_certificate
 from fedem_flwr.runtime.network.link import read_secret
 
-_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+NodeKeys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SIGNED = b"fedem-flwr introduction 1\n"  # what else the key may sign one day begins otherwise
-_ROSTER = "roster.json"
+ROSTER = "roster.json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,11 @@ class Roster:
 
     def shard_of(self, public_key: bytes) -> int | None:
         """The shard that a key stands for; None for a stranger's."""
-        return next((shard for _, shard, text in self.nodes if _key_bytes(text) == public_key), None)
+        return self._shards.get(public_key)
+
+    @cached_property
+    def _shards(self) -> dict[bytes, int]:
+        return {_key_bytes(text): shard for _, shard, text in self.nodes}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class NodeTrust:
     """What a node needs: whom it believes, and what proves who it is."""
 
     ca: bytes
-    keys: tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
+    keys: NodeKeys
     server_key: Ed25519PublicKey
 
     @classmethod
@@ -95,8 +97,8 @@ class NodeTrust:
         if not _NAME.fullmatch(name):
             raise InputError(f"'{name}' cannot be a node's name: use letters, digits, '.', '_' and '-'")
         path = folder / "nodes" / f"{name}.key"
-        private = _private(
-            path, lambda text: serialization.load_ssh_private_key(text, None), ec.EllipticCurvePrivateKey
+        private = private_key(
+            path, partial(serialization.load_ssh_private_key, password=None), ec.EllipticCurvePrivateKey
         )
         return cls(
             read_secret(folder / "ca.crt"), (private, private.public_key()), load_server_key(folder / "server.pub")
@@ -121,56 +123,37 @@ class ServerTrust:
         """
         secret = folder / "superexec.secret"
         check_private(secret)
-        signing = _private(
-            folder / "server.key", lambda text: serialization.load_pem_private_key(text, None), Ed25519PrivateKey
+        signing = private_key(
+            folder / "server.key", partial(serialization.load_pem_private_key, password=None), Ed25519PrivateKey
         )
-        return cls(read_secret(folder / "ca.crt"), read_secret(secret), signing, Roster.load(folder / _ROSTER))
+        return cls(read_secret(folder / "ca.crt"), read_secret(secret), signing, Roster.load(folder / ROSTER))
 
 
-def make_certificates(folder: Path, nodes: int, hosts: Sequence[str] = ()) -> None:
-    """Make a deployment's keys and certificates; the folder is there whole or not at all.
+def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    load = partial(serialization.load_ssh_private_key, password=None)
+    key: ec.EllipticCurvePrivateKey = private_key(path, load, ec.EllipticCurvePrivateKey)
+    return key
 
-    Args:
-        nodes: key pairs for so many, of the shards 0, 1, ...
-        hosts: names and addresses of the SuperLink, beside those of the loopback interface.
+
+def own_keys(path: Path) -> NodeKeys:
+    """A node's key pair where nobody has given it one: made at its first start, so that it is known again later.
 
     Raises:
-        InputError: the folder holds keys already, or a host is no name or address.
+        InputError: the file cannot be written.
     """
-    names = [general_name(host) for host in dict.fromkeys((*_LOCAL, *hosts))]
-    if (folder / "ca.crt").exists() or (folder.exists() and any(folder.iterdir())):
-        raise InputError(
-            f"{folder} holds files already, and keys are never overwritten: choose another --out, or delete it"
-        )
-    with replaced_folder(folder) as new:
-        new.chmod(0o700)
-        ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-        ca = authority(ca_key)
-        certificate = server_certificate(key, ca, ca_key, names)
-        pem = serialization.Encoding.PEM
-        (new / "ca.crt").write_bytes(ca.public_bytes(pem))
-        (new / "superlink.crt").write_bytes(certificate.public_bytes(pem))
-        _write_private(new / "ca.key", _pem(ca_key))
-        _write_private(new / "superlink.key", _pem(key))
-        _write_private(new / "superexec.secret", secrets.token_hex(32).encode())
-        signing = Ed25519PrivateKey.generate()
-        _write_private(new / "server.key", _pem(signing))
-        info = serialization.PublicFormat.SubjectPublicKeyInfo
-        (new / "server.pub").write_bytes(signing.public_key().public_bytes(pem, info))
-        write_atomically(new / _ROSTER, json.dumps({"nodes": _node_keys(new, range(nodes))}, indent=2) + "\n")
-
-
-def add_nodes(folder: Path, count: int) -> None:
-    """Make key pairs for further nodes of a folder that is there; their shards follow the last.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    roster = Roster.load(folder / _ROSTER)
-    first = 1 + max((shard for _, shard, _ in roster.nodes), default=-1)
-    known = [{"name": name, "shard": shard, "public_key": text} for name, shard, text in roster.nodes]
-    more = _node_keys(folder, range(first, first + count))
-    write_atomically(folder / _ROSTER, json.dumps({"nodes": [*known, *more]}, indent=2) + "\n")
+    with suppress(InputError):
+        key = _node_key(path)
+        return key, key.public_key()
+    made = ec.generate_private_key(ec.SECP384R1())
+    ssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    new = path.with_suffix(".new")
+    try:
+        new.unlink(missing_ok=True)
+        write_private(new, made.private_bytes(serialization.Encoding.PEM, ssh, none))
+        new.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    return made, made.public_key()
 
 
 def load_server_key(path: Path) -> Ed25519PublicKey:
@@ -219,7 +202,15 @@ def _canonical(fields: Mapping[str, Any]) -> bytes:
     return _SIGNED + json.dumps(dict(fields), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _private(path: Path, load: Callable[[bytes], object], kind: type[Any]) -> Any:
+def private_key(path: Path, load: Callable[[bytes], object], kind: type[Any]) -> Any:
+    """A private key that nobody else may read.
+
+    Args:
+        load: makes the key of the file's bytes. kind: what it must be.
+
+    Raises:
+        InputError: the file is missing, damaged, another kind of key, or others may read it.
+    """
     check_private(path)
     key: object = None
     with suppress(ValueError, TypeError, UnsupportedAlgorithm):
@@ -236,27 +227,7 @@ def _key_bytes(text: str) -> bytes:
     return public_key_to_bytes(key)
 
 
-def _node_keys(folder: Path, shards: range) -> list[dict[str, Any]]:
-    """Write key pairs; returns their entries of the roster."""
-    place = folder / "nodes"
-    place.mkdir(mode=0o700, exist_ok=True)
-    entries = []
-    ssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    for shard in shards:
-        key = ec.generate_private_key(ec.SECP384R1())
-        _write_private(place / f"node-{shard}.key", key.private_bytes(serialization.Encoding.PEM, ssh, none))
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        (place / f"node-{shard}.pub").write_bytes(public + b"\n")
-        entries.append({"name": f"node-{shard}", "shard": shard, "public_key": public.decode()})
-    return entries
-
-
-def _write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """A new file that nobody else can read, not even for a moment."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
-
-
-def _pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:
-    pkcs8, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, pkcs8, none)
