@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import click
@@ -213,6 +217,24 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """On SIGTERM, too, what a command has started is stopped, and it says how to go on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run the command line and turn foreseen failures into one line."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -223,7 +245,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code)
 
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with _ended_like_ctrl_c():
+            code = app(args=arguments, standalone_mode=False)
     except InputError as error:
         stop(str(error), 2)
     except FedemError as error:

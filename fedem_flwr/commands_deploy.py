@@ -170,7 +170,6 @@ def server(run_dir: Path, superlink: str, certs_folder: Path | None, secret: Pat
     else:
         trust = ServerTrust.load(certs_folder)
         options = ServerOptions(Address(superlink, trust.ca), trust.secret, trust.signing_key, trust.roster)
-    signal.signal(signal.SIGTERM, _interrupt)
     serve(RunDirectory(run_dir).open(), options)
 
 
@@ -216,7 +215,3 @@ def _stop_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     return stopped
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

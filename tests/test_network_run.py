@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,7 +88,7 @@ def comparable(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_nothing_and_goes_on(number: int, tmp_path: Path) -> None:
     """Ctrl-C says so in one line; after SIGKILL the kernel tells the children."""
     whole = tmp_path / "whole"
@@ -100,7 +101,7 @@ def test_an_interrupted_run_leaves_nothing_and_goes_on(number: int, tmp_path: Pa
     process.send_signal(number)
     _, error = process.communicate(timeout=TOGETHER)
     wait_for(lambda: left_of(cut) == [])
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert process.returncode == 130
         assert error.decode().strip().endswith("interrupted; continue with `fedem resume RUN_DIR`")
         assert len(error.decode().strip().splitlines()) == 1
@@ -134,6 +135,10 @@ def test_a_deployment_serves_runs_and_is_stopped(tmp_path: Path, capsys: pytest.
         command = capsys.readouterr().out.strip().splitlines()[-1].partition(": fedem ")[2].split()
         assert fedem("deploy", "up", "--dir", str(place)) == 0
         assert "everything runs already" in capsys.readouterr().out
+        for other in (["--nodes", "3"], ["--host", "0.0.0.0"], ["--port", "9"], ["--insecure"], ["--seed", "1"]):
+            assert fedem("deploy", "up", "--dir", str(place), *other) == 2
+            assert "holds a deployment with " in capsys.readouterr().err
+        assert place.stat().st_mode & 0o077 == 0, "interactions and private state"
         assert fedem("deploy", "status", "--dir", str(place)) == 0
         out = tmp_path / "run"
         assert fedem(*command, "--out", str(out), "--method", "fedmf", "--rounds", "2", "--quiet") == 0
@@ -146,6 +151,28 @@ def test_a_deployment_serves_runs_and_is_stopped(tmp_path: Path, capsys: pytest.
         assert fedem("deploy", "down", "--dir", str(place), "--remove") == 0
     assert left_of(place) == [] and not place.exists()
     assert fedem("deploy", "down", "--dir", str(place)) == 2
+
+
+def test_what_cannot_start_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [*TINY_OPTIONS, "--dataset", "synthetic"]
+    place = tmp_path / "place"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for options, words in (
+            (["--host", "foo bar"], "no name or address of a host"),
+            (["--host", "192.0.2.1"], "no address of this machine"),
+            (["--port", port], f"port {port} cannot be used"),
+        ):
+            assert fedem("deploy", "up", "--dir", str(place), "--insecure", "--dataset", "synthetic", *options) == 2
+            assert words in capsys.readouterr().err and not place.exists()
+    run = tmp_path / "run"
+    (tmp_path / "certs").mkdir()
+    for options, words in (
+        (["--certs", str(tmp_path / "certs")], "goes with --superlink"),
+        (["--superlink", "nowhere", "--federation", str(tmp_path)], "describes no federation"),
+    ):
+        assert fedem("run", "--runtime", "network", "--out", str(run), *options, *data) == 2
+        assert words in capsys.readouterr().err and not run.exists()
 
 
 def test_nobody_at_the_address_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,4 +197,7 @@ def test_nobody_at_the_address_is_one_line(tmp_path: Path, capsys: pytest.Captur
     assert fedem("run", *there) == 2
     assert "--federation" in capsys.readouterr().err
     assert fedem("run", "--superlink", "nowhere", *known, "--out", str(tmp_path / "bad")) == 2
-    assert "write host:port" in capsys.readouterr().err
+    assert "write host:port" in capsys.readouterr().err and not (tmp_path / "bad").exists()
+    (tmp_path / "certs" / "server.key").unlink()
+    assert fedem("run", *there[:4], *known, "--out", str(tmp_path / "bad")) == 2
+    assert "server.key" in capsys.readouterr().err and not (tmp_path / "bad").exists()

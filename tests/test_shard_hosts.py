@@ -113,6 +113,8 @@ def test_only_the_run_that_was_introduced_last(told: Introduction, shards: Path,
         with pytest.raises(FedemError, match="has not been introduced"):
             of(alive, RUN)
         assert of(alive, 12).run_dir == host.run_dir
+    with pytest.raises(FedemError, match="from before the run was last resumed: refused"):
+        greet(hosts, told)  # recorded, and sent once more
     greet(hosts, replace(told, key="a" * 32, run_id=13))
     assert of(hosts, 12).run_dir == host.run_dir != of(hosts, 13).run_dir, "two runs take turns"
 

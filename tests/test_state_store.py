@@ -192,6 +192,22 @@ def test_prune_never_changes_what_a_later_load_gives(rounds: set[int], keep_from
         assert kept == sum(number > keep_from for number in rounds) + any(number <= keep_from for number in rounds)
 
 
+@settings(max_examples=40)
+@given(st.sets(st.integers(0, 12)), st.integers(0, 13), st.integers(0, 13))
+def test_prune_keeps_what_each_of_several_rounds_needs(rounds: set[int], keep_from: int, working: int) -> None:
+    """A run is resumed from one round, and repeats another; what lies between is nobody's."""
+    with tempfile.TemporaryDirectory() as directory:
+        store = DiskStateStore(Path(directory))
+        for number in sorted(rounds):
+            store.save("a", number, {"round": np.array(number)})
+        needed = [keep_from, *range(max(keep_from, working), 15)]
+        before = [store.load("a", asked) for asked in needed]
+        store.prune("a", keep_from, working)
+        assert [store.load("a", asked) for asked in needed] == before
+        kept = files(Path(directory))
+        assert len(kept) <= 2 + sum(number > max(keep_from, working) for number in rounds)
+
+
 def test_bad_requests_are_input_errors(tmp_path: Path) -> None:
     store = DiskStateStore(tmp_path)
     for name in ("", "..", "a/b", "../a", ".hidden"):

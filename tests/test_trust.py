@@ -127,6 +127,18 @@ def test_a_deployment_grows(tmp_path: Path) -> None:
     assert NodeTrust.load(tmp_path / "certs", "node-2").ca
 
 
+def test_a_shard_whose_node_was_shut_out_gets_a_new_key(tmp_path: Path) -> None:
+    certs = tmp_path / "certs"
+    make_certificates(certs, 3)
+    before = json.loads((certs / "roster.json").read_text())["nodes"]
+    (certs / "roster.json").write_text(json.dumps({"nodes": [before[0], before[2]]}))
+    add_nodes(certs, 2)
+    after = {one["shard"]: one for one in json.loads((certs / "roster.json").read_text())["nodes"]}
+    assert list(after) == [0, 2, 1, 3] and [after[0], after[2]] == [before[0], before[2]]
+    assert after[1]["name"] == "node-1" and after[1]["public_key"] != before[1]["public_key"]
+    assert (certs / "nodes" / "node-1.pub").read_text().strip() == after[1]["public_key"]
+
+
 def test_an_addition_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
     certs = tmp_path / "certs"
     make_certificates(certs, 1)

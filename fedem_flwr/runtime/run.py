@@ -116,8 +116,9 @@ class PreparedRun:
         checkpoints = Checkpoints(self.directory.checkpoint_dir)
         start = checkpoints.load() if resume else None
         if resume:
-            # A node that misses its next round must not go on from what the dead run made of that.
-            DiskStateStore(self.directory.path / STATE_FOLDER).drop_after(start.round if start else 0)
+            if welcome is None:  # else nodes do so themselves
+                # A node that misses its next round must not go on from what the dead run made of that.
+                DiskStateStore(self.directory.path / STATE_FOLDER).drop_after(start.round if start else 0)
             first = 1 if start is None else start.round + (0 if start.pending else 1)  # line that is written next
             if self.directory.truncate_metrics(first) != first - 1:
                 raise InputError(

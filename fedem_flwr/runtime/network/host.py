@@ -128,7 +128,7 @@ class ShardHosts:
             `stored` (1,): the newest round that this node has a state of; 0: it knows nothing of the run.
 
         Raises:
-            FedemError: the introduction is not the known server's, or asks for what this node does not do.
+            FedemError: the introduction is old, not the known server's, or asks for what this node does not do.
         """
         record = dict(message.content.config_records.get(GREETING, ConfigRecord()))
         run_id = message.metadata.run_id
@@ -137,6 +137,8 @@ class ShardHosts:
         folder = self.state_dir / RUNS / told.key
         store = DiskStateStore(folder / _NODES)
         known = self._known(folder)
+        if known is not None and len(told.resumes) < known["resumes"]:
+            raise FedemError("an introduction from before the run was last resumed: refused")
         missed = told.resumes[known["resumes"] if known is not None else 0 :]
         if missed:
             store.drop_after(min(missed))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,19 +91,22 @@ def _certificate(path: Path) -> x509.Certificate:
 
 
 def add_nodes(folder: Path, count: int) -> None:
-    """Make key pairs for further nodes of a folder that is there; their shards follow the last.
+    """Make key pairs for further nodes of a folder that is there.
+
+    They are for the first shards that no node of the roster has: of one that was taken out of it, or after the last.
 
     Raises:
         InputError: there is no such folder.
     """
     roster = Roster.load(folder / ROSTER)
-    first = 1 + max((shard for _, shard, _ in roster.nodes), default=-1)
     known = [{"name": name, "shard": shard, "public_key": text} for name, shard, text in roster.nodes]
-    more = _node_keys(folder, range(first, first + count))
+    taken = {shard for _, shard, _ in roster.nodes}
+    free = list(islice((shard for shard in itertools.count() if shard not in taken), count))
+    more = _node_keys(folder, free)
     write_atomically(folder / ROSTER, json.dumps({"nodes": [*known, *more]}, indent=2) + "\n")
 
 
-def _node_keys(folder: Path, shards: range) -> list[dict[str, Any]]:
+def _node_keys(folder: Path, shards: Iterable[int]) -> list[dict[str, Any]]:
     """Write key pairs; returns their entries of the roster."""
     place = folder / "nodes"
     place.mkdir(mode=0o700, exist_ok=True)
@@ -109,7 +114,7 @@ def _node_keys(folder: Path, shards: range) -> list[dict[str, Any]]:
     ssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     for shard in shards:
         key = ec.generate_private_key(ec.SECP384R1())
-        (place / f"node-{shard}.key").unlink(missing_ok=True)  # of an attempt that was cut short: nobody knows it
+        (place / f"node-{shard}.key").unlink(missing_ok=True)  # of an attempt that was cut short, or shut out
         write_private(place / f"node-{shard}.key", key.private_bytes(serialization.Encoding.PEM, ssh, none))
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         (place / f"node-{shard}.pub").write_bytes(public + b"\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedem_flwr.config import load_resolved
+from fedem_flwr.config import Config, load_resolved
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.report.run_directory import CONFIG, RunDirectory, plain, write_atomically
@@ -75,7 +75,7 @@ def serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
             run_id,
             identity.key,
             identity.resumes,
-            config.to_toml(),
+            for_nodes(config).to_toml(),
             federation,
             options.roster,
             options.signing_key,
@@ -90,6 +90,12 @@ def serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
         link.close(failure)
     write_atomically(outcome_path(directory), json.dumps(plain(asdict(outcome))))
     return outcome
+
+
+def for_nodes(config: Config) -> Config:
+    """A run's configuration without where things are on the experimenter's machine."""
+    elsewhere = config.changed("data", data_dir=None).changed("evaluation", cache_dir=None)
+    return elsewhere.changed("network", superlink="", certs=None)
 
 
 def outcome_path(directory: RunDirectory) -> Path:
