@@ -403,6 +403,15 @@ class TestProgress:
             progress.update(15, {"round": 15})
         assert "round 15/20  2.00 s/round  elapsed 0:10  ETA 0:10" in console.file.getvalue()  # type: ignore[attr-defined]
 
+    def test_starting_up_does_not_count_for_the_pace(self) -> None:
+        console = Console(file=io.StringIO(), width=200)
+        times = iter([0.0, 0.0, 20.0, 22.0, 24.0])
+        with RoundProgress(3, console=console, clock=lambda: next(times)) as progress:
+            for number in (1, 2, 3):
+                progress.update(number, metrics_line(number))
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert "20.00 s/round  elapsed 0:20" in lines[0] and "2.00 s/round  elapsed 0:24  ETA 0:00" in lines[-1]
+
     def test_terminal_bar_shows_the_metrics(self) -> None:
         console = Console(file=io.StringIO(), width=80, force_terminal=True)
         with RoundProgress(2, console=console) as progress:

@@ -101,6 +101,7 @@ class RoundProgress:
         self._tenth = -1
         self._display: _RoundDisplay | None = None
         self._evaluated: Mapping[str, object] | None = None  # the last line with metrics
+        self._first: tuple[int, float] | None = None  # the first round that was shown, and when
 
     def __enter__(self) -> Self:
         self._start = self._clock()
@@ -137,7 +138,11 @@ class RoundProgress:
         if self._quiet:
             return
         elapsed = self._clock() - self._start
-        pace = elapsed / max(round_number - self._before, 1)
+        if self._first is None or round_number <= self._first[0]:
+            self._first = round_number, elapsed
+            pace = elapsed / max(round_number - self._before, 1)
+        else:  # the first round's time has starting up in it
+            pace = (elapsed - self._first[1]) / (round_number - self._first[0])
         left = pace * max(self._rounds - round_number, 0)
         metrics = metrics_text(line, self._evaluated)
         if self._display is not None:
