@@ -204,10 +204,13 @@ class ServerLink:
         forgotten.
         """
         asked = set(message_ids)
-        response = self._client.PullMessages(PullAppMessagesRequest(message_ids=list(asked)))
-        for bare, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            self._incoming.append((message_from_proto(bare).metadata, Incoming(tree, self._largest)))
         self._incoming = [(outside, one) for outside, one in self._incoming if outside.reply_to_message_id in asked]
+        # A SuperLink tells of a reply once: whoever asks again hears that there is no such message.
+        new = asked - {outside.reply_to_message_id for outside, _ in self._incoming}
+        response = self._client.PullMessages(PullAppMessagesRequest(message_ids=sorted(new))) if new else None
+        if response is not None:
+            for bare, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+                self._incoming.append((message_from_proto(bare).metadata, Incoming(tree, self._largest)))
         pull = make_pull_object_fn_protobuf(self._client.PullObject, _SERVER, self.run_id)
         replies, left = [], []
         for outside, incoming in self._incoming:
