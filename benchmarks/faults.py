@@ -194,6 +194,7 @@ CELLS = (
     Cell("100 times too large", ordered("huge")),
     Cell("NaN metric", ordered("metric")),
     Cell("a metric of 1e9 users", ordered("boast")),
+    Cell("upload announced, sent 2 s later", ordered("dawdle"), lost=0, quorums=(0.0,)),
     Cell("upload announced, then 8 s of nothing", ordered("stall"), timeout=4.0, lost=4),
     Cell("SIGKILL during training, no TLS, no keys", ordered("die-during"), world="plain"),
     Cell("disk full on a node", _fill, world="small", methods=("fedem",)),

@@ -54,7 +54,6 @@ def up(
     quiet: bool,
 ) -> None:
     """Start a deployment, made anew where there is none."""
-    from fedem_flwr.errors import FedemError
     from fedem_flwr.runtime.network.deployment import HOST, NODES, PORT, Deployment
     from fedem_flwr.runtime.network.processes import require_linux
 
@@ -77,8 +76,8 @@ def up(
             raise InputError(f"{directory} holds a deployment with {differs[0]}: `fedem deploy down --remove` first")
     try:
         started = deployment.start()
-    except FedemError:
-        if new:  # what could not be started even once is not kept
+    except InputError:
+        if new:  # what could not be started even once is not kept; after other errors its logs are looked at
             deployment.stop()
             deployment.remove()
         raise

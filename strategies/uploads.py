@@ -16,6 +16,7 @@ from fedem_flwr.runtime.wire import unpack_arrays
 
 Named = dict[str, np.ndarray]
 _WHOLE = frozenset({"users", "nonfinite", "num-examples"})
+_SANE = 1e18
 _ROUNDING = 1e-9  # of sums of floats
 _MOST_SAMPLES = 2**31  # of a user; a larger number can only be a mistake
 
@@ -130,8 +131,8 @@ def metrics_problem(metrics: Mapping[str, float], hosted: int) -> str:
     """What is wrong with a node's metric sums, in words; empty if they can be true.
 
     They choose the round that is served, so a node counts for no more than the users that it hosts: a number of users
-    is at most theirs, and a sum of a metric at most the number of users behind it. Sums that are not known here, such
-    as those of a strategy of one's own, must be finite.
+    is at most theirs, and a sum of a metric at most the number of users behind it. Other sums (losses, counts, those of
+    a strategy of one's own) must be sane: finite, and small enough to be added up.
 
     Args:
         hosted: how many users live on the node.
@@ -140,6 +141,8 @@ def metrics_problem(metrics: Mapping[str, float], hosted: int) -> str:
         return "a reply without metrics"
     if not all(math.isfinite(value) for value in metrics.values()):
         return "a metric that is not finite"
+    if large := next((name for name, value in metrics.items() if abs(value) > _SANE), ""):
+        return f"a metric that cannot be: '{large}' is {metrics[large]:.6g}"
     for name, value in metrics.items():
         most = _most(name, metrics, hosted)
         whole = name.rpartition("/")[2] in _WHOLE

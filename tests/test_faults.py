@@ -62,6 +62,20 @@ def test_a_node_that_is_killed_and_comes_back_costs_nothing(
     assert same(tables_of(run), calm)
 
 
+def test_an_upload_that_takes_its_time_is_waited_for(
+    world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The node is asked once, however many looks its answer takes to come."""
+    run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 40.0))
+    before = world.children[NODE].log.read_text()
+    world.order(NODE, ROUND, "dawdle")
+    world.serve(run)
+    assert not world.order_file(NODE).exists(), "it dawdled"
+    assert read_outcome(run).failures == [] and same(tables_of(run), calm)
+    said = world.children[NODE].log.read_text().removeprefix(before)
+    assert said.count(f"round {ROUND}, train") == 1
+
+
 def test_a_node_that_stalls_in_the_middle_of_an_upload_costs_nobody_else(world: FaultWorld, tmp_path: Path) -> None:
     """It says what is coming and sends nothing; the answers of the others behind it are taken all the same."""
     run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 4.0))

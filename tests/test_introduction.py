@@ -20,8 +20,7 @@ from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.runtime.network.host import ShardHosts
 from fedem_flwr.runtime.network.introduction import GREETING, Introduction, NetworkWelcome, RunIdentity
 from fedem_flwr.runtime.network.key_folder import make_certificates
-from fedem_flwr.runtime.network.server_link import Session
-from fedem_flwr.runtime.network.trust import NodeTrust, Roster, ServerTrust, load_server_key
+from fedem_flwr.runtime.network.trust import NodeTrust, Roster, ServerTrust, Session, load_server_key
 
 
 @pytest.fixture(scope="module")

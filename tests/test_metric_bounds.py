@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from worlds import WatchedGrid, config_of, crossing, prepare
 
 from fedem_flwr.runtime.inprocess import task_identity
+from fedem_flwr.runtime.wire import plain_numbers
 from strategies.uploads import metrics_problem
 
 HOSTED = 10
@@ -52,13 +53,20 @@ def test_what_honest_nodes_report_is_possible(method: str, tmp_path: Path) -> No
         ({"withheld": 2.0}, False),
         ({"num-examples": -1.0}, False),
         ({"rho/count": 5.0, "rho/total": 6.0}, False),
-        ({"loss-total": -1e30, "of-my-own": 1e30}, True),
+        ({"loss-total": -1e12, "of-my-own": 1e17}, True),
+        ({"nonfinite": 1e300, "users": 5.0}, False),
+        ({"loss-total": -1e300}, False),
         ({"loss-total": math.nan}, False),
         ({}, False),
     ],
 )
 def test_bounds(metrics: dict[str, float], right: bool) -> None:
     assert (metrics_problem(metrics, HOSTED) == "") == right
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    assert math.isinf(plain_numbers({"x": 10**400, "y": 1})["x"])  # type: ignore[arg-type]
+    assert metrics_problem(plain_numbers({"x": -(10**400)}), HOSTED) == "a metric that is not finite"  # type: ignore[arg-type]
 
 
 @given(st.dictionaries(st.sampled_from(["users", "validation/full/hr@10", "fold-in/001", "x"]), st.floats()))

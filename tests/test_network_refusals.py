@@ -21,11 +21,11 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.network.commands import Trusted, node_command
+from fedem_flwr.runtime.network.control import control_client, register_nodes
 from fedem_flwr.runtime.network.key_folder import make_certificates
 from fedem_flwr.runtime.network.link import Address, Patience
 from fedem_flwr.runtime.network.processes import Child, stop_all, wait_until
 from fedem_flwr.runtime.network.server import read_outcome
-from fedem_flwr.runtime.network.server_link import control_client, register_nodes
 from fedem_flwr.runtime.network.trust import Roster
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]

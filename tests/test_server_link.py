@@ -13,6 +13,7 @@ from flwr.proto.message_pb2 import PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
+from fedem_flwr.errors import FedemError
 from fedem_flwr.runtime.network import parcels
 from fedem_flwr.runtime.network.link import Address
 from fedem_flwr.runtime.network.parcels import tree_of
@@ -95,6 +96,37 @@ def test_a_reply_that_stops_coming_is_an_error_and_one_that_nobody_waits_for_is_
     assert reply.has_error() and reply.error.code == BROKEN_OFF and reply.metadata.src_node_id == 11
     superlink.there |= late
     assert link.pull(["to-3"]) == []
+
+
+def test_a_reply_that_breaks_the_call_costs_its_node_alone(superlink: SuperLink, link: ServerLink) -> None:
+    """The others are told of with it, and lost: the SuperLink says that they are gone, and they are asked for again."""
+    plain = superlink.PullMessages
+
+    def failing(request: Any) -> PullAppMessagesResponse:
+        response = plain(request)
+        if "to-1" in request.message_ids:
+            raise FedemError("the SuperLink fails: status 500")
+        return response
+
+    superlink.PullMessages = failing  # type: ignore[method-assign]
+    superlink.announce("to-1", 11, 1.0)
+    superlink.told.clear()
+    first = link.pull(["to-1"])
+    assert [reply.error.reason for reply in first if reply.has_error()] != [] and link._one_by_one
+    superlink.there |= superlink.announce("to-2", 12, 2.0)
+    superlink.told.discard("to-1")
+    replies = link.pull(["to-1", "to-2"])
+    assert sorted(reply.has_error() for reply in replies) == [False, True]
+    assert next(reply for reply in replies if reply.has_error()).metadata.reply_to_message_id == "to-1"
+
+
+def test_a_reply_in_very_many_pieces_is_refused_unread(
+    superlink: SuperLink, link: ServerLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink.there |= superlink.announce("to-1", 11, 1.0)
+    monkeypatch.setattr(parcels, "_PIECES", 1)
+    (reply,) = ServerLink.pull(link, ["to-1"])
+    assert reply.has_error() and "pieces: refused" in reply.error.reason
 
 
 def test_what_is_no_message_is_an_error_of_its_node(superlink: SuperLink, link: ServerLink) -> None:

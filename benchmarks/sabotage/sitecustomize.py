@@ -109,11 +109,12 @@ def _arm() -> None:
         return made
 
     def stall(message: Any, announce: Any) -> int:
-        if now["do"] == "stall" and message.has_content():  # says what is coming, and sends nothing of it for a while
+        pause = {"stall": 8.0, "dawdle": 2.0}.get(now["do"])
+        if pause and message.has_content():  # says what is coming, and sends nothing of it for a while
             _done()
             now["do"] = ""
             announce()
-            time.sleep(8.0)
+            time.sleep(pause)
         return deliver(message, announce)
 
     deliver = node_link.deliver

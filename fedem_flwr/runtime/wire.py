@@ -11,6 +11,7 @@ memory. The sender in turn leaves an array alone once it is packed, until the re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -104,8 +105,15 @@ def payload_bytes(content: Message | RecordDict | ArrayRecord) -> int:
 
 
 def plain_numbers(metrics: MetricRecord) -> dict[str, float]:
-    """The single numbers of a metric record, as floats; lists are left out."""
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    """The single numbers of a metric record, as floats, infinite where they are too large; lists are left out."""
+    return {name: _float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int of any size may come in
+        return math.inf if value > 0 else -math.inf
 
 
 def _value_bytes(array: Array) -> int:

@@ -32,10 +32,10 @@ from fedem_flwr.report.run_directory import write_atomically
 from fedem_flwr.runtime.inputs import split_into
 from fedem_flwr.runtime.network.certificates import general_name
 from fedem_flwr.runtime.network.commands import Trusted, node_command, superlink_command
+from fedem_flwr.runtime.network.control import control_client, register_nodes
 from fedem_flwr.runtime.network.key_folder import make_certificates
 from fedem_flwr.runtime.network.link import Address, Patience
 from fedem_flwr.runtime.network.processes import GRACE, Child, await_listening, free_port, last_words, wait_until
-from fedem_flwr.runtime.network.server_link import control_client, register_nodes
 from fedem_flwr.runtime.network.trust import Roster
 
 _RECORD, _SUPERLINK = "deployment.json", "superlink"

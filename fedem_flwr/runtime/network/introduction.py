@@ -21,8 +21,7 @@ from flwr.app import ConfigRecord, RecordDict
 from fedem_flwr.errors import FedemError
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.run_directory import write_atomically
-from fedem_flwr.runtime.network.server_link import Session
-from fedem_flwr.runtime.network.trust import Roster, sign_introduction, verify_introduction
+from fedem_flwr.runtime.network.trust import Roster, Session, sign_introduction, verify_introduction
 
 GREETING: Final = "introduction"
 KEY: Final = re.compile(r"[0-9a-f]{32}")

@@ -101,8 +101,9 @@ def add_nodes(folder: Path, count: int) -> None:
     roster = Roster.load(folder / ROSTER)
     known = [{"name": name, "shard": shard, "public_key": text} for name, shard, text in roster.nodes]
     taken = {shard for _, shard, _ in roster.nodes}
-    free = list(islice((shard for shard in itertools.count() if shard not in taken), count))
-    more = _node_keys(folder, free)
+    names = {name for name, _, _ in roster.nodes}
+    free = (shard for shard in itertools.count() if shard not in taken and f"node-{shard}" not in names)
+    more = _node_keys(folder, islice(free, count))
     write_atomically(folder / ROSTER, json.dumps({"nodes": [*known, *more]}, indent=2) + "\n")
 
 

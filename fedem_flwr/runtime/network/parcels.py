@@ -29,6 +29,8 @@ from fedem_flwr.errors import FedemError
 
 ANNOUNCEMENTS = 8  # of one message
 STALLED = 20.0  # seconds without another piece after which a message counts as broken off
+_PIECES = 256  # of a message, and one more for each MiB that it may have; ours are a handful
+_SLICE = 2.0  # seconds for one message in one look
 _FIRST_LOOK, _LONGEST_LOOK = 0.01, 0.5  # seconds between looks for a piece that is still on its way
 
 
@@ -89,6 +91,7 @@ class Incoming:
 
     def __init__(self, tree: ObjectTree, most_bytes: int) -> None:
         self._tree, self._most = tree, most_bytes
+        self._pieces = _PIECES + (most_bytes >> 20)
         self._missing = deque(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
         self._contents: dict[str, bytes] = {}
         self._progress = time.monotonic()
@@ -100,13 +103,18 @@ class Incoming:
         return str(self._tree.object_id)
 
     def fetch(self, pull: Callable[[str], bytes]) -> bool:
-        """Take what is there now, without waiting; returns whether that is all of it.
+        """Take what is there now, without waiting, and not for long; returns whether that is all of it.
 
         Raises:
-            TooLarge: there is more than `most_bytes`; nothing further is fetched.
+            TooLarge: there is more than `most_bytes`, or in too many pieces; nothing further is fetched.
             BrokenOff: its sender does not go on delivering. FedemError: it cannot be fetched.
         """
+        if len(self._missing) > self._pieces:
+            raise TooLarge(f"a message in {len(self._missing):,} pieces: refused")
+        began = time.monotonic()
         while self._missing:
+            if time.monotonic() - began > _SLICE:
+                return False  # others are waiting, too
             try:
                 content = pull(self._missing[0])
             except ObjectUnavailableError:

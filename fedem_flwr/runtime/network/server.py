@@ -15,10 +15,11 @@ from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.report.run_directory import CONFIG, RunDirectory, plain, write_atomically
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.loop import Outcome
+from fedem_flwr.runtime.network.control import register_nodes
 from fedem_flwr.runtime.network.grid import NetworkGrid
 from fedem_flwr.runtime.network.introduction import NetworkWelcome, RunIdentity
 from fedem_flwr.runtime.network.link import Address, quiet_http
-from fedem_flwr.runtime.network.server_link import ServerLink, register_nodes
+from fedem_flwr.runtime.network.server_link import ServerLink
 from fedem_flwr.runtime.network.trust import Roster
 from fedem_flwr.runtime.run import PreparedRun
 from fedem_flwr.runtime.surroundings import peak_rss_bytes

@@ -6,18 +6,17 @@ leaves `flwr-serverapp` out: progress, checkpoints and interrupts are those of a
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
 from flwr.common.serde import context_from_proto, fab_to_proto, message_from_proto, message_to_proto
-from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
@@ -30,7 +29,6 @@ from flwr.proto.runtime_pb2 import (
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TaskType
-from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
@@ -44,70 +42,21 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.network.condense import condense, expand
-from fedem_flwr.runtime.network.link import Address, Patience
+from fedem_flwr.runtime.network.control import app_bundle, control_client
+from fedem_flwr.runtime.network.link import Address, Patience, Refused, Unreachable
 from fedem_flwr.runtime.network.parcels import BrokenOff, Incoming, deliver, tree_of
+from fedem_flwr.runtime.network.trust import Session
 
 _HEARTBEAT = 5.0  # seconds
 _TAKE = 15.0  # seconds until the task must have been handed to us
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _DAMAGED, BROKEN_OFF = 1, 1002  # codes of the errors made here
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
+_AWAY = (Unreachable, Refused)  # the SuperLink itself
 
-
-@dataclass(frozen=True)
-class Session:
-    """A node as the SuperLink sees it now; one that was started anew has another session.
-
-    Attributes:
-        public_key: the node's, which it has proved to hold. since: when it became active.
-    """
-
-    public_key: bytes
-    since: str
-
-
-@cache
-def app_bundle() -> bytes:
-    """The smallest Flower app: it names this package's apps and holds no code; nodes run what they have installed."""
-    from flwr.cli.build import build_fab_from_files  # brings all of Flower's command line
-
-    project = f"""
-[project]
-name = "fedem-flwr"
-version = "{__version__}"
-description = "Names the apps of an installed fedem-flwr."
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "fedem"
-
-[tool.flwr.app.components]
-serverapp = "fedem_flwr.server_app:app"
-clientapp = "fedem_flwr.client_app:app"
-"""
-    return build_fab_from_files({"pyproject.toml": project.encode()})[0]
-
-
-def control_client(address: Address, patience: Patience) -> ControlHttpClient:
-    """The API that starts runs and registers nodes."""
-    interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
-    return address.client(ControlHttpClient, interceptors, patience)
-
-
-def register_nodes(client: ControlHttpClient, names: Iterable[tuple[str, bytes]]) -> int:
-    """Make nodes known to the SuperLink by name and public key; returns how many it did not know yet."""
-    new = 0
-    for name, public_key in names:
-        try:
-            client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
-            new += 1
-        except FedemError as error:
-            if "already in use" not in str(error).lower():
-                raise
-    return new
+log = logging.getLogger("fedem.server")
 
 
 class ServerLink:
@@ -130,6 +79,7 @@ class ServerLink:
         self.control = control_client(address, self._patience)
         self._client: RuntimeHttpClient
         self._lost: str = ""  # why the task is no longer ours
+        self._one_by_one = False  # whether a node has made a call fail
         self._incoming: list[tuple[Metadata, Incoming]] = []  # replies that are on their way
         self.run_id = 0
         self.bytes_down = self.bytes_up = 0
@@ -207,12 +157,9 @@ class ServerLink:
         self._incoming = [(outside, one) for outside, one in self._incoming if outside.reply_to_message_id in asked]
         # A SuperLink tells of a reply once: whoever asks again hears that there is no such message.
         new = asked - {outside.reply_to_message_id for outside, _ in self._incoming}
-        response = self._client.PullMessages(PullAppMessagesRequest(message_ids=sorted(new))) if new else None
-        if response is not None:
-            for bare, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-                self._incoming.append((message_from_proto(bare).metadata, Incoming(tree, self._largest)))
+        replies = self._announced(sorted(new)) if new else []
+        left = []
         pull = make_pull_object_fn_protobuf(self._client.PullObject, _SERVER, self.run_id)
-        replies, left = [], []
         for outside, incoming in self._incoming:
             try:
                 if not incoming.fetch(pull):
@@ -220,18 +167,57 @@ class ServerLink:
                     continue
                 reply = self._reply(outside, incoming.message())
                 self.bytes_up += incoming.size
+            except _AWAY:
+                raise
             except FedemError as error:
                 code = BROKEN_OFF if isinstance(error, BrokenOff) else _DAMAGED
                 reply = error_from(outside.src_node_id, outside, str(error), code)
-            self._client.ConfirmMessageReceived(
-                ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.run_id, message_object_id=incoming.object_id)
-            )
+            self._confirm(incoming.object_id)
             replies.append(reply)
         self._incoming = left
         return replies
 
+    def _announced(self, message_ids: list[str]) -> list[Message]:
+        """Take in what the SuperLink tells of replies; returns errors in the place of those that it cannot tell of.
+
+        A node may announce what makes the SuperLink or the parsing here fail, and the other replies of the call with
+        it. These then count as lost by the SuperLink, are asked for again, and from now on each is by itself.
+        """
+        batches = [[one] for one in message_ids] if self._one_by_one else [message_ids]
+        errors = []
+        for batch in batches:
+            try:
+                response = self._client.PullMessages(PullAppMessagesRequest(message_ids=batch))
+                pairs = list(zip(response.messages_list, response.message_object_trees, strict=True))
+                found = [(message_from_proto(bare).metadata, Incoming(tree, self._largest)) for bare, tree in pairs]
+            except _AWAY:
+                raise
+            except Exception as error:  # foreign bytes fail to parse in any way
+                if not self._one_by_one:
+                    self._one_by_one = True
+                    return self._announced(message_ids)
+                outside = _outside(self.run_id, batch[0])
+                errors.append(
+                    error_from(0, outside, f"a reply that cannot be told of: {type(error).__name__}: {error}")
+                )
+                continue
+            self._incoming += found
+        return errors
+
+    def _confirm(self, object_id: str) -> None:
+        """Let the SuperLink forget a reply; one that it cannot forget is its own trouble."""
+        request = ConfirmMessageReceivedRequest(node=_SERVER, run_id=self.run_id, message_object_id=object_id)
+        try:
+            self._client.ConfirmMessageReceived(request)
+        except _AWAY:
+            raise
+        except FedemError as error:
+            log.warning("the SuperLink does not forget a reply: %s", error)
+
     def _reply(self, outside: Metadata, told: Message) -> Message:
         """What came, under the outside that the SuperLink has checked: who it is from, and to what."""
+        if not told.has_content() and not told.has_error():
+            raise FedemError("a message of nothing")
         content, error = (told.content, None) if told.has_content() else (None, told.error)
         return expand(make_message(outside, content, error), self._largest)
 
@@ -255,16 +241,21 @@ def error_from(node: int, answered: Metadata, reason: str, code: int = _DAMAGED)
         answered: outside of the reply that came instead, or could not be read.
     """
     return make_message(
-        metadata=Metadata(
-            run_id=answered.run_id,
-            message_id="",
-            src_node_id=node,
-            dst_node_id=SUPERLINK_NODE_ID,
-            reply_to_message_id=answered.reply_to_message_id,
-            group_id=answered.group_id,
-            message_type=SYSTEM_MESSAGE_TYPE,
-            created_at=time.time(),
-            ttl=1.0,
-        ),
+        metadata=_outside(answered.run_id, answered.reply_to_message_id, node, answered.group_id),
         error=Error(code, reason),
+    )
+
+
+def _outside(run_id: int, reply_to: str, node: int = 0, group: str = "") -> Metadata:
+    """Of a reply that is made here."""
+    return Metadata(
+        run_id=run_id,
+        message_id="",
+        src_node_id=node,
+        dst_node_id=SUPERLINK_NODE_ID,
+        reply_to_message_id=reply_to,
+        group_id=group,
+        message_type=SYSTEM_MESSAGE_TYPE,
+        created_at=time.time(),
+        ttl=1.0,
     )

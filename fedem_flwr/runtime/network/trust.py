@@ -39,6 +39,18 @@ ROSTER = "roster.json"
 
 
 @dataclass(frozen=True)
+class Session:
+    """A node as the SuperLink sees it now; one that was started anew has another session.
+
+    Attributes:
+        public_key: the node's, which it has proved to hold. since: when it became active.
+    """
+
+    public_key: bytes
+    since: str
+
+
+@dataclass(frozen=True)
 class Roster:
     """Which node key stands for which shard.
 
@@ -62,8 +74,9 @@ class Roster:
             keys = [key for _, key in roster.entries()]
         except (ValueError, KeyError, TypeError, UnsupportedAlgorithm) as error:
             raise InputError(f"{path} is no roster ({error}): `fedem deploy certs` makes one") from None
-        if len(set(keys)) < len(keys) or len({shard for _, shard, _ in nodes}) < len(nodes):
-            raise InputError(f"{path} names a key or a shard twice: each shard has one node")
+        names, shards = {name for name, _, _ in nodes}, {shard for _, shard, _ in nodes}
+        if min(len(names), len(shards), len(set(keys))) < len(nodes):
+            raise InputError(f"{path} names a node, a key or a shard twice: each shard has one node")
         return roster
 
     def entries(self) -> list[tuple[str, bytes]]:
