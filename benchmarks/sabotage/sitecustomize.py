@@ -113,8 +113,9 @@ def _arm() -> None:
         if pause and message.has_content():  # says what is coming, and sends nothing of it for a while
             _done()
             now["do"] = ""
-            announce()
+            told = [announce()]
             time.sleep(pause)
+            return deliver(message, lambda: told.pop() if told else announce())
         return deliver(message, announce)
 
     deliver = node_link.deliver
