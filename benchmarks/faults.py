@@ -159,7 +159,7 @@ def _fill(world: FaultWorld, run: RunDirectory) -> None:
 
     def act(_: FaultWorld) -> None:
         fill()
-        wait_until(lambda: _round(run) >= ROUND, 60, 0.05)
+        wait_until(lambda: _round(run) >= ROUND, 6, 0.05)  # with a quorum it is repeated until there is room
         filler.unlink(missing_ok=True)
 
     when_training(act)(world, run)
