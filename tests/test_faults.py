@@ -78,7 +78,7 @@ def test_an_upload_that_takes_its_time_is_waited_for(
 
 def test_a_node_that_stalls_in_the_middle_of_an_upload_costs_nobody_else(world: FaultWorld, tmp_path: Path) -> None:
     """It says what is coming and sends nothing; the answers of the others behind it are taken all the same."""
-    run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 4.0))
+    run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 6.0))
     world.order(NODE, ROUND, "stall")
     world.serve(run)
     losses = {(failure["round"], failure["node"]) for failure in read_outcome(run).failures}
