@@ -11,7 +11,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError
-from fedem_flwr.runtime.network.link import Address, Patience
+from fedem_flwr.runtime.network.link import Address, Patience, already_known
 
 
 @cache
@@ -50,6 +50,6 @@ def register_nodes(client: ControlHttpClient, names: Iterable[tuple[str, bytes]]
             client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
             new += 1
         except FedemError as error:
-            if "already in use" not in str(error).lower():
+            if not already_known(error):
                 raise
     return new

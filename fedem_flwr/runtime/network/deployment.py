@@ -36,7 +36,7 @@ from fedem_flwr.runtime.network.control import control_client, register_nodes
 from fedem_flwr.runtime.network.key_folder import make_certificates
 from fedem_flwr.runtime.network.link import Address, Patience
 from fedem_flwr.runtime.network.processes import GRACE, Child, await_listening, free_port, last_words, wait_until
-from fedem_flwr.runtime.network.trust import Roster
+from fedem_flwr.runtime.network.trust import Roster, write_private
 
 _RECORD, _SUPERLINK = "deployment.json", "superlink"
 _REGISTER_SECONDS = 10.0
@@ -132,9 +132,7 @@ class Deployment:
                 write_shards(split, nodes, work, lambda: advance(1))
             shutil.rmtree(work / "whole")
             if insecure:
-                handle = os.open(work / "superexec.secret", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-                with open(handle, "wb") as file:
-                    file.write(secrets.token_bytes(32))
+                write_private(work / "superexec.secret", secrets.token_bytes(32))
             else:
                 make_certificates(work / "certs", nodes, () if host in _ANYWHERE else (host,))
             work.chmod(0o700)  # interactions, private state, and what crosses the SuperLink

@@ -21,7 +21,7 @@ from fedem_flwr.protocol.files import replaced_folder
 from fedem_flwr.report.run_directory import write_atomically
 from fedem_flwr.runtime.network.certificates import authority, general_name, server_certificate
 from fedem_flwr.runtime.network.link import read_secret
-from fedem_flwr.runtime.network.trust import ROSTER, Roster, private_key, write_private
+from fedem_flwr.runtime.network.trust import ROSTER, Roster, open_ssh, private_key, write_private
 
 _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -112,11 +112,10 @@ def _node_keys(folder: Path, shards: Iterable[int]) -> list[dict[str, Any]]:
     place = folder / "nodes"
     place.mkdir(mode=0o700, exist_ok=True)
     entries = []
-    ssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     for shard in shards:
         key = ec.generate_private_key(ec.SECP384R1())
         (place / f"node-{shard}.key").unlink(missing_ok=True)  # of an attempt that was cut short, or shut out
-        write_private(place / f"node-{shard}.key", key.private_bytes(serialization.Encoding.PEM, ssh, none))
+        write_private(place / f"node-{shard}.key", open_ssh(key))
         public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
         (place / f"node-{shard}.pub").write_bytes(public + b"\n")
         entries.append({"name": f"node-{shard}", "shard": shard, "public_key": public.decode()})

@@ -33,7 +33,7 @@ from fedem_flwr.runtime.network.key_folder import make_certificates
 from fedem_flwr.runtime.network.link import Address, read_secret
 from fedem_flwr.runtime.network.processes import Child, await_listening, free_port, require_linux, running
 from fedem_flwr.runtime.network.server import read_outcome
-from fedem_flwr.runtime.network.trust import ServerTrust
+from fedem_flwr.runtime.network.trust import ServerTrust, write_private
 from fedem_flwr.runtime.node import STATE_FOLDER, node_name
 from fedem_flwr.runtime.run import PreparedRun
 from fedem_flwr.sections import NetworkConfig
@@ -97,8 +97,7 @@ def _start_here(run: PreparedRun, folder: Path, nodes: int) -> Launched:
     if trusted.folder is not None and not trusted.folder.is_dir():
         make_certificates(trusted.folder, nodes)
     elif trusted.folder is None and not secret.exists():
-        with open(os.open(secret, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
+        write_private(secret, secrets.token_bytes(32))
     ca = (trusted.folder / "ca.crt").read_bytes() if trusted.folder else None
     address = Address(f"127.0.0.1:{free_port()}", ca)
     logs, database = folder / "logs", folder / "superlink.db"

@@ -174,6 +174,11 @@ def told(error: httpx.HTTPStatusError) -> str:
     return " ".join(words.split())[:200] or f"status {error.response.status_code}"
 
 
+def already_known(error: FedemError) -> bool:
+    """Whether a node could not be registered because the SuperLink has its key."""
+    return "already in use" in str(error).lower()
+
+
 def read_secret(path: Path) -> bytes:
     """A file's bytes.
 

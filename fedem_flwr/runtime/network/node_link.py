@@ -34,7 +34,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.network.condense import condense, expand
-from fedem_flwr.runtime.network.link import Address, Patience, Refused, Unreachable
+from fedem_flwr.runtime.network.link import Address, Patience, Refused, Unreachable, already_known
 from fedem_flwr.runtime.network.parcels import Incoming, await_message, deliver, tree_of
 from fedem_flwr.runtime.network.trust import NodeKeys
 
@@ -100,7 +100,7 @@ class NodeLink:
             try:
                 self._once.RegisterNode(RegisterNodeFleetRequest(public_key=self._public))
             except FedemError as error:
-                if "already in use" not in str(error).lower():
+                if not already_known(error):
                     raise
         try:
             self._activate()

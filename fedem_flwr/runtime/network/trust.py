@@ -148,6 +148,12 @@ def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def open_ssh(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A node's private key in the form that Flower reads."""
+    ssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, ssh, none)
+
+
 def own_keys(path: Path) -> NodeKeys:
     """A node's key pair where nobody has given it one: made at its first start, so that it is known again later.
 
@@ -158,11 +164,10 @@ def own_keys(path: Path) -> NodeKeys:
         key = _node_key(path)
         return key, key.public_key()
     made = ec.generate_private_key(ec.SECP384R1())
-    ssh, none = serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     new = path.with_suffix(".new")
     try:
         new.unlink(missing_ok=True)
-        write_private(new, made.private_bytes(serialization.Encoding.PEM, ssh, none))
+        write_private(new, open_ssh(made))
         new.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None
