@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.fault_cells import NODE, ROUND, ROUNDS, THE_NODE, USERS, config_of
 from benchmarks.fault_world import FaultWorld
-from benchmarks.faults import NODE, ROUND, ROUNDS, THE_NODE, USERS, config_of
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.network.processes import wait_until

@@ -11,8 +11,8 @@ import torch
 from captured import Crossed, crossed
 from test_privacy import ORDERS, RUN, SUMS
 
+from benchmarks.fault_cells import USERS, config_of
 from benchmarks.fault_world import FaultWorld
-from benchmarks.faults import USERS, config_of
 from clients.cohort import CohortClient
 from fedem_flwr.config import Config
 from fedem_flwr.protocol.split import Split

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from benchmarks.fault_cells import USERS, config_of
 from benchmarks.fault_world import FaultWorld
-from benchmarks.faults import USERS, config_of
 from fedem_flwr.errors import FedemError
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints

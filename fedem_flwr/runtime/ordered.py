@@ -62,13 +62,14 @@ class OrderedGrid(OwnGrid):
         sent = list(messages)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         ids = self.push_messages(sent)
-        posts = [_Post(message, {one}) for message, one in zip(sent, ids, strict=True) if one]
+        posts = [_Post(message, [one]) for message, one in zip(sent, ids, strict=True) if one]
         return self._in_order(posts, deadline)
 
     def _in_order(self, posts: list[_Post], deadline: float) -> Iterator[Message]:
         """Yield the replies to ``posts``, in that order."""
         last, next_, over = time.monotonic(), 0, False
-        while (waiting := [post for post in posts[next_:] if post.reply is None]) and not over:
+        waiting = posts
+        while waiting and not over:
             if self._stopped.is_set():
                 raise FedemError("the nodes were stopped before all replies had come")
             over = time.monotonic() >= deadline  # if so, this is the last look
@@ -80,8 +81,8 @@ class OrderedGrid(OwnGrid):
                 next_ += 1
                 yield reply
                 del reply
-            now = time.monotonic()
-            if not over and any(post.reply is None for post in posts[next_:]):
+            waiting, now = [post for post in posts[next_:] if post.reply is None], time.monotonic()
+            if waiting and not over:
                 pause = max(PULL_INTERVAL, min(_PATIENCE * (now - last), _LONGEST_PAUSE))
                 self._stopped.wait(min(pause, max(0.0, deadline - now)))
         yield from (post.reply for post in posts[next_:] if post.reply is not None)
@@ -94,7 +95,7 @@ class OrderedGrid(OwnGrid):
             post = by_id.pop(reply.metadata.reply_to_message_id, None)
             if post is None or post.reply is not None:
                 continue  # to nothing that still waits, or the second one to what was sent twice
-            post.ids.discard(reply.metadata.reply_to_message_id)
+            post.ids.remove(reply.metadata.reply_to_message_id)
             now = time.monotonic()
             post.missed_at = now if post.missed_at is None else post.missed_at
             when = self.again_at(reply, post.missed_at, now)
@@ -115,7 +116,7 @@ class OrderedGrid(OwnGrid):
             post.message.metadata.delivered_at = ""
             message_id = self.push_messages([post.message])[0]
             if message_id:
-                post.ids.add(message_id)
+                post.ids.append(message_id)
                 post.again = None
             else:  # its node is not there yet
                 post.again = now + PULL_INTERVAL
@@ -126,12 +127,12 @@ class _Post:
     """A message and what came of it.
 
     Attributes:
-        ids: of its copies that are on their way, or being answered.
+        ids: of its copies that are on their way, or being answered, the oldest first.
         reply: that counts. missed_at: when the first reply came that did not. again: when it is sent once more.
     """
 
     message: Message
-    ids: set[str]
+    ids: list[str]
     reply: Message | None = None
     missed_at: float | None = None
     again: float | None = None
