@@ -21,10 +21,11 @@ import numpy as np
 from fedem_flwr.config import merge_trees, resolve
 from fedem_flwr.evaluation.bootstrap import paired_interval
 from fedem_flwr.evaluation.lists import served
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.served import ServedModel
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.serving.served import ServedModel
 
 SETTINGS = ("none", "all", "client", "item")
 HALF_LIVES = {"ml-100k": 6.0, "ml-1m": 5.0, "lastfm-2k": 10.0, "filmtrust": 0.0}
@@ -52,7 +53,7 @@ def measure(data: str, method: str, merge: str, seed: int, options: dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "run").create()
         run = PreparedRun.create(directory, config, split_of(config, load_interactions(config)))
-        outcome = run.carry_out(lambda _: None)
+        outcome = carry_out_rounds(run, lambda _: None)
         found = served(run.split, ServedModel.open(run).scorers())
     shown: Any = outcome.diagnostics["elastic"]
     return found.metrics, shown

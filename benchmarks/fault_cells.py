@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.fault_world import FaultWorld, stop_and_go
 from fedem_flwr.config import Config, resolve
 from fedem_flwr.errors import FedemError
+from fedem_flwr.network.processes import wait_until
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.network.processes import wait_until
 
 NODES, ROUNDS, ROUND, NODE = 3, 5, 2, 1
 METHODS = ("fedem", "fedials")

@@ -21,17 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedem_flwr.config import Config
+from fedem_flwr.network.commands import Trusted, node_command, server_command, superlink_command
+from fedem_flwr.network.key_folder import make_certificates
+from fedem_flwr.network.link import Address
+from fedem_flwr.network.processes import Child, await_listening, stop_all
+from fedem_flwr.network.server import ServerOptions, serve
+from fedem_flwr.network.trust import ServerTrust
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation, write_shards
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import load_interactions, split_of
 from fedem_flwr.runtime.loop import Outcome
-from fedem_flwr.runtime.network.commands import Trusted, node_command, server_command, superlink_command
-from fedem_flwr.runtime.network.key_folder import make_certificates
-from fedem_flwr.runtime.network.link import Address
-from fedem_flwr.runtime.network.processes import Child, await_listening, stop_all
-from fedem_flwr.runtime.network.server import ServerOptions, serve
-from fedem_flwr.runtime.network.trust import ServerTrust
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 HUB, NET = "fedem-hub", "10.77.0"
 SABOTAGE = Path(__file__).parent / "sabotage"

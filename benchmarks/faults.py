@@ -28,11 +28,11 @@ from typing import Any
 from benchmarks.fault_cells import CELLS, NODE, NODES, ROUND, ROUNDS, THE_NODE, USERS, Cell, config_of, last_round
 from benchmarks.fault_world import FaultWorld, hub, in_hub, namespaces_allowed, run_in_hub
 from fedem_flwr.errors import FedemError
+from fedem_flwr.network.processes import wait_until
+from fedem_flwr.network.server import read_outcome
+from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
-from fedem_flwr.runtime.network.processes import wait_until
-from fedem_flwr.runtime.network.server import read_outcome
-from fedem_flwr.runtime.state_store import DiskStateStore
 
 log = logging.getLogger("faults")
 

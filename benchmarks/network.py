@@ -28,12 +28,13 @@ import numpy as np
 
 from benchmarks.fault_world import FaultWorld
 from fedem_flwr.config import Config, resolve
+from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.network import server as network_server
+from fedem_flwr.network.processes import Child, free_port
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.network import server as network_server
-from fedem_flwr.runtime.network.processes import Child, free_port
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 METHODS = ("fedem", "fedials")
 
@@ -117,7 +118,7 @@ def equal(given: argparse.Namespace) -> None:
             split = split_of(config, load_interactions(config))
             same = config.changed("run", users_per_node=-(-split.users // 4))
             run = PreparedRun.create(RunDirectory(made.folder.parent / f"{method}-here").create(), same, split)
-            run.carry_out(lambda _: None)
+            carry_out_rounds(run, lambda _: None)
             gap = max(
                 abs(a[part][list_][metric] - b[part][list_][metric])
                 for a, b in zip(there.read_metrics(), run.directory.read_metrics(), strict=True)

@@ -15,14 +15,15 @@ import numpy as np
 
 from fedem_flwr.config import resolve
 from fedem_flwr.data import KNOWN_DATASETS, gather, hold_out_users, load_dataset, with_known_items
+from fedem_flwr.engine.history import History
 from fedem_flwr.evaluation.cohort import Sums, evaluate_cohort, means_of
 from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.protocol.splits import make_split
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import adapted
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.served import ServedModel
-from fedem_flwr.training.history import History
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.serving.served import ServedModel
 
 
 def main() -> None:
@@ -39,7 +40,7 @@ def main() -> None:
     train, new = (gather(part) for part in hold_out_users(load_dataset(args.data), 0.5, args.seed))
     split = make_split(train, "strict", seed=args.seed, min_interactions=fewest)
     run = PreparedRun.create(RunDirectory(args.out).create(overwrite=True), adapted(config, split), split)
-    run.carry_out(lambda line: None)
+    carry_out_rounds(run, lambda line: None)
     model = ServedModel.open(run)
     trained = model.scorer(0)
     assert isinstance(trained, HistoryScorer) and run.nodes == 1

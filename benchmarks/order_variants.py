@@ -22,8 +22,8 @@ from fedem_flwr.evaluation.ranking import MetricSums, Part, evaluate_scores
 from fedem_flwr.evaluation.scorers import HistoryScorer
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.served import ServedModel
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.serving.served import ServedModel
 
 BEFORE, AFTER = 20, 6  # items that x and y look at
 DECAY_BEFORE, DECAY_AFTER = 0.8, 0.7

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fedem_flwr.commands import options_tree
+from fedem_flwr.cli.run import options_tree
 from fedem_flwr.config import merge_trees, resolve
-from fedem_flwr.registry import find
+from fedem_flwr.config.registry import find
+from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, load_interactions, split_of
-from fedem_flwr.runtime.node import NodeHost
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def carry_out(
         split = split_of(config, load_interactions(config))
         run = PreparedRun.create(directory, adapted(config, split), split)
         began = time.perf_counter()
-        run.carry_out(lambda _: None)
+        carry_out_rounds(run, lambda _: None)
         seconds = time.perf_counter() - began
         merged = _server(directory) if find("strategies", config.method.strategy).stateless else _clients(run, rounds)
         last = directory.read_metrics()[-1]["test"]

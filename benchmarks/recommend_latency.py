@@ -24,7 +24,7 @@ from fedem_flwr.config import resolve
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, load_interactions, split_of
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 _SHORT = {"run": {"rounds": 4, "checkpoint_every": 10**6}, "evaluation": {"every": 10**6}}
 

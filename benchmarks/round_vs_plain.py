@@ -22,7 +22,7 @@ from benchmarks.plain_loop import PlainFedEM, load
 from fedem_flwr.config import resolve
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 
 def main() -> None:

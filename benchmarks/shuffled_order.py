@@ -14,21 +14,22 @@ from pathlib import Path
 
 from fedem_flwr.config import resolve
 from fedem_flwr.data import load_dataset
+from fedem_flwr.engine.ials import EVERYTHING, FoldInScores
 from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
 from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.protocol.variants import shuffle_order
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import split_of
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.served import ServedModel
-from fedem_flwr.training.ials import EVERYTHING, FoldInScores
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.serving.served import ServedModel
 
 
 def rows(split: Split, folder: Path, options: dict[str, dict[str, object]]) -> list[tuple[str, dict[str, float]]]:
     """Test means of the served model without recency and order, with recency, and with all that was chosen."""
     run = PreparedRun.create(RunDirectory(folder).create(overwrite=True), resolve({}, options), split)
-    run.carry_out(lambda line: None)
+    carry_out_rounds(run, lambda line: None)
     scorer = ServedModel.open(run).scorer(0)
     assert isinstance(scorer, HistoryScorer)
     (weight, fold_in), *others = scorer.components

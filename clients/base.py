@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from flwr.client import NumPyClient
 
+from fedem_flwr.engine.history import IntArray
 from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
-from fedem_flwr.runtime.node import NodeHost, as_tensor
-from fedem_flwr.training.history import IntArray
+from fedem_flwr.nodes.host import NodeHost, as_tensor
 
 Scalar = bool | bytes | float | int | str
 Arrays = list[np.ndarray]

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from clients.base import Arrays, HostClient, Scalar
+from fedem_flwr.engine.cohort import Cohort, TrainResult
+from fedem_flwr.engine.merge import GlobalTables
 from fedem_flwr.evaluation.cohort import evaluate_cohort
 from fedem_flwr.evaluation.scorers import CohortScorer
-from fedem_flwr.runtime.node import as_tensor
-from fedem_flwr.training.cohort import Cohort, TrainResult
-from fedem_flwr.training.merge import GlobalTables
+from fedem_flwr.nodes.host import as_tensor
 
 
 class CohortClient(HostClient):

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from clients.base import Arrays, Scalar
 from clients.cohort import CohortClient
+from clients.elastic_message import DOWNLOADS, UPLOADS, ElasticMessage
 from clients.fedials import FedialsClient
-from clients.merging import DOWNLOADS, UPLOADS, Plug
+from fedem_flwr.engine.cohort import Cohort, CohortState
+from fedem_flwr.engine.elastic import Evidence, Tables, curves, own_choice
+from fedem_flwr.engine.elastic_scores import Chosen, FoldInMerge, OwnRho
+from fedem_flwr.engine.held_out import without
+from fedem_flwr.engine.history import History, IntArray
+from fedem_flwr.engine.ials import Recency, table_sums
+from fedem_flwr.engine.merge import GlobalTables
 from fedem_flwr.evaluation.cohort import evaluate_cohort
 from fedem_flwr.evaluation.merged import MergedScorer
 from fedem_flwr.evaluation.scorers import Component
-from fedem_flwr.training.cohort import Cohort, CohortState
-from fedem_flwr.training.elastic import Evidence, Tables, curves, own_choice
-from fedem_flwr.training.elastic_scores import Chosen, FoldInMerge, OwnRho
-from fedem_flwr.training.held_out import without
-from fedem_flwr.training.history import History, IntArray
-from fedem_flwr.training.ials import Recency, table_sums
-from fedem_flwr.training.merge import GlobalTables
 
 
 class ElasticFedialsClient(FedialsClient):
@@ -60,11 +60,11 @@ class ElasticFedialsClient(FedialsClient):
             arrays += self._groups(plug, glob, history, who)
         return arrays, sums.samples, sums.error
 
-    def plug(self, parameters: Arrays, config: Mapping[str, Scalar]) -> Plug:
+    def plug(self, parameters: Arrays, config: Mapping[str, Scalar]) -> ElasticMessage:
         """The message."""
-        return Plug(self, dict(zip(self.DOWNLOAD, parameters, strict=True)), config)
+        return ElasticMessage(self, dict(zip(self.DOWNLOAD, parameters, strict=True)), config)
 
-    def merge(self, plug: Plug, tables: Tables, rho: float | Tensor | OwnRho) -> FoldInMerge:
+    def merge(self, plug: ElasticMessage, tables: Tables, rho: float | Tensor | OwnRho) -> FoldInMerge:
         """Users solved from their histories, with the settings of the message."""
         recency = Recency.of(float(plug.settings["half_life"]), float(plug.settings["ridge"]))
         return FoldInMerge(tables, self.objective(), recency, rho)
@@ -78,14 +78,14 @@ class ElasticFedialsClient(FedialsClient):
         rho = plug.rho(tables)
         return [(1.0, self.merge(plug, tables, self._own(plug, tables) if rho is None else rho))]
 
-    def _own(self, plug: Plug, tables: Tables) -> OwnRho:
+    def _own(self, plug: ElasticMessage, tables: Tables) -> OwnRho:
         elastic, first = self.host.config.elastic, plug.tensor("first")
         trained = Tables(first[0], first[1:], tables.centres) if len(first) else tables
         seed, by_time = self.host.config.run.seed, self.host.split.has_times
         mean = plug.tensor("mean")
         return OwnRho(trained, mean, elastic.rhos, elastic.evidence, elastic.hold_out, seed, by_time)
 
-    def _fit(self, plug: Plug, glob: Tensor, history: History) -> tuple[Arrays, float, int]:
+    def _fit(self, plug: ElasticMessage, glob: Tensor, history: History) -> tuple[Arrays, float, int]:
         tables = plug.tables(glob)
         if tables is None:
             raise ValueError("ρ cannot be fitted before there are groups")
@@ -99,7 +99,7 @@ class ElasticFedialsClient(FedialsClient):
             arrays, loss = plug.curve(curves(evidence, tables, own.rhos), evidence.held)
         return arrays, loss, int(evidence.held.counts().sum())
 
-    def _groups(self, plug: Plug, glob: Tensor, history: History, who: IntArray) -> Arrays:
+    def _groups(self, plug: ElasticMessage, glob: Tensor, history: History, who: IntArray) -> Arrays:
         """Sums for each group's table: rows with an item and a group, one after the other."""
         tables = plug.tables(glob)
         if tables is None:
@@ -147,9 +147,9 @@ class ElasticFedMFClient(CohortClient):
         self.keep(round_, cohort, config)
         return arrays, samples, metrics
 
-    def plug(self, parameters: Arrays, config: Mapping[str, Scalar]) -> Plug:
+    def plug(self, parameters: Arrays, config: Mapping[str, Scalar]) -> ElasticMessage:
         """The message."""
-        return Plug(self, dict(zip(self.DOWNLOAD, parameters, strict=True)), config)
+        return ElasticMessage(self, dict(zip(self.DOWNLOAD, parameters, strict=True)), config)
 
     def index(self, who: IntArray) -> Tensor:
         """Positions where this process computes."""
@@ -169,7 +169,7 @@ class ElasticFedMFClient(CohortClient):
             weight = rho if isinstance(rho, Tensor) else torch.full_like(state.user[:, 0], rho)
         return MergedScorer(plain.cohort, plain.tables, merging=(tables, Chosen(tables.choose(state.user), weight)))
 
-    def _fit(self, plug: Plug, scorer: MergedScorer) -> tuple[Arrays, float, int]:
+    def _fit(self, plug: ElasticMessage, scorer: MergedScorer) -> tuple[Arrays, float, int]:
         if scorer.merging is None:
             raise ValueError("ρ cannot be fitted before there are groups")
         tables, state = scorer.merging[0], scorer.cohort.state
@@ -195,7 +195,7 @@ class ElasticFedMFClient(CohortClient):
         return arrays, loss, int(held.counts().sum())
 
     def _train(
-        self, plug: Plug, scorer: MergedScorer, cohort: Cohort, who: IntArray, round_: int
+        self, plug: ElasticMessage, scorer: MergedScorer, cohort: Cohort, who: IntArray, round_: int
     ) -> tuple[Arrays, float, int]:
         """From the merged tables, or from the global one where there are no groups yet."""
         if scorer.merging is None:

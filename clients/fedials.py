@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from clients.base import Arrays, HostClient, Scalar
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, table_sums
 from fedem_flwr.evaluation.cohort import evaluate_cohort
-from fedem_flwr.evaluation.grid import grid_sums
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
-from fedem_flwr.runtime.node import as_tensor
-from fedem_flwr.training.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, table_sums
+from fedem_flwr.evaluation.settings_grid import grid_sums
+from fedem_flwr.nodes.host import as_tensor
 
 
 class FedialsClient(HostClient):

@@ -12,11 +12,11 @@ import numpy as np
 
 from clients.base import Arrays, Scalar
 from clients.fedials import FedialsClient
-from fedem_flwr.evaluation.grid import mixture_sums
+from fedem_flwr.engine.order import OrderScores, OrderSums, order_sums
+from fedem_flwr.engine.transitions import MapScores, pair_sums
 from fedem_flwr.evaluation.scorers import Component
-from fedem_flwr.settings import order_task
-from fedem_flwr.training.order import OrderScores, OrderSums, order_sums
-from fedem_flwr.training.transitions import MapScores, pair_sums
+from fedem_flwr.evaluation.settings_grid import mixture_sums
+from fedem_flwr.methods.settings import order_task
 
 
 class FedialsOrderClient(FedialsClient):

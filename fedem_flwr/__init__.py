@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedem_flwr.recommender import Recommender as Recommender
+    from fedem_flwr.serving.recommender import Recommender as Recommender
 
 __version__ = "0.1.0"
 __all__ = ["Recommender", "__version__"]
@@ -27,7 +27,7 @@ __all__ = ["Recommender", "__version__"]
 def __getattr__(name: str) -> object:
     """`Recommender` on first use: torch and Flower take seconds to import."""
     if name == "Recommender":
-        from fedem_flwr.recommender import Recommender
+        from fedem_flwr.serving.recommender import Recommender
 
         return Recommender
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

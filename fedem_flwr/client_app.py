@@ -11,9 +11,9 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedem_flwr.registry import find
-from fedem_flwr.runtime.node import NodeHost
-from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+from fedem_flwr.config.registry import find
+from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
+from fedem_flwr.nodes.host import NodeHost
 
 
 class Hosts(Protocol):
@@ -105,8 +105,8 @@ def _host_from(context: Context) -> NodeHost:
 
 def _shards_from(context: Context) -> Hosts:
     """Of Flower's own SuperNode, whose every message meets a new process: `--node-config 'shard="..." state="..."'`."""
-    from fedem_flwr.runtime.network.host import ShardHosts
-    from fedem_flwr.runtime.network.trust import load_server_key
+    from fedem_flwr.network.host import ShardHosts
+    from fedem_flwr.network.trust import load_server_key
 
     told = context.node_config
     key = told.get("server-key")
@@ -150,7 +150,7 @@ class SuperNodeApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message."""
-        from fedem_flwr.runtime.network.condense import condense, expand
+        from fedem_flwr.network.condense import condense, expand
 
         plain = expand(message)
         reply = self._inner(plain, context)

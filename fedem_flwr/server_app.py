@@ -19,7 +19,7 @@ from fedem_flwr.config import resolve
 from fedem_flwr.errors import InputError
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 _OPTIONS = {
     "dataset": "data",

@@ -18,16 +18,16 @@ from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
 from fedem_flwr.evaluation.cohort import add_sums
+from fedem_flwr.messages.admission import TooFewContributions
+from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.randomness import keyed_permutation
-from fedem_flwr.runtime.welcome import TooFewContributions
-from fedem_flwr.runtime.wire import pack_arrays
-from strategies.roll import Roll
+from strategies.roster import NodeRoster
 from strategies.uploads import Named, Spec, arrays_of, problem_of, size_of
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 
-class CohortStrategy(Roll, Strategy):
+class CohortStrategy(NodeRoster, Strategy):
     """Base of the strategies whose clients are `clients.base.HostClient`s.
 
     Args:

@@ -9,7 +9,7 @@ from fedem_flwr.aggregation.groups import GroupSums, average_groups, newton_grou
 from fedem_flwr.aggregation.newton import Newton
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
-from fedem_flwr.runtime.node import as_tensor
+from fedem_flwr.nodes.host import as_tensor
 from strategies.fedials import Fedials
 from strategies.fedmf import FedMF
 from strategies.merging import Elastic

@@ -17,8 +17,8 @@ import torch
 from fedem_flwr.aggregation import aggregation_weights, average_weights, combine_tables, similarity
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
-from fedem_flwr.runtime.node import as_tensor
-from fedem_flwr.settings import keeps_own_tables
+from fedem_flwr.methods.settings import keeps_own_tables
+from fedem_flwr.nodes.host import as_tensor
 from strategies.base import CohortStrategy
 from strategies.uploads import Named, Spec
 

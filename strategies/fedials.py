@@ -14,12 +14,12 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.config import Config
+from fedem_flwr.engine.ials import TableSums
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation.grid import Grid
+from fedem_flwr.evaluation.settings_grid import SettingsGrid
+from fedem_flwr.messages.wire import plain_numbers
 from fedem_flwr.models.mf import initial_table
-from fedem_flwr.runtime.node import as_tensor
-from fedem_flwr.runtime.wire import plain_numbers
-from fedem_flwr.training.ials import TableSums
+from fedem_flwr.nodes.host import as_tensor
 from strategies.base import CohortStrategy
 from strategies.uploads import Named, Spec, refuse_fraction, sparse_problem
 
@@ -47,7 +47,7 @@ class Fedials(CohortStrategy):
         self.steps = 0
         self._begin()
         chosen = {"half_life": self.fold_in.half_life, "ridge": self.fold_in.ridge}
-        self.tuning = Grid("fold-in", self.fold_in.grid(), chosen)
+        self.tuning = SettingsGrid("fold-in", self.fold_in.grid(), chosen)
 
     @property
     def table_rounds(self) -> int:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid as Nodes
+from flwr.serverapp import Grid
 
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation.grid import Grid
-from fedem_flwr.settings import order_task
+from fedem_flwr.evaluation.settings_grid import SettingsGrid
+from fedem_flwr.methods.settings import order_task
 from strategies.base import CohortStrategy
 from strategies.fedials import Fedials
 from strategies.order_encoder import OrderEncoder
@@ -45,7 +45,7 @@ class FedialsOrder(Fedials):
         self.first_step = before + 1  # round
         self.encoder = OrderEncoder(self.order, order_task(config), items, config.run.rounds - before)
         first = {"order_weight": self.order.weight, "map_weight": self.order.map_weight if self.map else 0.0}
-        self.mixing = Grid("order", self.order.grid(), first)
+        self.mixing = SettingsGrid("order", self.order.grid(), first)
         self.done = 0  # rounds
         self._scored = True  # whether what is sent next will be scored with
 
@@ -77,7 +77,7 @@ class FedialsOrder(Fedials):
         return {**super().settings(round_), **weights, "mix": int(mixes)}
 
     def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Nodes
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
         """The table goes down where it is trained, and where users are scored with it."""
         self._scored = server_round > 1 and self.evaluates(server_round - 1)

@@ -18,7 +18,7 @@ from fedem_flwr.aggregation import average_rows
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
-from fedem_flwr.runtime.node import as_tensor
+from fedem_flwr.nodes.host import as_tensor
 from strategies.base import CohortStrategy
 from strategies.uploads import Named, Spec, norms, refuse_fraction
 

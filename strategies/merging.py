@@ -18,7 +18,7 @@ from fedem_flwr.aggregation.groups import moved_centres
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.adapter import Adapter
-from fedem_flwr.runtime.node import as_tensor
+from fedem_flwr.nodes.host import as_tensor
 from strategies.base import CohortStrategy
 from strategies.phases import Schedule
 from strategies.uploads import Named, Spec, sparse_problem

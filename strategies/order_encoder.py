@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from fedem_flwr.aggregation.adam import ServerAdam, cosine_rate
+from fedem_flwr.config.sections import OrderConfig
+from fedem_flwr.engine.order import OrderTask
 from fedem_flwr.models.encoder import unit_rows
-from fedem_flwr.runtime.node import as_tensor
-from fedem_flwr.sections import OrderConfig
-from fedem_flwr.training.order import OrderTask
+from fedem_flwr.nodes.host import as_tensor
 from strategies.uploads import Named, Spec, sparse_problem
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from fedem_flwr.engine.transitions import directional_map
 from fedem_flwr.errors import InputError
-from fedem_flwr.training.transitions import directional_map
 from strategies.uploads import Named, Spec
 
 MOST_ITEMS = 10_000  # the sums are two dense m × m tables: 1.6 GB at this size

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fedem_flwr.config.sections import ElasticConfig
 from fedem_flwr.errors import InputError
-from fedem_flwr.sections import ElasticConfig
 
 Phase = Literal["table", "cluster", "groups", "fit", "again"]
 

@@ -12,7 +12,7 @@ from flwr.app import Message
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import METRICS
-from fedem_flwr.runtime.wire import unpack_arrays
+from fedem_flwr.messages.wire import unpack_arrays
 
 Named = dict[str, np.ndarray]
 _WHOLE = frozenset({"users", "nonfinite", "num-examples"})

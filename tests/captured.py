@@ -14,8 +14,8 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from benchmarks.fault_world import Relay
-from fedem_flwr.runtime.network.condense import expand
-from fedem_flwr.runtime.wire import unpack_arrays
+from fedem_flwr.messages.wire import unpack_arrays
+from fedem_flwr.network.condense import expand
 
 
 def http_bodies(stream: bytes) -> Iterator[tuple[str, bytes]]:

@@ -15,16 +15,16 @@ from worlds import config_of
 
 from fedem_flwr.client_app import build_client_app
 from fedem_flwr.config import Config
+from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
+from fedem_flwr.network.host import ShardHosts
+from fedem_flwr.network.introduction import NetworkWelcome
+from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inprocess import FIRST_NODE_ID, RUN_ID, InProcessGrid, task_identity
 from fedem_flwr.runtime.loop import Outcome
-from fedem_flwr.runtime.network.host import ShardHosts
-from fedem_flwr.runtime.network.introduction import NetworkWelcome
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.state_store import DiskStateStore
-from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+from fedem_flwr.runtime.prepared import PreparedRun
 
 IDS = 8  # numbers that nodes may come under: 0 to 7
 

@@ -10,10 +10,10 @@ from flwr.app import ConfigRecord, Context, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from worlds import config_of
 
+from fedem_flwr.network.host import ShardHosts
+from fedem_flwr.network.introduction import GREETING, Introduction
 from fedem_flwr.protocol.shards import Federation, write_shards
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.network.host import ShardHosts
-from fedem_flwr.runtime.network.introduction import GREETING, Introduction
 
 KEY: Final = "0123456789abcdef" * 2
 RUN: Final = 17446744073709551615  # more than a signed number holds

@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from fedem_flwr.engine.merge import Merge, MergeMode, pooled
 from fedem_flwr.models.adapter import Adapter
-from fedem_flwr.training.merge import Merge, MergeMode, pooled
 
 SHAPES = [Adapter(16), Adapter(3, (7,)), Adapter(4, (5, 6, 3)), Adapter(1, (2, 2))]
 TOLERANCE = 1e-9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.runtime.network.link import Address
+from fedem_flwr.network.link import Address
 
 
 @pytest.mark.parametrize(

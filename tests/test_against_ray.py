@@ -8,8 +8,9 @@ import pytest
 from test_run import assert_same_results
 from worlds import USERS, carry_out, config_of, done, prepare
 
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 
 @pytest.mark.ray
@@ -43,10 +44,10 @@ def test_ray_goes_on_where_one_process_died(tmp_path: Path, monkeypatch: pytest.
     run = prepare(tmp_path / "run", config_of("fedmf", run=here))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Checkpoints, "save", save_once)
-        run.carry_out(lambda _: None)
+        carry_out_rounds(run, lambda _: None)
     point = Checkpoints(run.directory.checkpoint_dir).load()
     assert point is not None and point.round == 1
     on_ray = PreparedRun(run.directory, run.config.changed("run", runtime="ray"), run.split)
-    resumed = done(on_ray, on_ray.carry_out(lambda _: None, resume=True))
+    resumed = done(on_ray, carry_out_rounds(on_ray, lambda _: None, resume=True))
     assert_same_results(whole, resumed)
     assert resumed.outcome.failures == []

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from fedem_flwr.aggregation import average_rows
 from fedem_flwr.data.interactions import Interactions, first_appearance
+from fedem_flwr.engine import cohort as cohort_module
+from fedem_flwr.engine.cohort import Cohort, CohortSettings, CohortState, RowSums, Schedule
+from fedem_flwr.engine.local import LocalSettings
+from fedem_flwr.engine.merge import GlobalTables, Merge, MergeMode
+from fedem_flwr.engine.samples import TrainingItems, draw_samples
 from fedem_flwr.evaluation.cohort import Sums, add_sums, evaluate_cohort, means_of, nested, rho_statistics
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.splits import Protocol, Split, make_split
-from fedem_flwr.training import cohort as cohort_module
-from fedem_flwr.training.cohort import Cohort, CohortSettings, CohortState, RowSums, Schedule
-from fedem_flwr.training.local import LocalSettings
-from fedem_flwr.training.merge import GlobalTables, Merge, MergeMode
-from fedem_flwr.training.samples import Histories, draw_samples
 
 CPU = torch.device("cpu")
 
@@ -58,7 +58,7 @@ def checkerboard(users: int = 80, items: int = 240, missed: int = 8) -> Interact
     return interactions_of([(u, int(i)) for u in range(users) for i in liked[u]], "checkerboard")
 
 
-def histories_of(split: Split, users: np.ndarray | None = None) -> Histories:
+def histories_of(split: Split, users: np.ndarray | None = None) -> TrainingItems:
     chosen = np.arange(split.users) if users is None else users
 
     def part(offsets: np.ndarray, items: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ def histories_of(split: Split, users: np.ndarray | None = None) -> Histories:
         return torch.from_numpy(ends), torch.from_numpy(np.concatenate(rows))
 
     positives, forbidden = part(split.train_offsets, split.train_items), part(*split.forbidden())
-    return Histories(torch.from_numpy(chosen), split.items, *positives, *forbidden)
+    return TrainingItems(torch.from_numpy(chosen), split.items, *positives, *forbidden)
 
 
 def method(mode: MergeMode, schedule: Schedule = "paper", *, own_tables: bool = True, dim: int = 8) -> CohortSettings:
@@ -75,7 +75,7 @@ def method(mode: MergeMode, schedule: Schedule = "paper", *, own_tables: bool = 
     return CohortSettings(dim, 1.0, 0, Merge(mode, 0.4, Adapter(dim)), schedule, local, own_tables, adapter_epochs=1)
 
 
-def cohort_of(histories: Histories, settings: CohortSettings) -> Cohort:
+def cohort_of(histories: TrainingItems, settings: CohortSettings) -> Cohort:
     return Cohort(histories, CohortState.initial(len(histories.users), histories.items, settings, CPU), settings)
 
 

@@ -22,7 +22,7 @@ from fedem_flwr.protocol.split import Split
 from fedem_flwr.runtime import loop
 from fedem_flwr.runtime.inprocess import FIRST_NODE_ID
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from strategies import roll
+from strategies import roster
 
 NODES, EACH, BAD, ROUNDS = 4, 10, 2, 4
 AWAY, WIPED = "is not connected", "came back without its private state: its users begin anew"
@@ -207,7 +207,7 @@ def test_a_node_that_does_not_answer_is_not_waited_for_again_and_again(
 ) -> None:
     """It is named once; other nodes go on; once it answers it takes part."""
     clock, waits = SimpleNamespace(now=0.0), []
-    monkeypatch.setattr(roll, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(roster, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Deaf(FederatedGrid):
         deaf = True

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.runtime.network.condense import _DTYPES, APART, PIECE, condense, expand
-from fedem_flwr.runtime.wire import pack_arrays, payload_bytes, unpack_arrays
+from fedem_flwr.messages.wire import pack_arrays, payload_bytes, unpack_arrays
+from fedem_flwr.network.condense import _DTYPES, APART, PIECE, condense, expand
 
 Piece = dict[str, Any]
 

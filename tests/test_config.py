@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from fedem_flwr.commands import experiment_tree, options_tree
+from fedem_flwr.cli.options import experiment_tree, options_tree
 from fedem_flwr.config import Config, load_resolved, merge_trees, preset_names, read_toml, resolve
 from fedem_flwr.data import Interactions
 from fedem_flwr.errors import InputError
@@ -93,7 +93,7 @@ def test_later_layers_win() -> None:
 
 def test_a_data_sets_file_lies_between(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its [settings.METHOD] are over the method's preset, and under the experiment."""
-    from fedem_flwr import config as module
+    from fedem_flwr.config import resolved as module
 
     preset = module._preset
 

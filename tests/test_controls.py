@@ -14,15 +14,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fedem_flwr.config.registry import BUILT_IN
 from fedem_flwr.data import Interactions, load_dataset
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation import METRICS, cached_controls, compute_controls, evaluate_scores, headline, linear, tuning
 from fedem_flwr.evaluation import controls as module
 from fedem_flwr.evaluation.control_cache import Measured
+from fedem_flwr.experiment import controls as runtime
 from fedem_flwr.protocol.split import Protocol, Split
 from fedem_flwr.protocol.splits import make_split
-from fedem_flwr.registry import BUILT_IN
-from fedem_flwr.runtime import controls as runtime
 from tests.worlds import config_of
 
 
@@ -147,7 +147,7 @@ def dense_ease(matrix: NDArray[Any], ridge: float) -> NDArray[Any]:
 def test_both_ways_to_solve_ease_equal_the_dense_formula(users: int, monkeypatch: pytest.MonkeyPatch) -> None:
     split = checkerboard(users=users, items=40 if users == 25 else 60)
     weights = dense_ease(split.train_csr().toarray().astype(np.float64), 3.0)
-    histories, some = linear.Histories.of(split, validation=True), np.array([7, 0, 3])
+    histories, some = linear.AgedItems.of(split, validation=True), np.array([7, 0, 3])
     for half_life, by_users in itertools.product((float("inf"), 2.5), (False, True)):
         monkeypatch.setattr(linear.Ease, "size", staticmethod(lambda n, m, by_users=by_users: 0 if by_users else m))
         rows = histories.rows(some, half_life)
@@ -166,7 +166,7 @@ def test_a_history_is_weighted_by_the_number_of_newer_items() -> None:
         (False, [{4: 0.25, 2: 0.5, 9: 1}, {5: 0.25, 1: 0.5, 0: 1}]),
         (True, [{4: 0.125, 2: 0.25, 9: 0.5, 6: 1}, {1: 0.25, 0: 0.5, 5: 1}]),
     ):
-        histories = linear.Histories.of(split, validation=longer)
+        histories = linear.AgedItems.of(split, validation=longer)
         for user, weights in enumerate(expected):
             row = histories.rows(np.array([user]), 1.0)
             assert dict(zip(row.indices.tolist(), row.data.tolist(), strict=True)) == weights
@@ -289,7 +289,7 @@ def test_the_validation_item_becomes_history_for_the_test_item_only() -> None:
         assert short[name]["validation"] == long[name]["validation"]
         assert (short[name] == long[name]) == (name in ("random", "popularity"))
     settings = long["ease_recent"]["settings"]["full"]
-    rows = linear.Histories.of(split, validation=True).rows(np.arange(split.users), settings["half_life"] or math.inf)
+    rows = linear.AgedItems.of(split, validation=True).rows(np.arange(split.users), settings["half_life"] or math.inf)
     scores = linear.Ease(split.train_csr()).model(50.0)(rows)
     expected = evaluate_scores(split, np.arange(split.users), scores, which="test")["full"].means()
     assert long["ease_recent"]["full"] == expected

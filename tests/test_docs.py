@@ -13,9 +13,9 @@ import pytest
 import typer
 
 from fedem_flwr.cli import app
-from fedem_flwr.commands import experiment_tree, options_tree
+from fedem_flwr.cli.options import experiment_tree, options_tree
 from fedem_flwr.config import resolve
-from fedem_flwr.docs_reference import BEGIN, END, reference, with_reference
+from fedem_flwr.config.reference import BEGIN, END, reference, with_reference
 from fedem_flwr.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +123,7 @@ def test_wrong_commands_are_noticed() -> None:
 
 def test_configuration_reference_is_current() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert with_reference(page) == page, "run: python -m fedem_flwr.docs_reference"
+    assert with_reference(page) == page, "run: python -m fedem_flwr.config.reference"
 
 
 def test_reference_replaces_what_is_between_its_markers() -> None:

@@ -24,18 +24,19 @@ from worlds import (
 )
 
 from fedem_flwr.config import Config
+from fedem_flwr.engine.elastic import Evidence, ItemWeights, Tables, crowded, curves, own_choice
+from fedem_flwr.engine.elastic_scores import Chosen, FoldInMerge
+from fedem_flwr.engine.held_out import HeldOut, hold_out, take, without
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
+from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inprocess import task_identity
-from fedem_flwr.runtime.recommend import CpuModel, best_of_histories
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.training.elastic import Evidence, ItemWeights, Tables, crowded, curves, own_choice
-from fedem_flwr.training.elastic_scores import Chosen, FoldInMerge
-from fedem_flwr.training.held_out import HeldOut, hold_out, take, without
-from fedem_flwr.training.history import History
-from fedem_flwr.training.ials import FoldIn, FoldInScores, Objective, Recency
-from fedem_flwr.training.samples import Histories
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.serving.model import CpuModel, best_of_histories
 
 METHODS = ["fedials-elastic", "fedmf-elastic"]
 MODES = ["all", "client", "item"]
@@ -102,7 +103,7 @@ def test_users_are_taken_in_order() -> None:
 def test_a_held_out_item_may_be_drawn_as_a_negative() -> None:
     flat = [torch.tensor(x) for x in ([0, 3, 5], [4, 1, 2, 0, 3], [0, 3, 5], [1, 2, 4, 0, 3])]
     held = HeldOut(random_history([[4, 1], [0]], 6), np.array([[2], [3]]))
-    cut = without(Histories(torch.arange(2), 6, *flat), held)
+    cut = without(TrainingItems(torch.arange(2), 6, *flat), held)
     assert cut.positive_items.tolist() == [4, 1, 0] and cut.positive_offsets.tolist() == [0, 2, 3]
     assert cut.forbidden_items.tolist() == [1, 4, 0] and cut.forbidden_offsets.tolist() == [0, 2, 3]
 
@@ -254,9 +255,9 @@ def resumed_after(path: Path, config: Config, last: int) -> Done:
             raise Crash
 
     with pytest.raises(Crash):
-        run.carry_out(die)
+        carry_out_rounds(run, die)
     again = PreparedRun.open(run.directory)
-    return done(again, again.carry_out(lambda _: None, resume=True))
+    return done(again, carry_out_rounds(again, lambda _: None, resume=True))
 
 
 # Where ρ goes.

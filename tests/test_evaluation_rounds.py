@@ -24,14 +24,15 @@ from worlds import (
     prepare,
 )
 
-from fedem_flwr import registry
+from fedem_flwr.config import registry
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.experiment.outcome import diagnose, summarise
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.report.html import render_report
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import best_line, partial_text
 from fedem_flwr.runtime.checkpoint import Best, Checkpoint, Checkpoints, served_checkpoint
-from fedem_flwr.runtime.outcome import diagnose, summarise
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 from strategies.fedmf import FedMF
 
 STOCK = {"strategy": "flwr.FedAvg", "client": "table"}
@@ -130,7 +131,7 @@ def deaths(path: Path, config: Any) -> Callable[[int], tuple[PreparedRun, Checkp
         run = prepare(path / str(moment), config)
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
             crash_at(moment, patch)
-            run.carry_out(lambda _: None)
+            carry_out_rounds(run, lambda _: None)
         return run, Checkpoints(run.directory.checkpoint_dir).load()
 
     return die
@@ -141,7 +142,7 @@ def whole_run(path: Path, config: Any) -> tuple[Done, int]:
     run = prepare(path, config)
     with pytest.MonkeyPatch.context() as patch:
         writes = crash_at(0, patch)
-        outcome = run.carry_out(lambda _: None)
+        outcome = carry_out_rounds(run, lambda _: None)
         return done(run, outcome), writes()
 
 
@@ -162,7 +163,7 @@ def test_a_killed_run_ends_with_the_same_lines_and_the_same_best(
         if point is not None and point.best is not None:
             kept = point.round - (point.pending is not None)
             assert point.best.round <= kept, "a round that will be repeated cannot be the best already"
-        resumed = done(run, run.carry_out(lambda _: None, resume=True))
+        resumed = done(run, carry_out_rounds(run, lambda _: None, resume=True))
         assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines], moment
         assert largest_difference(whole.server, resumed.server) == largest_difference(whole.nodes, resumed.nodes) == 0
         assert resumed.outcome.served_round == whole.outcome.served_round

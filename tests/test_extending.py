@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedem_flwr.config.registry import find, names
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
-from fedem_flwr.registry import find, names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")

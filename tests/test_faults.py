@@ -11,10 +11,10 @@ import pytest
 
 from benchmarks.fault_cells import NODE, ROUND, ROUNDS, THE_NODE, USERS, config_of
 from benchmarks.fault_world import FaultWorld
+from fedem_flwr.network.processes import wait_until
+from fedem_flwr.network.server import read_outcome
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
-from fedem_flwr.runtime.network.processes import wait_until
-from fedem_flwr.runtime.network.server import read_outcome
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 METHOD = "fedem"

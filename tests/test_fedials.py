@@ -30,15 +30,16 @@ from worlds import (
 from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.cli import main
 from fedem_flwr.config import Config
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.ials import FoldIn, Objective, Recency
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import evaluate_scores
+from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.runtime.inputs import adapted, build_strategy, load_interactions, split_of
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
-from fedem_flwr.training.history import History
-from fedem_flwr.training.ials import FoldIn, Objective, Recency
+from fedem_flwr.runtime.prepared import PreparedRun
 
 DIM = 8
 Named = dict[str, np.ndarray]
@@ -284,9 +285,9 @@ def resumed_after(path: Path, config: Config, last: int) -> Done:
             raise Crash
 
     with pytest.raises(Crash):
-        run.carry_out(die)
+        carry_out_rounds(run, die)
     again = PreparedRun.open(run.directory)
-    return done(again, again.carry_out(lambda _: None, resume=True))
+    return done(again, carry_out_rounds(again, lambda _: None, resume=True))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])

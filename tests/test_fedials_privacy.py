@@ -13,10 +13,10 @@ from test_privacy import SUMS
 from worlds import USERS, Crossing, WatchedGrid, carry_out_watched, config_of
 
 from fedem_flwr.config import Config
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.ials import FoldIn, Objective
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.randomness import keyed_integers
-from fedem_flwr.training.history import History
-from fedem_flwr.training.ials import FoldIn, Objective
 
 EACH = 7
 GRID = r"(fold-in|order)/(\d{3}|users)"

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedem_flwr.aggregation.newton import Newton, newton_step, objective
-from fedem_flwr.training import history as history_module
-from fedem_flwr.training.history import History
-from fedem_flwr.training.ials import (
+from fedem_flwr.engine import history as history_module
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.ials import (
     EVERYTHING,
     FoldIn,
     FoldInScores,

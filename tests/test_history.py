@@ -1,4 +1,4 @@
-"""Histories read in blocks: every view of them is that of a slow Python twin."""
+"""TrainingItems read in blocks: every view of them is that of a slow Python twin."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedem_flwr.training import history as module
-from fedem_flwr.training.history import History
+from fedem_flwr.engine import history as module
+from fedem_flwr.engine.history import History
 
 ITEMS = 9
 Lists = list[list[int]]

@@ -16,11 +16,11 @@ from introduced import KEY, NOBODY, NODES, RUN, introduction, make_shards, messa
 from worlds import config_of
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.network.host import ShardHosts
+from fedem_flwr.network.introduction import GREETING, Introduction, NetworkWelcome, RunIdentity
+from fedem_flwr.network.key_folder import make_certificates
+from fedem_flwr.network.trust import NodeTrust, Roster, ServerTrust, Session, load_server_key
 from fedem_flwr.protocol.shards import Federation
-from fedem_flwr.runtime.network.host import ShardHosts
-from fedem_flwr.runtime.network.introduction import GREETING, Introduction, NetworkWelcome, RunIdentity
-from fedem_flwr.runtime.network.key_folder import make_certificates
-from fedem_flwr.runtime.network.trust import NodeTrust, Roster, ServerTrust, Session, load_server_key
 
 
 @pytest.fixture(scope="module")

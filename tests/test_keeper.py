@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime.network import keeper
-from fedem_flwr.runtime.network.keeper import RESTARTS, WINDOW, Keeper
+from fedem_flwr.network import keeper
+from fedem_flwr.network.keeper import RESTARTS, WINDOW, Keeper
 
 
 @dataclass

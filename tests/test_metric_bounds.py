@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import WatchedGrid, config_of, crossing, prepare
 
+from fedem_flwr.messages.wire import plain_numbers
 from fedem_flwr.runtime.inprocess import task_identity
-from fedem_flwr.runtime.wire import plain_numbers
 from strategies.uploads import metrics_problem
 
 HOSTED = 10

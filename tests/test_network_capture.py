@@ -15,11 +15,11 @@ from benchmarks.fault_cells import USERS, config_of
 from benchmarks.fault_world import FaultWorld
 from clients.cohort import CohortClient
 from fedem_flwr.config import Config
+from fedem_flwr.messages.wire import unpack_arrays
+from fedem_flwr.network.host import ShardHost
+from fedem_flwr.network.processes import wait_until
+from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.split import Split
-from fedem_flwr.runtime.network.host import ShardHost
-from fedem_flwr.runtime.network.processes import wait_until
-from fedem_flwr.runtime.state_store import DiskStateStore
-from fedem_flwr.runtime.wire import unpack_arrays
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 NODES, ROUNDS = 2, 3

@@ -18,15 +18,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from benchmarks.fault_cells import USERS, config_of
 from benchmarks.fault_world import FaultWorld
 from fedem_flwr.errors import FedemError
+from fedem_flwr.network.commands import Trusted, node_command
+from fedem_flwr.network.control import control_client, register_nodes
+from fedem_flwr.network.key_folder import make_certificates
+from fedem_flwr.network.link import Address, Patience
+from fedem_flwr.network.processes import Child, stop_all, wait_until
+from fedem_flwr.network.server import read_outcome
+from fedem_flwr.network.trust import Roster
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
-from fedem_flwr.runtime.network.commands import Trusted, node_command
-from fedem_flwr.runtime.network.control import control_client, register_nodes
-from fedem_flwr.runtime.network.key_folder import make_certificates
-from fedem_flwr.runtime.network.link import Address, Patience
-from fedem_flwr.runtime.network.processes import Child, stop_all, wait_until
-from fedem_flwr.runtime.network.server import read_outcome
-from fedem_flwr.runtime.network.trust import Roster
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 NODES = 2

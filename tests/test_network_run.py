@@ -20,6 +20,7 @@ from test_run import assert_same_results
 from worlds import TINY_OPTIONS, USERS, carry_out, config_of, done, prepare
 
 from fedem_flwr.cli import main
+from fedem_flwr.experiment.rounds import carry_out_rounds
 
 pytestmark = pytest.mark.network
 TOGETHER = 120.0  # seconds that anything here may take
@@ -64,7 +65,7 @@ def test_a_stock_strategy_over_the_network(tmp_path: Path) -> None:
     each = {"users_per_node": USERS // 2, "rounds": 2}
     here = carry_out(tmp_path / "here", config_of("fedmf", **stock, run=each))
     run = prepare(tmp_path / "there", config_of("fedmf", **stock, run={**each, "runtime": "network"}))
-    there = done(run, run.carry_out(lambda _: None))
+    there = done(run, carry_out_rounds(run, lambda _: None))
     for name in here.server:
         np.testing.assert_allclose(there.server[name], here.server[name], atol=1e-5)
     assert there.outcome.failures == []

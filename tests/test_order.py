@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.order import OrderScores, OrderSums, OrderTask, order_sums
 from fedem_flwr.models.encoder import Encoder
 from fedem_flwr.randomness import keyed_integers
-from fedem_flwr.training.history import History
-from fedem_flwr.training.order import OrderScores, OrderSums, OrderTask, order_sums
 
 M, D, WINDOW = 19, 8, 5
 ENCODER = Encoder(dim=D, layers=2, heads=2, window=WINDOW, dropout=0.0)
@@ -21,7 +21,7 @@ TASK = OrderTask(ENCODER, negatives=6, rows=True, seed=4)
 
 
 def world(users: int = 70) -> tuple[History, list[list[int]], Tensor, Tensor]:
-    """Histories (some of one item, some of none), weights and rows; more users than a block holds."""
+    """TrainingItems (some of one item, some of none), weights and rows; more users than a block holds."""
     rng = np.random.default_rng(0)
     lists = [rng.integers(0, M - 4, rng.integers(0, 12)).tolist() for _ in range(users)]
     lists[:3] = [[], [3], [4, 4]]

@@ -13,14 +13,14 @@ from worlds import USERS, Crossing, carry_out, carry_out_watched, config_of, fig
 
 from fedem_flwr.aggregation.adam import ServerAdam, cosine_rate
 from fedem_flwr.config import Config
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
+from fedem_flwr.engine.order import OrderScores
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import evaluate_scores
+from fedem_flwr.methods.settings import order_task
 from fedem_flwr.models.encoder import unit_rows
 from fedem_flwr.runtime.inputs import build_strategy
-from fedem_flwr.settings import order_task
-from fedem_flwr.training.history import History
-from fedem_flwr.training.ials import FoldIn, FoldInScores, Objective, Recency
-from fedem_flwr.training.order import OrderScores
 
 ORDER: dict[str, Any] = {
     "rounds": 6,

@@ -10,12 +10,13 @@ import pytest
 from worlds import done
 
 from fedem_flwr.config import Config, merge_trees, resolve
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.protocol.variants import shuffle_order
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 ALWAYS: dict[str, Any] = {
     "run": {"threads": 1, "device": "cpu", "checkpoint_every": 1000},
@@ -42,7 +43,7 @@ def shuffled(split: Split) -> Split:
 def figures_of(path: Path, config: Config, split: Split) -> tuple[dict[str, Any], dict[str, Any]]:
     """Test figures of the round that is reported, and of the last one."""
     run = PreparedRun.create(RunDirectory(path).create(), config, split)
-    lines = done(run, run.carry_out(lambda _: None)).lines
+    lines = done(run, carry_out_rounds(run, lambda _: None)).lines
     return reported_line(lines, "strict")["test"], lines[-1]["test"]
 
 

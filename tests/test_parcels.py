@@ -15,9 +15,9 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.runtime.network import parcels
-from fedem_flwr.runtime.network.parcels import BrokenOff, Incoming, TooLarge, await_message, tree_of
-from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
+from fedem_flwr.network import parcels
+from fedem_flwr.network.parcels import BrokenOff, Incoming, TooLarge, await_message, tree_of
 
 MOST = 1 << 20
 

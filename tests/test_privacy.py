@@ -14,9 +14,9 @@ from worlds import ITEMS, USERS, Crossing, WatchedGrid, carry_out_watched, confi
 
 from clients.cohort import CohortClient
 from clients.table import TableClient
+from fedem_flwr.engine.merge import Merge
+from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.protocol.splits import Split
-from fedem_flwr.runtime.node import NodeHost
-from fedem_flwr.training.merge import Merge
 
 METHODS = ["fedem", "fedem-released", "fedsim-dm", "fedmf", "fedmf-sr", "local-only", "stock"]
 ORDERS = {"server-round", "upload", "evaluate", "persist", "keep-from", "final", "group-edges"}

@@ -20,12 +20,12 @@ from introduced import KEY
 from worlds import ITEMS, USERS, carry_out_watched, config_of, figures, largest_difference, node_of
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.messages.admission import TooFewContributions
+from fedem_flwr.network.introduction import NetworkWelcome
 from fedem_flwr.protocol.shards import Federation, write_shards
 from fedem_flwr.runtime import loop
 from fedem_flwr.runtime.inprocess import RUN_ID, task_identity
 from fedem_flwr.runtime.inputs import build_strategy, load_interactions, split_of
-from fedem_flwr.runtime.network.introduction import NetworkWelcome
-from fedem_flwr.runtime.welcome import TooFewContributions
 
 METHODS = ("fedem", "fedmf", "fedials", "fedmf-elastic")
 NODES, EACH, BAD = 4, 10, 2

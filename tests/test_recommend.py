@@ -20,14 +20,14 @@ from worlds import ITEMS, carry_out, config_of
 
 from fedem_flwr import Recommender
 from fedem_flwr.cli import main
-from fedem_flwr.commands_recommend import read_histories, read_names
+from fedem_flwr.cli.recommend import read_histories, read_names
 from fedem_flwr.config import load_resolved
 from fedem_flwr.errors import InputError
-from fedem_flwr.recommender import UnknownItemsWarning
+from fedem_flwr.methods.settings import order_task
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Best, Checkpoint, Checkpoints, served_checkpoint
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.settings import order_task
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.serving.recommender import UnknownItemsWarning
 
 ROOT = Path(__file__).resolve().parent.parent
 DIM, WEIGHT, RIDGE, HALF_LIFE, FACTOR, ORDER_WEIGHT = 8, 0.2, 0.01, 3.0, 2.0, 0.7

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.files import write_atomically
 from fedem_flwr.report import RunDirectory, default_run_path, drawing, plots, selection
 from fedem_flwr.report.comparison import comparison_of, comparison_text, signed
 from fedem_flwr.report.html import render_report, write_report
 from fedem_flwr.report.labels import control_rows, settings_text
 from fedem_flwr.report.progress import RoundProgress, clock_text, rate_text, task_progress
-from fedem_flwr.report.run_directory import number_at, plain, write_atomically
+from fedem_flwr.report.run_directory import number_at, plain
 from fedem_flwr.report.sections import lists_text, tunings_of
 from fedem_flwr.report.tables import audit_table, bytes_text, result_rows, result_table, verdict
 

@@ -19,10 +19,11 @@ from worlds import TINY_OPTIONS, WatchedGrid, carry_out, config_of, done, figure
 
 from fedem_flwr.cli import main
 from fedem_flwr.errors import FedemError
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 from fedem_flwr.runtime.inprocess import task_identity
 from fedem_flwr.runtime.loop import Outcome
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 RESULTS = (
     "metrics",
@@ -91,15 +92,15 @@ def test_death_at_every_write(
         writes = crash_at(0, patch)
         start = prepare(tmp_path / "whole", config)
         before = writes()
-        whole = done(start, start.carry_out(lambda _: None))
+        whole = done(start, carry_out_rounds(start, lambda _: None))
     moments = range(1, writes() - before + 1)
     assert len(moments) > 12
     for moment in moments[:: 1 if name == "fedem" else 3]:
         run = prepare(tmp_path / str(moment), config)
         with monkeypatch.context() as patch, pytest.raises(Crash):
             crash_at(moment, patch)
-            run.carry_out(lambda _: None)
-        resumed = done(run, run.carry_out(lambda _: None, resume=True))
+            carry_out_rounds(run, lambda _: None)
+        resumed = done(run, carry_out_rounds(run, lambda _: None, resume=True))
         assert largest_difference(whole.server, resumed.server) == largest_difference(whole.nodes, resumed.nodes) == 0
         assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines], moment
 
@@ -119,9 +120,9 @@ def test_death_between_rare_checkpoints_and_with_some_participants(tmp_path: Pat
                 raise Crash
 
         with pytest.raises(Crash):
-            run.carry_out(die)
+            carry_out_rounds(run, die)
         again = PreparedRun(run.directory, run.config, run.split)
-        resumed = done(again, again.carry_out(lambda _: None, resume=True))
+        resumed = done(again, carry_out_rounds(again, lambda _: None, resume=True))
         assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines]
         assert largest_difference(whole.server, resumed.server) == largest_difference(whole.nodes, resumed.nodes) == 0
 
@@ -211,7 +212,7 @@ def test_states_of_a_round_that_died_are_dropped(tmp_path: Path, monkeypatch: py
     run = prepare(tmp_path / "run", config)
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr(Checkpoints, "save", save_once)
-        run.carry_out(lambda _: None)
+        carry_out_rounds(run, lambda _: None)
     states = run.directory.checkpoint_dir / "nodes"
     newest = "round-00000002.safetensors"
     assert len(list(states.rglob(newest))) == run.nodes == 2
@@ -222,11 +223,11 @@ def test_states_of_a_round_that_died_are_dropped(tmp_path: Path, monkeypatch: py
 def test_other_nodes_than_the_run_was_started_with_are_refused(tmp_path: Path) -> None:
     config = config_of("fedmf", run={"rounds": 2, "users_per_node": 20})
     run = prepare(tmp_path / "run", config)
-    run.carry_out(lambda _: None)
+    carry_out_rounds(run, lambda _: None)
 
     def resumed(each: int) -> Outcome:
         run.directory.write_config(config.changed("run", rounds=3, users_per_node=each).to_toml())
-        return PreparedRun.open(run.directory).carry_out(lambda _: None, resume=True)
+        return carry_out_rounds(PreparedRun.open(run.directory), lambda _: None, resume=True)
 
     with pytest.raises(FedemError, match=r"node-000000 is not of the users .*\(0–39, stored: 0–19\)") as raised:
         resumed(0)

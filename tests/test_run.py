@@ -12,11 +12,11 @@ import torch
 from worlds import ITEMS, USERS, Done, carry_out, carry_out_watched, config_of, figures, largest_difference, prepare
 
 from clients.cohort import CohortClient
+from fedem_flwr.experiment import controls
+from fedem_flwr.experiment.outcome import summarise
+from fedem_flwr.nodes.host import NodeHost, slice_histories
 from fedem_flwr.randomness import keyed_permutation
-from fedem_flwr.runtime import controls
-from fedem_flwr.runtime.node import NodeHost, slice_histories
-from fedem_flwr.runtime.outcome import summarise
-from fedem_flwr.runtime.run import PreparedRun
+from fedem_flwr.runtime.prepared import PreparedRun
 
 METHODS = ("fedem", "fedem-released", "fedmf", "fedsim-dm", "fedmf-sr")
 TOLERANCE = 1e-4
@@ -218,7 +218,7 @@ def test_a_client_that_raises_half_way_starts_from_a_whole_state(
     def on_disk_only(*given: Any, resident: bool) -> NodeHost:
         return NodeHost(*given)
 
-    monkeypatch.setattr("fedem_flwr.runtime.run.NodeHost", on_disk_only)
+    monkeypatch.setattr("fedem_flwr.experiment.rounds.NodeHost", on_disk_only)
     on_disk = failed_run("disk")
     assert largest_difference(resident.nodes, on_disk.nodes) == largest_difference(resident.server, on_disk.server) == 0
     assert [figures(line) for line in resident.lines] == [figures(line) for line in on_disk.lines]
@@ -254,7 +254,7 @@ def test_a_nodes_histories_are_its_part_of_everybodys(protocol: str, tmp_path: P
 
 def test_peak_memory_is_read_before_the_controls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = iter([123, 10**12])
-    monkeypatch.setattr("fedem_flwr.runtime.run.peak_rss_bytes", lambda: next(measured))
+    monkeypatch.setattr("fedem_flwr.experiment.rounds.peak_rss_bytes", lambda: next(measured))
     result = carry_out(tmp_path / "run", config_of("fedmf", run={"rounds": 1}))
     assert summarise(result.run, result.lines, result.outcome, {}, None, [])["peak_rss_bytes"] == 123
 

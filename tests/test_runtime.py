@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.messages.wire import LazyArray, pack_arrays, payload_bytes, unpack_arrays
 from fedem_flwr.runtime import inprocess, simulation, surroundings
 from fedem_flwr.runtime.inprocess import run_inprocess, task_identity
 from fedem_flwr.runtime.simulation import run_simulation_runtime
-from fedem_flwr.runtime.wire import LazyArray, pack_arrays, payload_bytes, unpack_arrays
 
 ARRAYS = hnp.arrays(
     dtype=st.sampled_from([np.float32, np.float64, np.int64, np.uint8, np.bool_]),

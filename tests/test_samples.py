@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from fedem_flwr.errors import InputError
-from fedem_flwr.training.samples import (
-    Histories,
+from fedem_flwr.engine.samples import (
     RoundSamples,
+    TrainingItems,
     blocks_of,
     draw_negatives,
     draw_samples,
     padded_rows,
     shuffled_rows,
 )
+from fedem_flwr.errors import InputError
 
 Lists = Sequence[Sequence[int]]
 
@@ -35,15 +35,15 @@ def csr(rows: Lists) -> tuple[Tensor, Tensor]:
 
 def histories_of(
     positives: Lists, items: int, extra: Lists | None = None, users: Sequence[int] | None = None
-) -> Histories:
+) -> TrainingItems:
     """`extra` items are forbidden beside the training items, as under the `paper` protocol."""
     more = extra if extra is not None else [[]] * len(positives)
     forbidden = [sorted({*p, *e}) for p, e in zip(positives, more, strict=True)]
     names = torch.tensor(list(users) if users is not None else range(len(positives)))
-    return Histories(names, items, *csr(positives), *csr(forbidden))
+    return TrainingItems(names, items, *csr(positives), *csr(forbidden))
 
 
-def everyone(histories: Histories) -> Tensor:
+def everyone(histories: TrainingItems) -> Tensor:
     return torch.arange(len(histories.users))
 
 
@@ -54,7 +54,7 @@ def items_of(samples: RoundSamples, u: int) -> list[int]:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> Histories:
+def worlds(draw: st.DrawFn) -> TrainingItems:
     m = draw(st.integers(2, 14))
     item = st.integers(0, m - 1)
     k = draw(st.integers(1, 5))
@@ -66,7 +66,7 @@ def worlds(draw: st.DrawFn) -> Histories:
 
 @settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 5), st.integers(1, 9))
-def test_samples_hold_what_they_must(histories: Histories, each: int, round_: int) -> None:
+def test_samples_hold_what_they_must(histories: TrainingItems, each: int, round_: int) -> None:
     samples = draw_samples(histories, everyone(histories), each, 0, round_)
     m = histories.items
     for u in range(len(histories.users)):
@@ -92,7 +92,7 @@ def test_samples_hold_what_they_must(histories: Histories, each: int, round_: in
 
 @settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 3), st.data())
-def test_samples_do_not_depend_on_the_cohort(histories: Histories, each: int, data: st.DataObject) -> None:
+def test_samples_do_not_depend_on_the_cohort(histories: TrainingItems, each: int, data: st.DataObject) -> None:
     """Nor on padding: a short user beside a long one draws what it draws alone."""
     k = len(histories.users)
     subset = data.draw(st.permutations(range(k)).map(lambda order: order[: max(1, k - 1)]))
@@ -159,7 +159,7 @@ def test_duplicate_positives_are_samples_of_one_row() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 3))
-def test_an_epoch_visits_each_sample_once(histories: Histories, each: int) -> None:
+def test_an_epoch_visits_each_sample_once(histories: TrainingItems, each: int) -> None:
     samples = draw_samples(histories, everyone(histories), each, 0, 1)
     epochs = [shuffled_rows(samples, histories.users, 0, 1, epoch) for epoch in range(2)]
     for u in range(len(histories.users)):

@@ -16,11 +16,11 @@ from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.lists import list_diagnostics, served, top_items
 from fedem_flwr.evaluation.ranking import evaluate_scores
+from fedem_flwr.experiment.controls import controls_of, per_user
 from fedem_flwr.protocol.split import Split
-from fedem_flwr.runtime.controls import controls_of, per_user
 from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.served import ServedModel, look_at, with_served
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.serving.served import ServedModel, look_at, with_served
 
 ORDER = {"rounds": 3, "participants": 1.0, "layers": 1, "heads": 2, "window": 6, "negatives": 8, "lr": 0.01, "map": 5}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -14,11 +14,11 @@ from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.runtime.network import parcels
-from fedem_flwr.runtime.network.link import Address
-from fedem_flwr.runtime.network.parcels import tree_of
-from fedem_flwr.runtime.network.server_link import BROKEN_OFF, ServerLink
-from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
+from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
+from fedem_flwr.network import parcels
+from fedem_flwr.network.link import Address
+from fedem_flwr.network.parcels import tree_of
+from fedem_flwr.network.server_link import BROKEN_OFF, ServerLink
 
 
 class SuperLink:

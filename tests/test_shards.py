@@ -19,11 +19,11 @@ from worlds import config_of
 from fedem_flwr.data import Interactions
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import evaluate_scores, held_out_ranks
+from fedem_flwr.network.host import ShardHost
+from fedem_flwr.nodes.host import NodeHost, slice_histories
 from fedem_flwr.protocol.shards import Federation, user_range, write_shards
 from fedem_flwr.protocol.split import SPLIT_SETTINGS, Protocol, Split
 from fedem_flwr.protocol.splits import make_split
-from fedem_flwr.runtime.network.host import ShardHost
-from fedem_flwr.runtime.node import NodeHost, slice_histories
 
 ARRAYS = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
 CPU = torch.device("cpu")

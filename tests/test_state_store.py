@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime import state_store
-from fedem_flwr.runtime.state_store import DiskStateStore
+from fedem_flwr.nodes import state_store
+from fedem_flwr.nodes.state_store import DiskStateStore
 
 ARRAYS = st.dictionaries(
     st.text(min_size=1, max_size=5).filter(lambda name: name != "__metadata__"),

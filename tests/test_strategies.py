@@ -14,10 +14,10 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
 from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, figures, largest_difference, node_of
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.experiment.outcome import summarise
+from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.runtime.inputs import build_strategy
-from fedem_flwr.runtime.outcome import summarise
-from fedem_flwr.runtime.wire import pack_arrays, unpack_arrays
 
 BAD, EACH = 2, 10  # the third of four nodes, users 20 to 29
 Named = dict[str, np.ndarray]

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from fedem_flwr.engine import cohort as cohort_module
+from fedem_flwr.engine.cohort import Cohort, CohortSettings, CohortState, Schedule
+from fedem_flwr.engine.local import LocalSettings
+from fedem_flwr.engine.merge import GlobalTables, Merge, MergeMode
+from fedem_flwr.engine.optimizer import CohortAdam
+from fedem_flwr.engine.samples import TrainingItems, draw_samples, shuffled_rows
 from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.models.mf import initial_table, initial_user, loss_and_residual, scores
-from fedem_flwr.training import cohort as cohort_module
-from fedem_flwr.training.cohort import Cohort, CohortSettings, CohortState, Schedule
-from fedem_flwr.training.local import LocalSettings
-from fedem_flwr.training.merge import GlobalTables, Merge, MergeMode
-from fedem_flwr.training.optimizer import CohortAdam
-from fedem_flwr.training.samples import Histories, draw_samples, shuffled_rows
 
 M, D = 60, 4
 POSITIVES = (3, 8, 5, 9, 9, 4)  # with 3 negatives each and batches of 10: 2 to 4 batches, the last one partly filled
@@ -38,7 +38,7 @@ def one_thread_in_double() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
-def world() -> Histories:
+def world() -> TrainingItems:
     """Six users with some items in common; user 4 has a duplicate."""
     g = torch.Generator().manual_seed(0)
     lists = [torch.randperm(M, generator=g)[:p].sort().values for p in POSITIVES]
@@ -47,7 +47,7 @@ def world() -> Histories:
     forbidden = [x.unique() for x in lists]
     ends = torch.tensor([0, *itertools.accumulate(map(len, forbidden))])
     names = torch.tensor([4, 7, 1, 12, 30, 31])
-    return Histories(names, M, offsets, torch.cat(lists), ends, torch.cat(forbidden))
+    return TrainingItems(names, M, offsets, torch.cat(lists), ends, torch.cat(forbidden))
 
 
 def method(mode: MergeMode, schedule: Schedule, early_stop: float = 0.0, epochs: int = 4) -> CohortSettings:
@@ -155,7 +155,7 @@ class Client:
         self.run_epochs(samples, batch)
 
 
-def twins(histories: Histories, settings: CohortSettings, tables: GlobalTables | None, round_: int) -> list[Client]:
+def twins(histories: TrainingItems, settings: CohortSettings, tables: GlobalTables | None, round_: int) -> list[Client]:
     """Every client of the world, trained alone for one round."""
     clients, state = [], start(settings)
     for u in range(len(POSITIVES)):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedem_flwr.engine import transitions
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.transitions import MapScores, Windows, directional_map, pair_sums
 from fedem_flwr.errors import InputError
-from fedem_flwr.training import transitions
-from fedem_flwr.training.history import History
-from fedem_flwr.training.transitions import MapScores, Windows, directional_map, pair_sums
 from strategies import order_map
 from strategies.order_map import OrderMap
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.runtime.network.key_folder import add_nodes, make_certificates, renew_certificate
-from fedem_flwr.runtime.network.trust import (
+from fedem_flwr.network.key_folder import add_nodes, make_certificates, renew_certificate
+from fedem_flwr.network.trust import (
     NodeTrust,
     Roster,
     ServerTrust,

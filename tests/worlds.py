@@ -12,15 +12,16 @@ from flwr.app import Message
 
 from fedem_flwr.client_app import build_client_app
 from fedem_flwr.config import Config, merge_trees, resolve
+from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.messages.wire import unpack_arrays
+from fedem_flwr.nodes.host import STATE_FOLDER, NodeHost
+from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inprocess import FIRST_NODE_ID, InProcessGrid, task_identity
 from fedem_flwr.runtime.inputs import load_interactions, split_of
 from fedem_flwr.runtime.loop import Outcome
-from fedem_flwr.runtime.node import STATE_FOLDER, NodeHost
-from fedem_flwr.runtime.run import PreparedRun
-from fedem_flwr.runtime.state_store import DiskStateStore
-from fedem_flwr.runtime.wire import unpack_arrays
+from fedem_flwr.runtime.prepared import PreparedRun
 
 USERS, ITEMS = 40, 60
 SYNTHETIC = {"users": USERS, "items": ITEMS, "mean_interactions": 15}
@@ -79,7 +80,7 @@ def done(run: PreparedRun, outcome: Outcome) -> Done:
 def carry_out(path: Path, config: Config) -> Done:
     """A whole run on its own runtime."""
     run = prepare(path, config)
-    return done(run, run.carry_out(lambda _: None))
+    return done(run, carry_out_rounds(run, lambda _: None))
 
 
 @dataclass

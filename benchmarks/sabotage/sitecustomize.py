@@ -51,8 +51,8 @@ def _spoiled(arrays: list[Any], do: str) -> list[Any]:
 def _arm() -> None:
     from clients.cohort import CohortClient
     from clients.fedials import FedialsClient
-    from fedem_flwr.runtime.network import node_link
-    from fedem_flwr.runtime.node import NodeHost
+    from fedem_flwr.network import node_link
+    from fedem_flwr.nodes.host import NodeHost
 
     now = {"do": ""}
 

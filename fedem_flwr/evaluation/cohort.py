@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.controls import headline
 from fedem_flwr.evaluation.ranking import METRICS, Part, evaluate_scores
 from fedem_flwr.protocol.splits import Split
-from fedem_flwr.training.parallel import in_parallel
 
 Sums = dict[str, float]
 PARTS: tuple[Part, ...] = ("validation", "test")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, remembered, split_hash
-from fedem_flwr.evaluation.linear import Ease, Histories, Linear, Neighbours, blocks
+from fedem_flwr.evaluation.linear import AgedItems, Ease, Linear, Neighbours, blocks
 from fedem_flwr.evaluation.ranking import MetricSums, Part, held_out_ranks, user_terms
 from fedem_flwr.evaluation.tuning import LISTS, Gains, Setting, best_settings, tuning_users, validation_gains
 from fedem_flwr.protocol.split import IntArray, Split
@@ -100,7 +100,7 @@ def popularity_control(split: Split) -> Figures:
 
 def item_knn_control(split: Split, test_history: TestHistory = "training") -> Figures:
     """Item-based nearest neighbours, their number and the shrinkage chosen on validation."""
-    histories, users, ages_alike = Histories.of(split), tuning_users(split), HALF_LIVES[:1]
+    histories, users, ages_alike = AgedItems.of(split), tuning_users(split), HALF_LIVES[:1]
     neighbours = Neighbours.of(split.train_csr(), max(NEIGHBOURS), SHRINKAGES)
     gains: dict[tuple[int, float], Gains] = {}
     for shrinkage in SHRINKAGES:
@@ -130,7 +130,7 @@ def ease_controls(
     Raises:
         InputError: λ is not positive, or too small for the arithmetic.
     """
-    ease, histories, users = Ease(split.train_csr()), Histories.of(split), tuning_users(split)
+    ease, histories, users = Ease(split.train_csr()), AgedItems.of(split), tuning_users(split)
     half_lives = HALF_LIVES[:1] if order_refused(split) else HALF_LIVES
     gains: dict[tuple[float, float], Gains] = {}
     for ridge in RIDGES if ease_lambda is None else (ease_lambda,):
@@ -152,9 +152,9 @@ def ease_controls(
 
 
 def _linear_figures(
-    split: Split, model: Linear, histories: Histories, test_history: TestHistory, half_life: float = HALF_LIVES[0]
+    split: Split, model: Linear, histories: AgedItems, test_history: TestHistory, half_life: float = HALF_LIVES[0]
 ) -> Figures:
-    longer = Histories.of(split, validation=True) if test_history == "all" else None
+    longer = AgedItems.of(split, validation=True) if test_history == "all" else None
     return _figures(
         split,
         lambda users: model(histories.rows(users, half_life)),

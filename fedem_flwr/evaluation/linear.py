@@ -33,7 +33,7 @@ def blocks(count: int, width: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True, eq=False)
-class Histories:
+class AgedItems:
     """The distinct items that each user has met, oldest first.
 
     Attributes:
@@ -49,7 +49,7 @@ class Histories:
     catalogue: int
 
     @classmethod
-    def of(cls, split: Split, *, validation: bool = False) -> Histories:
+    def of(cls, split: Split, *, validation: bool = False) -> AgedItems:
         """The training items and, if asked for, the validation item as the newest one."""
         everyone = np.arange(split.users, dtype=np.int64)
         user, item = np.repeat(everyone, np.diff(split.train_offsets)), np.asarray(split.train_items, np.int64)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.ranking import held_out_ranks, user_terms
 from fedem_flwr.protocol.split import IntArray, Split, user_rows
-from fedem_flwr.training.parallel import in_parallel
 
 TOP = 10
 DECILES = 10

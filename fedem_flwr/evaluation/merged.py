@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedem_flwr.engine.elastic import Tables
+from fedem_flwr.engine.elastic_scores import Chosen
 from fedem_flwr.evaluation.ranking import Part
 from fedem_flwr.evaluation.scorers import CohortScorer
-from fedem_flwr.training.elastic import Tables
-from fedem_flwr.training.elastic_scores import Chosen
 
 
 @dataclass(frozen=True)

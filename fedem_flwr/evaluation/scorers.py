@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.history import History, IntArray
+from fedem_flwr.engine.merge import GlobalTables
 from fedem_flwr.evaluation.ranking import Part
-from fedem_flwr.training.cohort import Cohort
-from fedem_flwr.training.history import History, IntArray
-from fedem_flwr.training.merge import GlobalTables
 
 
 @dataclass(frozen=True)

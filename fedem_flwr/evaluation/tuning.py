@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedem_flwr.evaluation.linear import Histories, Linear, blocks
+from fedem_flwr.evaluation.linear import AgedItems, Linear, blocks
 from fedem_flwr.evaluation.ranking import MetricSums, held_out_ranks
 from fedem_flwr.protocol.split import IntArray, Split
 from fedem_flwr.randomness import keyed_permutation
@@ -26,7 +26,7 @@ def tuning_users(split: Split) -> IntArray:
 
 
 def validation_gains(
-    split: Split, users: IntArray, histories: Histories, model: Linear, half_lives: Sequence[float]
+    split: Split, users: IntArray, histories: AgedItems, model: Linear, half_lives: Sequence[float]
 ) -> list[Gains]:
     """Mean validation NDCG@10 of both lists, for each half-life of a history's items."""
     sums = [dict.fromkeys(LISTS, MetricSums.empty()) for _ in half_lives]

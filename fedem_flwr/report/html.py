@@ -16,9 +16,10 @@ from typing import TypeVar
 
 from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.files import write_atomically
 from fedem_flwr.report import plots
 from fedem_flwr.report.comparison import comparison_of, signed
-from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at, write_atomically
+from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
 from fedem_flwr.report.sections import lists_text, tunings_of
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.report.tables import (

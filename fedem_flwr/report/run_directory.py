@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.files import write_atomically
 
 Json: TypeAlias = dict[str, Any]
 
@@ -71,34 +72,6 @@ def plain(value: object) -> Any:
     if isinstance(value, Sequence):
         return [plain(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old file or the new one whole.
-
-    Raises:
-        FedemError: the file cannot be written (permissions, disk full).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        flush_to_disk(path.parent)  # the name: what older files say may be deleted next
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FedemError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _parse(text: str) -> Json | None:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.report.run_directory import RunDirectory, write_atomically
-from fedem_flwr.runtime.state_store import DiskStateStore
+from fedem_flwr.files import write_atomically
+from fedem_flwr.nodes.state_store import DiskStateStore
+from fedem_flwr.report.run_directory import RunDirectory
 
 _SERVER = "server"
 

@@ -10,11 +10,11 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
+from fedem_flwr.config.registry import STOCK_PREFIX, find
 from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset, open_source
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.protocol.splits import make_split, split_to
-from fedem_flwr.registry import STOCK_PREFIX, find
 
 DEFAULT_MIN_INTERACTIONS = 10
 

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord
 
 from fedem_flwr.evaluation.cohort import means_of, nested, rho_statistics
-from fedem_flwr.runtime.wire import payload_bytes, plain_numbers
+from fedem_flwr.messages.wire import payload_bytes, plain_numbers
 
 Line = dict[str, Any]
 Sums = dict[str, float]

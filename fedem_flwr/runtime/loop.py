@@ -17,6 +17,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.messages.admission import Admission, TooFewContributions, greetings, meeting_seconds, sessions_of
+from fedem_flwr.messages.wire import pack_arrays, plain_numbers, unpack_arrays
 from fedem_flwr.report.run_directory import number_at
 from fedem_flwr.report.selection import evaluated_users
 from fedem_flwr.runtime.checkpoint import Best, Checkpoint
@@ -31,8 +33,6 @@ from fedem_flwr.runtime.lines import (
     weigh,
 )
 from fedem_flwr.runtime.stock import give_memory, memory_of
-from fedem_flwr.runtime.welcome import TooFewContributions, Welcome, greetings, meeting_seconds, sessions_of
-from fedem_flwr.runtime.wire import pack_arrays, plain_numbers, unpack_arrays
 
 REPEAT_PAUSE = 1.0  # seconds until a round with too few contributions is repeated
 
@@ -46,7 +46,7 @@ class Resumable(Protocol):
     samples: np.ndarray
     stateless: bool  # clients keep nothing between rounds: the state of any round can be served
 
-    def meet(self, grid: Grid, timeout: float, welcome: Welcome | None = None, round_: int = 0) -> None:
+    def meet(self, grid: Grid, timeout: float, welcome: Admission | None = None, round_: int = 0) -> None:
         """Learn which users live where, after `round_`."""
 
     def participants(self, round_: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class Plan:
     emit: Callable[[Line], None]
     save: Callable[[Checkpoint], None] | None = None
     evaluate_every: int = 1
-    welcome: Welcome | None = None
+    welcome: Admission | None = None
     patience: float = 0.0
 
 

@@ -1,0 +1,273 @@
+"""The command line, `fedem`. Bad input gives one line and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from fedem_flwr import __version__
+from fedem_flwr.cli.deploy import app as deploy_app
+from fedem_flwr.errors import FedemError, InputError
+
+app = typer.Typer(
+    name="fedem",
+    help="Federated recommendation, measured honestly: fedials, FedEM (elastic merging) and its comparison methods.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Data sets: what is known, what a file holds, downloads, shards.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(deploy_app, name="deploy")
+
+_INTERRUPTED, _CONTINUE = 130, "interrupted; continue with `fedem resume RUN_DIR`"
+
+Dataset = Annotated[
+    str | None, typer.Option(help="a known name (see `fedem data list`) or the path of a delimited file")
+]
+Protocol = Annotated[str | None, typer.Option(help="strict (default) or paper, the literature's leaky evaluation")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="folder with known data sets; default: $FEDEM_DATA, the cache, a download")
+]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="any configuration value, as section.key=value")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
+
+
+@app.command()
+def run(
+    experiment: Annotated[str | None, typer.Argument(help="a TOML file, or a shipped experiment; options win")] = None,
+    dataset: Dataset = None,
+    method: Annotated[str | None, typer.Option(help="a preset of configs/methods")] = None,
+    protocol: Protocol = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="inprocess (default), ray (Flower's simulation) or network (real processes)")
+    ] = None,
+    users_per_node: Annotated[int | None, typer.Option(help="users that one Flower node hosts; 0: all")] = None,
+    rounds: Annotated[int | None, typer.Option(help="rounds of training")] = None,
+    seed: Annotated[int | None, typer.Option(help="of every draw, the split's included")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
+    out: Annotated[Path | None, typer.Option(help="run directory; default: a new one under runs/")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="another method to run beside it on the same split")] = None,
+    data_dir: DataDir = None,
+    superlink: Annotated[str | None, typer.Option(help="host:port of a SuperLink that runs already; nodes too")] = None,
+    federation: Annotated[
+        Path | None, typer.Option(help="what is known of the nodes' data: federation/ of `fedem data shard`")
+    ] = None,
+    certs: Annotated[Path | None, typer.Option(help="the server's keys, of `fedem deploy certs`")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="network: plain HTTP, unknown nodes")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that --out holds")] = False,
+    quiet: Quiet = False,
+    settings: Settings = None,
+) -> None:
+    """Train and evaluate a method; without arguments, on the embedded synthetic data."""
+    from fedem_flwr.cli import run as commands
+    from fedem_flwr.cli.options import options_tree
+
+    options = options_tree(
+        {
+            "data": {"dataset": dataset, "protocol": protocol, "data_dir": _text(data_dir)},
+            "method": {"name": method},
+            "run": {
+                "runtime": runtime or ("network" if superlink else None),
+                "users_per_node": users_per_node,
+                "rounds": rounds,
+                "seed": seed,
+                "device": device,
+            },
+            "network": {"superlink": superlink, "certs": certs and str(certs.resolve()), "insecure": insecure or None},
+        },
+        settings or [],
+    )
+    commands.run(experiment, options, out, against or [], overwrite=overwrite, quiet=quiet, federation=federation)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="the directory of an interrupted run")], quiet: Quiet = False
+) -> None:
+    """Continue an interrupted run to the same final result."""
+    from fedem_flwr.cli import run as commands
+
+    commands.resume(run_dir, quiet=quiet)
+
+
+@app.command()
+def audit(
+    dataset: Dataset = None,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds of each trained row")] = 20,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option(help="also write the table there, as audit.md and audit.json")] = None,
+    quiet: Quiet = False,
+    settings: Settings = None,
+) -> None:
+    """Measure the leak of the literature's protocol on a data set: the same methods under both protocols."""
+    from fedem_flwr.cli import audit as commands
+    from fedem_flwr.cli.options import options_tree
+
+    options = options_tree(
+        {"data": {"dataset": dataset, "data_dir": _text(data_dir)}, "run": {"rounds": rounds, "seed": seed}},
+        settings or [],
+    )
+    commands.audit(options, out, quiet=quiet)
+
+
+@app.command()
+def recommend(
+    run_dir: Annotated[Path, typer.Argument(help="the directory of a finished run")],
+    user: Annotated[str | None, typer.Option(help="a user of the run, by the id in the data set")] = None,
+    history: Annotated[
+        str | None,
+        typer.Option(
+            help="item ids of anybody, oldest first: separated by commas, or a file (columns item, or user,item)"
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="how many items")] = 10,
+    exclude_seen: Annotated[
+        bool,
+        typer.Option(
+            "--exclude-seen/--include-seen", " /--no-exclude-seen", help="leave out what the user has met already"
+        ),
+    ] = True,
+    names: Annotated[Path | None, typer.Option(help="a file with item ids and names, shown beside the ids")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table")] = False,
+) -> None:
+    """Recommend items to a user of the run, or to anybody whose history is given."""
+    from fedem_flwr.cli import recommend as commands_recommend
+
+    commands_recommend.recommend(run_dir, user, history, top, exclude_seen=exclude_seen, names=names, as_json=as_json)
+
+
+@data_app.command("list")
+def data_list(data_dir: DataDir = None) -> None:
+    """List the known data sets, and whether they are at hand."""
+    from fedem_flwr.cli import data as commands_data
+
+    commands_data.show_list(data_dir)
+
+
+@data_app.command("info")
+def data_info(
+    dataset: Annotated[str, typer.Argument(help="a known name or a path")],
+    data_dir: DataDir = None,
+    settings: Settings = None,
+) -> None:
+    """Describe a data set: sizes, times, duplicates, what each protocol keeps."""
+    from fedem_flwr.cli import data as commands_data
+    from fedem_flwr.cli.options import options_tree
+
+    options = options_tree({"data": {"dataset": dataset, "data_dir": _text(data_dir)}}, settings or [])
+    commands_data.show_info(options)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    dataset: Annotated[str, typer.Argument(help="a known name")],
+    data_dir: Annotated[Path | None, typer.Option(help="where to put it; default: the cache")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Download a known data set and check it."""
+    from fedem_flwr.cli import data as commands_data
+
+    commands_data.fetch(dataset, data_dir, quiet=quiet)
+
+
+@data_app.command("shard")
+def data_shard(
+    dataset: Dataset = None,
+    nodes: Annotated[int, typer.Option(min=1, help="how many shards, of consecutive users")] = 2,
+    out: Annotated[Path, typer.Option(help="folder that is made: federation/ and shards/node-0 ...")] = Path("shards"),
+    protocol: Protocol = None,
+    seed: Annotated[int | None, typer.Option(help="of the split")] = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    settings: Settings = None,
+) -> None:
+    """Split a data set and cut it into one shard a node, so that no node holds another's users."""
+    from fedem_flwr.cli import data as commands_data
+    from fedem_flwr.cli.options import options_tree
+
+    data = {"dataset": dataset, "protocol": protocol, "data_dir": _text(data_dir)}
+    options = options_tree({"data": data, "run": {"seed": seed}}, settings or [])
+    commands_data.shard(options, nodes, out, quiet=quiet)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """`fedem` finds what it needs when a command runs, so that help is instant."""
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@contextmanager
+def _ended_like_ctrl_c() -> Iterator[None]:
+    """On SIGTERM, too, what a command has started is stopped, and it says how to go on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: run the command line and turn foreseen failures into one line."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def stop(message: str, code: int) -> Any:
+        errors.print(f"fedem: {' '.join(message.split())}", markup=False)
+        sys.exit(code)
+
+    try:
+        with _ended_like_ctrl_c():
+            code = app(args=arguments, standalone_mode=False)
+    except InputError as error:
+        stop(str(error), 2)
+    except FedemError as error:
+        stop(str(error), 1)
+    except click.exceptions.NoArgsIsHelpError:
+        sys.exit(2)  # the help was shown
+    except click.ClickException as error:
+        stop(f"{error.format_message()} (see fedem --help)", 2)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        stop(_CONTINUE, _INTERRUPTED)
+    except OSError as error:
+        stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    except Exception as error:  # not foreseen: still one line, and the details for whoever asks
+        if os.environ.get("FEDEM_TRACEBACK"):
+            raise
+        stop(f"unexpected {type(error).__name__}: {error} (FEDEM_TRACEBACK=1 shows where; please report it)", 1)
+    else:
+        if code == _INTERRUPTED:  # what Typer makes of an interrupt, without a word
+            stop(_CONTINUE, code)
+        sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,175 @@
+"""A run's configuration: frozen, validated, layered from TOML files, written resolved into the run's directory.
+
+Layers, later ones win: field defaults · `configs/methods/METHOD.toml` · the data set file's `[settings.METHOD]` and
+`[data]` · the experiment file · command-line options. Symbols in the descriptions are those of the FedEM paper (AAAI
+2026).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import ValidationError
+
+from fedem_flwr.config.sections import (
+    AggregateConfig,
+    DataConfig,
+    ElasticConfig,
+    EvaluationConfig,
+    FoldInConfig,
+    IalsConfig,
+    LocalConfig,
+    MergeConfig,
+    MethodConfig,
+    ModelConfig,
+    NetworkConfig,
+    OrderConfig,
+    RunConfig,
+    Section,
+)
+from fedem_flwr.errors import InputError, suggest
+
+Tree = dict[str, Any]
+DEFAULT_METHOD = "fedials"  # where the data set's file names none
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    data: DataConfig = DataConfig()
+    method: MethodConfig = MethodConfig()
+    model: ModelConfig = ModelConfig()
+    local: LocalConfig = LocalConfig()
+    merge: MergeConfig = MergeConfig()
+    aggregate: AggregateConfig = AggregateConfig()
+    ials: IalsConfig = IalsConfig()
+    fold_in: FoldInConfig = FoldInConfig()
+    order: OrderConfig = OrderConfig()
+    elastic: ElasticConfig = ElasticConfig()
+    run: RunConfig = RunConfig()
+    network: NetworkConfig = NetworkConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def to_toml(self) -> str:
+        """The resolved configuration; fields without a value are left out, as TOML has no null."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def changed(self, section: str, **values: Any) -> Config:
+        """A copy with some fields of a section replaced, validated again."""
+        tree = self.model_dump()
+        tree[section].update(values)
+        return build(tree, "an option")
+
+
+def build(tree: Mapping[str, Any], origin: str) -> Config:
+    """Validate a tree of sections.
+
+    Raises:
+        InputError: naming the key, what is wrong with it and, for an unknown key, the nearest valid one.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(_explain(first, origin)) from None
+
+
+def _explain(error: Any, origin: str) -> str:
+    path = [str(part) for part in error["loc"]]
+    where = ".".join(path)
+    if error["type"] == "extra_forbidden":
+        valid = _fields_at(path[:-1])
+        return f"{origin}: unknown key '{where}'{suggest(path[-1], valid)}"
+    return f"{origin}: {where} = {error['input']!r}: {error['msg'].lower()}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    model: Any = Config
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field is not None else None
+    return list(getattr(model, "model_fields", {}))
+
+
+def merge_trees(*trees: Mapping[str, Any]) -> Tree:
+    """Overlay nested mappings; later ones win, key by key."""
+    out: Tree = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+            out[key] = merge_trees(out[key], value) if both else value
+    return out
+
+
+def read_toml(path: Path) -> Tree:
+    """Read a TOML file, or raise an InputError that names the file and line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def preset_names(kind: Literal["methods", "datasets"]) -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(p.name.removesuffix(".toml") for p in _presets(kind).iterdir() if p.name.endswith(".toml"))
+
+
+def _presets(kind: str) -> Any:
+    return files("configs").joinpath(kind)
+
+
+def _preset(kind: Literal["methods", "datasets"], name: str) -> Tree:
+    if name not in preset_names(kind):  # it may be a path
+        return {}
+    return tomllib.loads(_presets(kind).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: str = "configuration") -> Config:
+    """Lay an experiment and command-line options over the presets of their method and data set.
+
+    Args:
+        experiment: tree of an experiment file; may be empty.
+        options: tree of command-line options; wins over everything.
+        origin: what to call the source in error messages.
+
+    Raises:
+        InputError: unknown method, data set or key, or a value out of range.
+    """
+    given = merge_trees(experiment, options)
+    for key, value in given.items():
+        if key not in Config.model_fields:
+            raise InputError(f"{origin}: unknown section [{key}]{suggest(key, Config.model_fields)}")
+        if not isinstance(value, Mapping):
+            raise InputError(f"{origin}: '{key}' must be a section, not a value")
+    dataset = str(given.get("data", {}).get("dataset", DataConfig().dataset))
+    data_preset = _preset("datasets", dataset)
+    settings = data_preset.pop("settings", {})
+    default_method = data_preset.get("method", {}).get("name", DEFAULT_METHOD)
+    method = str(given.get("method", {}).get("name", default_method))
+    base = str(given.get("method", {}).get("base", method))
+    method_preset = _preset("methods", base)
+    if not method_preset and (base != method or "strategy" not in given.get("method", {})):
+        raise InputError(f"{origin}: unknown method '{base}'{suggest(base, preset_names('methods'))}")
+    tree = merge_trees(method_preset, data_preset, settings.get(method, {}), _untuned(given), given)
+    own_strategy = given.get("method", {}).get("strategy")
+    unnamed = "name" not in given.get("method", {}) and own_strategy not in (None, method_preset["method"]["strategy"])
+    tree.setdefault("method", {})["name"] = own_strategy if unnamed else method  # results must not pass as the preset's
+    return build(tree, origin)
+
+
+def _untuned(given: Mapping[str, Any]) -> Tree:
+    """Settings that were given are used, not tuned away on validation."""
+    values = {"fold_in": ("half_life", "ridge"), "order": ("weight", "map_weight")}
+    return {section: {"tune": False} for section, keys in values.items() if set(keys) & set(given.get(section, {}))}
+
+
+def load_resolved(path: Path) -> Config:
+    """Read a run directory's config.toml, which needs no presets."""
+    return build(read_toml(path), str(path))

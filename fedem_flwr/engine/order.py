@@ -1,0 +1,149 @@
+"""One round of the order component on the device: gradients of a sampled softmax over a user's own sequence, summed.
+
+Each position of a history predicts the item that came next, among that item and a user's sampled negatives. Sums over
+the cohort leave: of the encoder's weights and of the touched item rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.engine.history import History, IntArray
+from fedem_flwr.engine.parallel import in_parallel
+from fedem_flwr.models.encoder import Dropout, Encoder
+from fedem_flwr.randomness import keyed_integers
+
+_BLOCK = 32  # users whose activations are held at a time, in one worker
+_LEAST = 2  # items of a sequence: one to predict from, one to predict
+
+
+@dataclass(frozen=True)
+class OrderTask:
+    """What is minimised.
+
+    Attributes:
+        encoder: its shape.
+        negatives: drawn for each user and round, shared by its positions; 0 is the whole catalogue.
+        rows: whether the item rows learn too.
+        seed: keys the draws.
+    """
+
+    encoder: Encoder
+    negatives: int
+    rows: bool
+    seed: int
+
+
+@dataclass
+class OrderSums:
+    """Sums over a cohort's positions; float64.
+
+    Attributes:
+        weights: (W,) gradient. rows: (m, d) gradient of the item rows. touched: (m,) bool, which of them were used.
+        loss: Σ −log softmax. positions: how many.
+    """
+
+    weights: Tensor
+    rows: Tensor
+    touched: Tensor
+    loss: float
+    positions: int
+
+
+def order_sums(
+    task: OrderTask, weights: Tensor, rows: Tensor, history: History, who: IntArray, round_: int
+) -> OrderSums:
+    """Gradients of users `who` for one round.
+
+    Args:
+        weights: (W,) and rows: (m, d), as downloaded.
+        history: the cohort's interactions.
+        who: (k',) positions of the participants.
+        round_: keys the negatives and the dropout.
+    """
+    m, dim = rows.shape
+    device = rows.device
+    total = OrderSums(
+        torch.zeros(len(weights), dtype=torch.float64, device=device),
+        torch.zeros((m, dim), dtype=torch.float64, device=device),
+        torch.zeros(m, dtype=torch.bool, device=device),
+        0.0,
+        0,
+    )
+    enough = who[history.counts()[who] >= _LEAST]
+    blocks = np.split(enough, range(_BLOCK, len(enough), _BLOCK)) if len(enough) else []
+
+    def gradients(block: IntArray) -> OrderSums:
+        items, _ = history.padded(block, task.encoder.window + 1)
+        users = torch.from_numpy(history.users[block]).to(device)
+        return _block(task, weights, rows, items.to(device), users, round_)
+
+    for sums in in_parallel(gradients, blocks, device):
+        total.weights += sums.weights
+        total.rows += sums.rows
+        total.touched |= sums.touched
+        total.loss += sums.loss
+        total.positions += sums.positions
+    return total
+
+
+def _block(task: OrderTask, weights: Tensor, rows: Tensor, items: Tensor, users: Tensor, round_: int) -> OrderSums:
+    m = len(rows)
+    own, table = weights.detach().requires_grad_(), rows.detach().requires_grad_(task.rows)
+    before, after = items[:, :-1], items[:, 1:]  # (k, l)
+    real = before < m
+    gathered = table[before.clamp(max=m - 1)]
+    drop = Dropout(task.encoder.dropout, task.seed, round_, users)
+    hidden = task.encoder.hidden(own, gathered, real, drop)  # (k, l, d)
+    if task.negatives:
+        drawn = torch.arange(task.negatives, device=users.device)
+        negatives = keyed_integers(m, task.seed, "order/negatives", round_, users[:, None], drawn)  # (k, s)
+        wrong = hidden @ table[negatives].mT + math.log(m / task.negatives)  # (k, l, s): each stands for m / s items
+        wrong = wrong.masked_fill(negatives[:, None, :] == after[:, :, None], -math.inf)
+        right = (hidden * table[after.clamp(max=m - 1)]).sum(-1, keepdim=True)
+        losses = torch.logsumexp(torch.cat([right, wrong], -1), -1) - right.squeeze(-1)
+        touched = torch.cat([negatives.flatten(), items[items < m]])
+    else:
+        logits = hidden @ table.T
+        losses = torch.logsumexp(logits, -1) - logits.gather(2, after.clamp(max=m - 1).unsqueeze(-1)).squeeze(-1)
+        touched = torch.arange(m, device=users.device)
+    loss = losses[real].sum()
+    wanted = (own, table) if task.rows else (own,)
+    found = torch.autograd.grad(loss, wanted)
+    mask = torch.zeros(m, dtype=torch.bool, device=rows.device)
+    if task.rows:
+        mask[touched] = True
+    of_rows = found[1] if task.rows else torch.zeros_like(rows)
+    return OrderSums(found[0], of_rows, mask, float(loss.detach()), int(real.sum()))
+
+
+@dataclass(frozen=True)
+class OrderScores:
+    """Scores of what comes next; a component of `evaluation.scorers.HistoryScorer`.
+
+    Attributes:
+        encoder: its shape. weights: (W,). rows: (m, d).
+    """
+
+    encoder: Encoder
+    weights: Tensor
+    rows: Tensor
+
+    def scores(self, history: History, who: IntArray) -> tuple[Tensor, None]:
+        """(k', m); zeros for users without history."""
+        items, counts = history.padded(who, self.encoder.window)
+        m = len(self.rows)
+        if not items.shape[1]:
+            return self.rows.new_zeros(len(who), m), None
+        items = items.to(self.rows.device)
+        last = torch.cat([self._last(part, m) for part in items.split(_BLOCK * 8)])
+        return (last @ self.rows.T) * (counts > 0).to(last).unsqueeze(1), None
+
+    def _last(self, items: Tensor, m: int) -> Tensor:
+        hidden = self.encoder.hidden(self.weights, self.rows[items.clamp(max=m - 1)], items < m)
+        return hidden[:, -1]

@@ -1,0 +1,1 @@
+"""A whole experiment: rounds, controls, comparison, summary and report."""

@@ -1,0 +1,111 @@
+"""A run's controls, from the cache; and the one that needs training: the same method with no federation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedem_flwr.config import Config
+from fedem_flwr.config.registry import find
+from fedem_flwr.data.catalog import cache_dir
+from fedem_flwr.engine.cohort import Cohort, CohortState
+from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, nested
+from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
+from fedem_flwr.evaluation.controls import remembered_controls
+from fedem_flwr.evaluation.scorers import CohortScorer
+from fedem_flwr.files import write_atomically
+from fedem_flwr.methods.settings import cohort_settings, resolve_device
+from fedem_flwr.nodes.host import slice_histories
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.report.selection import reported_line
+
+_FORMAT = 1  # of a cache entry; raise it when local training changes
+_COHORT = 2048  # users trained at a time: bounds the memory of their own tables
+
+
+def cache_folder(config: Config) -> Path:
+    """Where controls are kept: the configured folder, or the user's cache folder."""
+    return Path(config.evaluation.cache_dir) if config.evaluation.cache_dir else cache_dir("controls")
+
+
+def controls_of(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
+    """Every control of a split by name, each computed once and then read from the cache.
+
+    Args:
+        on_round: told how many rounds of local training are done, of the run's; not called on a cache hit.
+
+    Returns:
+        `evaluation.controls.Control` to the results of `measure_controls`; and ``local_only``, None where it was not
+        asked for or the method's clients train nothing that could be trained alone.
+    """
+    controls: dict[str, Any] = dict(_fitted(split, config).results)
+    alone = config.evaluation.local_only and trains_alone(config)
+    controls["local_only"] = cached_local_only(split, config, cache_folder(config), on_round) if alone else None
+    return controls
+
+
+def per_user(split: Split, config: Config) -> dict[str, UserMetrics]:
+    """Each fitted control's test metrics of every user, from the cache.
+
+    Returns:
+        Control to metric to (n,) float32, the metrics being hr@10 and ndcg@10 of both lists, as in ``"full/ndcg@10"``;
+        empty where no controls were asked for. Skipped controls and ``local_only`` are not in it.
+    """
+    return _fitted(split, config).per_user
+
+
+def _fitted(split: Split, config: Config) -> Measured:
+    settings = config.evaluation
+    if not settings.controls:
+        return Measured({}, {})
+    return remembered_controls(split, cache_folder(config), settings.ease_lambda, settings.test_history)
+
+
+def trains_alone(config: Config) -> bool:
+    """Whether the method's clients train on their own: a client class without local training has LOCAL_ONLY = False."""
+    return bool(getattr(find("clients", config.method.client), "LOCAL_ONLY", True))
+
+
+def cached_local_only(split: Split, config: Config, folder: Path, on_round: Callable[[int], None]) -> dict[str, Any]:
+    """`local_only`, remembered under the content of the split and the settings it depends on."""
+    what = {"model": config.model.model_dump(), "local": config.local.model_dump(), "format": _FORMAT}
+    run = {"seed": config.run.seed, "rounds": config.run.rounds}
+    entry = folder / f"local-only-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"
+    try:
+        known: dict[str, Any] = json.loads(entry.read_bytes())
+        if "ndcg@10" in known:
+            return known
+    except (OSError, ValueError):
+        pass  # not there, or damaged: compute it
+    result = local_only(split, config, on_round)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(entry, json.dumps(result))
+    return result
+
+
+def local_only(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
+    """Train every client alone with the method's own local settings, for as many rounds.
+
+    Returns:
+        Test figures of the round that the protocol reports (best validation NDCG@10; best test HR@10 under `paper`).
+    """
+    alone = config.changed("merge", mode="none").changed("method", strategy="fedem")
+    settings, device = cohort_settings(alone), resolve_device(config.run.device)
+    parts = np.array_split(np.arange(split.users), max(1, -(-split.users // _COHORT)))
+    totals: list[dict[str, float]] = [{} for _ in range(config.run.rounds)]
+    for number, users in enumerate(parts):
+        histories = slice_histories(split, users, device)
+        cohort = Cohort(histories, CohortState.initial(len(users), split.items, settings, device), settings)
+        everyone = torch.arange(len(users), device=device)
+        for round_ in range(1, config.run.rounds + 1):
+            cohort.train(everyone, None, round_)
+            add_sums(totals[round_ - 1], evaluate_cohort(CohortScorer(cohort, None), split))
+            on_round((number * config.run.rounds + round_) // len(parts))  # all parts together are the run's rounds
+    lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
+    best = reported_line(lines, split.protocol)
+    return {"round": best["round"], **best["test"], "validation": best["validation"]}

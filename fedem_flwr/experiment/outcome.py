@@ -1,0 +1,117 @@
+"""What is written down of a finished run: summary.json and diagnostics.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fedem_flwr.errors import FedemError
+from fedem_flwr.evaluation.cohort import means_of, nested
+from fedem_flwr.methods.settings import resolve_device
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.selection import Selected, best_line, reported_key
+from fedem_flwr.runtime.inputs import build_strategy
+from fedem_flwr.runtime.lines import Line
+from fedem_flwr.runtime.loop import Outcome
+from fedem_flwr.runtime.prepared import PreparedRun
+
+GROUPS = 5
+BYTES = ("bytes_up", "bytes_down", "node_bytes_up", "node_bytes_down")  # of a metrics line
+
+
+def summarise(
+    run: PreparedRun,
+    lines: list[Line],
+    outcome: Outcome,
+    controls: dict[str, Any],
+    comparison: dict[str, Any] | None,
+    notes: list[str],
+) -> dict[str, Any]:
+    """summary.json of a finished run."""
+    config, split = run.config, run.facts
+    rules: tuple[Selected, Selected] = ("best_validation", "best_test")
+    shown: dict[str, Line] = {rule: best_line(lines, rule) for rule in rules} | {"last": lines[-1]}
+    warmed = [line["seconds"] for line in lines[1:]] or [line["seconds"] for line in lines]
+    return {
+        "dataset": split.dataset,
+        "method": config.method.name,
+        "title": config.method.title,
+        "protocol": split.protocol,
+        "runtime": config.run.runtime,
+        "nodes": run.nodes,
+        "seed": config.run.seed,
+        "rounds": len(lines),
+        "users": split.users,
+        "items": split.items,
+        "interactions": split.interactions,
+        "has_times": split.has_times,
+        "selected": reported_key(split.protocol),
+        "metrics": {name: {"round": line["round"], **line["test"]} for name, line in shown.items()},
+        "served_round": outcome.served_round or lines[-1]["round"],
+        "controls": controls,
+        "seconds_per_round": statistics.median(warmed),
+        **{name: statistics.mean(line[name] for line in lines) for name in BYTES},
+        "peak_rss_bytes": outcome.peak_rss_bytes,
+        "failures": len(outcome.failures),
+        "device": str(resolve_device(config.run.device)),
+        "command": run.directory.read_command(),
+        "comparison": comparison,
+        "warnings": [*getattr(build_strategy(config, split.items), "caveats", list)(), *_withheld(lines)],
+        "notes": notes,
+    }
+
+
+def _withheld(lines: list[Line]) -> list[str]:
+    """Say how many participants trained nothing, because each was its node's only one."""
+    withheld, asked = (sum(line.get(key, 0) for line in lines) for key in ("withheld", "participants"))
+    if not withheld:
+        return []
+    return [
+        f"{withheld:,} of {asked:,} participations were withheld: a node's only participant of a round sends nothing, "
+        "as its sums would be its own. Host more users a node, or allow it: --set ials.individual_uploads=true"
+    ]
+
+
+def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str, Any]:
+    """diagnostics.json: what the report draws beyond the metrics lines.
+
+    A strategy that had no round left to carry out has no weights: those that were written before are kept.
+    """
+    with_rho = {line["round"]: line["rho"]["histogram"] for line in lines if line.get("rho")}
+    shown = sorted({_nearest(with_rho, target) for target in (2, 10, 30, 100)}) if with_rho else []
+    rho = {"edges": np.linspace(0, 1, 21).tolist(), "histograms": {str(r): with_rho[r] for r in shown}}
+    groups = []
+    for index in range(GROUPS):
+        prefix = f"group-{index}/"
+        means = means_of(outcome.final_sums, prefix)
+        if means:
+            users = outcome.final_sums[f"{prefix}users"]
+            mean_interactions = outcome.final_sums[f"{prefix}interactions"] / users
+            test = nested(means, run.facts.protocol)["test"]
+            groups.append(
+                {"label": str(index + 1), "users": int(users), "mean_interactions": mean_interactions, **test}
+            )
+    if len(groups) > 1:  # ties may leave fewer than five
+        groups[0]["label"] += " (sparsest)"
+        groups[-1]["label"] += " (most active)"
+    return {
+        "weights": None if outcome.diagnostics else _weights_before(run.directory),
+        **outcome.diagnostics,
+        "rho": rho if with_rho else None,
+        "groups": groups or None,
+        "failures": outcome.failures,
+    }
+
+
+def _weights_before(directory: RunDirectory) -> object:
+    try:
+        return directory.read_diagnostics().get("weights")
+    except FedemError:  # not there, or damaged
+        return None
+
+
+def _nearest(rounds: Iterable[int], target: int) -> int:
+    return min(rounds, key=lambda round_: abs(round_ - target))

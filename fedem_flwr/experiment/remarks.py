@@ -1,0 +1,67 @@
+"""What is said in words about a run: before it, and beside its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedem_flwr.config import Config, resolve
+from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
+from fedem_flwr.network import NETWORK_FOLDER
+from fedem_flwr.protocol.split import SplitFacts
+from fedem_flwr.runtime.prepared import PreparedRun
+
+
+def opening(config: Config, split: SplitFacts) -> str:
+    """What is said before the first round."""
+    return (
+        f"{config.method.name} on {split.dataset} ({split.users:,} users, {split.items:,} items, "
+        f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
+        f"{config.run.runtime}{_where(config)}" + (f"\n{_default_note(config)}" if _is_default(config) else "")
+    )
+
+
+def _where(config: Config) -> str:
+    """What a networked run starts, as the first round takes some seconds to come."""
+    if config.run.runtime != "network":
+        return ""
+    elsewhere = config.network.superlink
+    started = f"a server for {elsewhere}" if elsewhere else "SuperLink, nodes and server"
+    return f" (starting {started}; logs in {NETWORK_FOLDER}/logs)"
+
+
+def _is_default(config: Config) -> bool:
+    """Whether a known data set is run with its own method and settings, under strict."""
+    data = config.data.dataset
+    if config.data.protocol != "strict" or data not in (SYNTHETIC, *KNOWN_DATASETS):
+        return False
+    sections = {"method", "model", "ials", "order"}
+    default = resolve({}, {"data": {"dataset": data}})
+    return default.model_dump(include=sections) == config.model_dump(include=sections)
+
+
+def _default_note(config: Config) -> str:
+    return (
+        f"{config.method.name} is the default on this data set: the best of what was measured under strict. "
+        "--against fedem puts the published method beside it."
+    )
+
+
+def notes_of(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
+    """What a reader of the results should know."""
+    notes = []
+    if run.config.data.dataset == SYNTHETIC:
+        notes.append("Synthetic data: use it to see that everything works, not to compare methods.")
+    if _is_default(run.config):
+        notes.append(_default_note(run.config))
+    if not run.has_data:
+        notes.append("The data are on the nodes: controls, and the comparison with them, need them in one place.")
+    if not run.facts.has_times:
+        notes.append(
+            "This data set has no times: under strict the held-out items are drawn at random, and nothing uses order, "
+            "neither recency nor an encoder."
+        )
+    for name, result in controls.items():
+        if result and "skipped" in result:
+            notes.append(f"Control {name} was left out: {result['skipped']}.")
+    return notes

@@ -1,0 +1,55 @@
+"""The rounds of a prepared run, on the runtime that it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+from flwr.serverapp import Grid
+
+from fedem_flwr.client_app import build_client_app
+from fedem_flwr.methods.settings import resolve_device
+from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.runtime.inprocess import run_inprocess
+from fedem_flwr.runtime.lines import Line
+from fedem_flwr.runtime.loop import Outcome
+from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.runtime.surroundings import peak_rss_bytes
+
+
+def carry_out_rounds(run: PreparedRun, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:
+    """Carry out the rounds that are left.
+
+    Args:
+        on_line: called with every finished metrics line, after it was written.
+        resume: go on from the newest checkpoint, if there is one; over a network the server does so in any case.
+    """
+    if run.config.run.runtime == "network":
+        from fedem_flwr.network.launch import carry_out_network  # brings Flower's network clients
+
+        return carry_out_network(run, on_line)
+    outcome = _here(run, run.server(on_line, resume=resume))
+    return replace(outcome, peak_rss_bytes=peak_rss_bytes())  # now: controls may need more
+
+
+def _here(prepared: PreparedRun, server: Callable[[Grid], Outcome]) -> Outcome:
+    run = prepared.config.run
+    device = resolve_device(run.device)
+    run_dir = prepared.directory.path.resolve()
+    if run.runtime == "inprocess":
+        host = NodeHost(run_dir, prepared.nodes, run.threads, resident=True)
+        return run_inprocess(build_client_app(host), server, nodes=prepared.nodes, run_config={})
+    from fedem_flwr.runtime.simulation import run_simulation_runtime  # Ray takes seconds to import
+
+    threads = max(1, run.threads)
+    host = NodeHost(run_dir, prepared.nodes, threads)
+    gpus = 0.0 if device.type == "cpu" else 1.0 / min(prepared.nodes, os.cpu_count() or 1)
+    return run_simulation_runtime(
+        build_client_app(host),
+        server,
+        nodes=prepared.nodes,
+        run_config={},
+        cpus_per_node=threads,
+        gpus_per_node=gpus,
+    )

@@ -1,0 +1,1 @@
+"""What crosses between server and nodes: arrays in messages, and how the two sides meet."""

@@ -1,0 +1,118 @@
+"""A Flower ``Grid`` over a SuperLink: our server's side of messages to networked nodes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterable, Iterator
+
+from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
+
+from fedem_flwr.errors import FedemError
+from fedem_flwr.network.server_link import BROKEN_OFF, ServerLink, error_from
+from fedem_flwr.network.trust import Roster, Session
+from fedem_flwr.runtime.inprocess import one_line
+from fedem_flwr.runtime.ordered import OrderedGrid
+
+log = logging.getLogger("fedem.server")
+
+GONE = 1001  # error code: the SuperLink has lost the node
+_LOOK = 0.5  # seconds between looks whether a node that is waited for was started anew
+_RETURN = 15.0  # seconds that a node which is gone may take to come back, as far as the round's time allows
+_SPARE = 30.0  # seconds that a SuperLink keeps a message beyond the time that its reply is waited for
+
+
+class NetworkGrid(OrderedGrid):
+    """Messages leave one by one: the first node works while the last message is still on its way.
+
+    Args:
+        link: the run's connection, open.
+        keep_seconds: how long the SuperLink keeps a message for a node that does not fetch it.
+        roster: of the nodes that there may be; None: anybody. A SuperLink knows every key that somebody registers.
+    """
+
+    def __init__(self, link: ServerLink, keep_seconds: float, roster: Roster | None = None) -> None:
+        super().__init__(link.stopped)
+        self._link, self._keep, self._roster = link, keep_seconds + _SPARE, roster
+        self._strangers: set[bytes] = set()  # keys of nodes that were refused
+        self._asked: dict[int, Session] = {}  # the session that each node had when its message was sent
+        self._looked = 0.0
+        self._nodes: dict[str, int] = {}  # that messages are for, by the messages' ids
+
+    def sessions(self) -> dict[int, Session]:
+        """The nodes that are there and may be; one that was started anew has another session."""
+        found = self._link.nodes()
+        if self._roster is None:
+            return found
+        known = {node: one for node, one in found.items() if self._roster.shard_of(one.public_key) is not None}
+        for node in found.keys() - known.keys():
+            if found[node].public_key not in self._strangers:
+                self._strangers.add(found[node].public_key)
+                log.warning("node %s is not in the roster: refused", node)
+        return known
+
+    def get_node_ids(self) -> list[int]:
+        """All node ids, sorted; a SuperLink knows nodes by random numbers."""
+        return sorted(self.sessions())
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages and return their ids; an empty one for a message that could not be left for its node."""
+        ids = []
+        for message in messages:
+            message.metadata.ttl = self._keep
+            message.metadata.created_at = time.time()  # else a repeated message is the first one to a SuperLink
+            ids.append(self._link.push(message))
+            self._nodes[ids[-1]] = message.metadata.dst_node_id
+        return ids
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """As the base says; a reply that is still on its way at the end of the time is given up, too."""
+        self._asked, self._looked = self.sessions(), time.monotonic()
+        self._nodes.clear()
+        return super().send_and_receive(messages, timeout=timeout)
+
+    def started_anew(self, nodes: Collection[int]) -> Collection[int]:
+        """Whoever took their first message is dead.
+
+        Rounds can be repeated: a node goes on from the state that it had the first time.
+        """
+        if time.monotonic() - self._looked < _LOOK:
+            return ()
+        self._looked, now = time.monotonic(), self.sessions()
+        found = {node for node in nodes if node in now and now[node] != self._asked.get(node)}
+        self._asked.update({node: now[node] for node in found})
+        return found
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies that are there; reasons of errors in one line, and as the node's own where the SuperLink errs."""
+        replies = []
+        for reply in self._link.pull(message_ids):
+            if not reply.has_error():
+                replies.append(reply)
+                continue
+            node = self._nodes.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+            gone = reply.metadata.src_node_id == SUPERLINK_NODE_ID
+            reason = "is gone" if gone else one_line(reply.error.reason or "no reason given")
+            replies.append(error_from(node, reply.metadata, reason, GONE if gone else reply.error.code))
+        return replies
+
+    def again_at(self, reply: Message, since: float, now: float) -> float | None:
+        """A message to a node that is gone is kept for its return, for a while; a reply that broke off is asked for."""
+        gone = reply.has_error() and reply.error.code in (GONE, BROKEN_OFF)
+        return now + _LOOK if gone and now - since < _RETURN else None
+
+    def await_nodes(self, count: int, seconds: float) -> int:
+        """Wait for so many nodes, or so long; returns how many are there.
+
+        Raises:
+            FedemError: not a single one came.
+        """
+        deadline = time.monotonic() + seconds
+        while (here := len(self.sessions())) < count and time.monotonic() < deadline:
+            self._stopped.wait(0.2)
+        if not here:
+            raise FedemError(
+                f"no node has come within {seconds:.0f} s: start them with `fedem deploy node`, or look at their logs"
+            )
+        return here

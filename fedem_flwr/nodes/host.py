@@ -1,0 +1,192 @@
+"""A Flower node's own side: its users' data, and their private state between rounds.
+
+One node hosts a cohort: users `node · k … node · k + k − 1`. In one process the cohorts stay alive between rounds and
+reach the disk at checkpoints. Anywhere else (Ray actors, networked processes) a message may meet a fresh process, so
+the state is read from and written to disk in every round.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.engine.cohort import Cohort, CohortState
+from fedem_flwr.engine.history import History
+from fedem_flwr.engine.samples import TrainingItems
+from fedem_flwr.errors import FedemError
+from fedem_flwr.methods.settings import cohort_settings, resolve_device
+from fedem_flwr.nodes.state_store import DiskStateStore
+from fedem_flwr.protocol.shards import user_range
+from fedem_flwr.protocol.splits import Split, user_rows
+
+SPLIT_FOLDER = "split"
+STATE_FOLDER = "checkpoint/nodes"
+CONFIG_FILE = "config.toml"
+
+
+def node_count(users: int, users_per_node: int) -> int:
+    """How many nodes host `users` users; 0 a node means all on one."""
+    return math.ceil(users / users_per_node) if users_per_node else 1
+
+
+def as_tensor(array: np.ndarray, device: torch.device | None = None) -> Tensor:
+    """A tensor over an array's memory. Arrays out of messages are read-only, and nothing here writes to them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device is None else tensor.to(device)
+
+
+Opened = tuple[Config, Split]
+
+
+def _opened(run_dir: Path) -> Opened:
+    """A run's immutable inputs: configuration and split."""
+    stamps = tuple((run_dir / name).stat().st_mtime_ns for name in (CONFIG_FILE, f"{SPLIT_FOLDER}/split.json"))
+    return _read_once(run_dir, stamps)
+
+
+@lru_cache(maxsize=4)
+def _read_once(run_dir: Path, stamps: tuple[int, ...]) -> Opened:
+    """Read once a process and version of the files; the arrays of the split are mapped, not read."""
+    return load_resolved(run_dir / CONFIG_FILE), Split.load(run_dir / SPLIT_FOLDER)
+
+
+@dataclass
+class NodeHost:
+    """Makes the cohort of a node from the run's directory.
+
+    Attributes:
+        run_dir: the run's directory; a message carries no data, so every process that hosts nodes sees it.
+        nodes: how many nodes the users are spread over.
+        threads: torch threads for the process; 0 leaves them.
+        resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
+    """
+
+    run_dir: Path
+    nodes: int
+    threads: int = 0
+    resident: bool = False
+    _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
+    _histories: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
+
+    @property
+    def config(self) -> Config:
+        """The run's resolved configuration."""
+        return _opened(self.run_dir)[0]
+
+    @property
+    def split(self) -> Split:
+        """The run's split; a client uses its own users' part only."""
+        return _opened(self.run_dir)[1]
+
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        if self.threads and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        return resolve_device(self.config.run.device)
+
+    def users(self, node: int) -> np.ndarray:
+        """(k,) the users that a node hosts."""
+        first, end = user_range(self.split.users, self.nodes, node)
+        return np.arange(first, end, dtype=np.int64)
+
+    def histories(self, node: int) -> TrainingItems:
+        """What the node's users interacted with; sliced once."""
+        if node not in self._histories:
+            self._histories[node] = slice_histories(self.split, self.users(node), self.device())
+        return self._histories[node]
+
+    def history(self, node: int) -> History:
+        """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
+        users, split = self.users(node), self.split
+        rows = split.rows(users)
+        ends = split.train_offsets[rows[0] : rows[-1] + 2] if len(users) else np.zeros(1, np.int64)
+        history = History(users, split.items, np.asarray(ends) - ends[0], split.train_items[ends[0] : ends[-1]])
+        return history.distinct() if split.protocol == "paper" else history  # which keeps repeated pairs
+
+    def cohort(self, node: int, round_: int) -> Cohort:
+        """The cohort as it was after `round_`; users that never trained start from the common initial values.
+
+        Raises:
+            FedemError: the stored state is of other users.
+        """
+        if node in self._cohorts and self._cohorts[node][0] <= round_:
+            return self._cohorts[node][1]
+        device, histories = self.device(), self.histories(node)
+        settings = cohort_settings(self.config)
+        stored = self._store().load(node_name(node), round_)
+        if stored is None:
+            state = CohortState.initial(len(histories.users), self.split.items, settings, device)
+        else:
+            fields = {name: as_tensor(values, device) for name, values in self._checked(node, stored).items()}
+            state = CohortState(fields["user"], fields.get("table"), fields.get("adapter"), fields.get("curve"))
+        return Cohort(histories, state, settings)
+
+    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
+        """Store the cohort's state after `round_`; `durable` states survive the process.
+
+        What remains is this state, the one before, from which the round can be repeated, and that of `keep_from`, from
+        which the run can be resumed.
+        """
+        if self.resident:
+            self._cohorts[node] = (round_, cohort)
+        if durable or not self.resident:
+            state = cohort.state
+            fields = {"user": state.user, "table": state.table, "adapter": state.adapter, "curve": state.curve}
+            arrays = {name: x.cpu().numpy() for name, x in fields.items() if x is not None}
+            self._store().save(node_name(node), round_, {"users": self.users(node), **arrays})
+            self._store().prune(node_name(node), keep_from, max(keep_from, round_ - 1))
+
+    def forget(self, node: int) -> None:
+        """Drop a resident cohort that may be half trained, as training changes it in place.
+
+        The node then goes on from its newest stored state: that of the last checkpoint, where cohorts are resident.
+        """
+        self._cohorts.pop(node, None)
+
+    def _checked(self, node: int, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A stored state without its list of users, which must be those of the node."""
+        users, here = stored.get("users"), self.users(node)
+        if users is None or not np.array_equal(users, here):
+            raise FedemError(
+                f"the stored state of {node_name(node)} is not of the users that it hosts now ({_range(here)}, stored: "
+                f"{_range(users)}): resume with as many nodes as the run was started with"
+            )
+        return {name: values for name, values in stored.items() if name != "users"}
+
+    @property
+    def state_dir(self) -> Path:
+        """Where private state is kept."""
+        return self.run_dir / STATE_FOLDER
+
+    def _store(self) -> DiskStateStore:
+        return DiskStateStore(self.state_dir)
+
+
+def node_name(node: int) -> str:
+    """The folder of a node's state."""
+    return f"node-{node:06d}"
+
+
+def _range(users: np.ndarray | None) -> str:
+    return "nobody" if users is None or not len(users) else f"{users[0]}–{users[-1]}"
+
+
+def slice_histories(split: Split, users: np.ndarray, device: torch.device) -> TrainingItems:
+    """The training items of some users, and what they may not draw as negatives; nothing else of the split is read."""
+    rows, positions = user_rows(split.train_offsets, split.rows(users))
+    ends = np.cumsum(np.bincount(rows, minlength=len(users)))
+    offsets = np.concatenate([[0], ends]).astype(np.int64)
+    items = np.asarray(split.train_items[positions], np.int64)
+    arrays = (users, offsets, items, *split.forbidden(users))
+    tensors = [as_tensor(array, device) for array in arrays]
+    return TrainingItems(tensors[0], split.items, *tensors[1:])
