@@ -21,6 +21,7 @@ import torch
 
 from fedem_flwr import Recommender
 from fedem_flwr.config import resolve
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, load_interactions, split_of
@@ -55,7 +56,7 @@ def train(data: str, data_dir: str | None, path: Path) -> Path:
     config = resolve({}, {**_SHORT, "data": source, "method": {"name": "fedials-order"}, "order": order})
     split = split_of(config, load_interactions(config))
     directory = RunDirectory(path).create()
-    PreparedRun.create(directory, adapted(config, split), split).carry_out(lambda _: None)
+    carry_out_rounds(PreparedRun.create(directory, adapted(config, split), split), lambda _: None)
     checkpoints = Checkpoints(directory.checkpoint_dir)
     point = checkpoints.load()
     if point is not None:

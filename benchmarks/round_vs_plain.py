@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.plain_loop import PlainFedEM, load
 from fedem_flwr.config import resolve
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import load_interactions, split_of
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -55,7 +56,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "run").create()
         split = split_of(config, load_interactions(config))
-        PreparedRun.create(directory, config, split).carry_out(take_turns)
+        carry_out_rounds(PreparedRun.create(directory, config, split), take_turns)
     ours, theirs = statistics.median(ours_seconds[1:]), statistics.median(plain_seconds[1:])
     print(f"{date.today()}: {split.users} users, {split.items} items, {args.threads} threads, medians of {args.rounds}")
     print(f"ours {ours:.2f} s a round, plain loop {theirs:.2f} s: {theirs / ours:.1f} times as fast")

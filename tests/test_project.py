@@ -147,7 +147,9 @@ def test_version_is_said_once() -> None:
     assert str(yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]) == version
 
 
-@pytest.mark.parametrize("room", ["data", "protocol", "models", "engine", "methods", "config", "aggregation", "evaluation", "report"])
+@pytest.mark.parametrize(
+    "room", ["data", "protocol", "models", "engine", "methods", "config", "aggregation", "evaluation", "report"]
+)
 def test_the_pure_core_does_not_know_flower(room: str) -> None:
     files = sorted((ROOT / "fedem_flwr" / room).glob("*.py"))
     assert files
