@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import numpy as np
 import torch
 from flwr.client import NumPyClient
 
-from fedem_flwr.engine.history import IntArray
+from fedem_flwr.contract.asked import Setting, as_tensor
 from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
-from fedem_flwr.nodes.host import NodeHost, as_tensor
+from fedem_flwr.nodes.host import NodeHost
 
-Scalar = bool | bytes | float | int | str
+Scalar = Setting
 Arrays = list[np.ndarray]
 
 
@@ -28,12 +27,10 @@ class HostClient(NumPyClient):
     Attributes:
         DOWNLOAD: names and order of the arrays that `fit` and `evaluate` take.
         UPLOADS: names of the arrays that `fit` returns, for each kind of upload that a strategy may ask for.
-        LOCAL_ONLY: whether the method can be trained without federation, as a control.
     """
 
-    DOWNLOAD: ClassVar[tuple[str, ...]]
-    UPLOADS: ClassVar[dict[str, tuple[str, ...]]]
-    LOCAL_ONLY: ClassVar[bool] = True
+    DOWNLOAD: tuple[str, ...]
+    UPLOADS: Mapping[str, tuple[str, ...]]
 
     def __init__(self, host: NodeHost, node: int) -> None:
         self.host, self.node = host, node
@@ -74,24 +71,10 @@ class HostClient(NumPyClient):
         edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
         return 0.0, len(self.users), dict(evaluate_cohort(scorer, self.host.split, edges))
 
-    def asked(self, participants: np.ndarray) -> IntArray:
-        """(k',) positions of those whose sums go up: nobody where a single user's would, unless that is allowed."""
-        if len(participants) == 1 and not self.host.config.ials.individual_uploads:
-            participants = participants[:0]
-        return np.asarray(self.positions(participants).cpu())
-
-    def withheld(self, participants: np.ndarray) -> dict[str, Scalar]:
-        """The metric that says that a participant's sums did not go up (see `asked`); empty otherwise."""
-        return {"withheld": 1.0} if len(participants) and not len(self.asked(participants)) else {}
-
     def positions(self, users: np.ndarray) -> torch.Tensor:
         """(k',) where users stand in this cohort.
 
         Raises:
-            ValueError: a user that this node does not host.
+            ValueError: a user that this node does not host, or one that is named twice.
         """
-        first = self.users[0] if len(self.users) else 0
-        position = users - first
-        if len(users) and (position.min() < 0 or position.max() >= len(self.users)):
-            raise ValueError(f"node {self.node} was asked for a user that it does not host")
-        return as_tensor(position.astype(np.int64), self.host.device())
+        return as_tensor(self.host.side(self.node, 0).positions(users), self.host.device())

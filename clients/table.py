@@ -1,29 +1,28 @@
 """The client for stock Flower strategies (FedAvg, FedMedian, ...): one item table down, one item table up.
 
 Private: user embeddings p, interactions and evaluation targets. Up: the cohort's mean trained table, `num-examples` =
-samples. Down: the global table, which replaces the own one.
+samples. Down: the global table, which replaces the own one. What is trained is FedMF's matrix factorisation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import numpy as np
 
-from clients.base import Arrays, Scalar
-from clients.cohort import CohortClient
+from clients.base import Arrays, HostClient, Scalar
+from fedem_flwr.contract.asked import as_tensor
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.downloads import Download
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
 from fedem_flwr.evaluation.scorers import CohortScorer
 
-_NOBODY = np.empty(0, dtype=np.int64)
 
-
-class TableClient(CohortClient):
+class TableClient(HostClient):
     """Hosts the users of one node for a strategy that knows one global model."""
 
-    DOWNLOAD: ClassVar[tuple[str, ...]] = ("item_table",)
+    DOWNLOAD = ("item_table",)
 
     def upload_names(self, config: dict[str, Scalar]) -> tuple[str, ...]:
         """The global model's only array."""
@@ -37,19 +36,27 @@ class TableClient(CohortClient):
         """
         if not len(self.users):
             raise FedemError(f"node {self.node} hosts no users: start fewer nodes")
-        table = parameters[0][None].astype(np.float32, copy=False)
-        return CohortScorer(self.host.cohort(self.node, round_), self.downloaded(_NOBODY, table))
+        table = as_tensor(parameters[0].astype(np.float32, copy=False), self.host.device())
+        return CohortScorer(self.host.cohort(self.node, round_), {"items": Download.for_all(table, len(self.users))})
 
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
-        """Train every user from the downloaded table; return the mean table and the samples behind it."""
+        """Train every user from the downloaded table; return the mean table and the samples behind it.
+
+        Raises:
+            FedemError: too few users live here for the node's policy.
+        """
         round_ = int(config["server-round"])
         scorer = self.model(round_ - 1, parameters, config)
-        cohort, downloaded = scorer.cohort, scorer.tables
-        result = cohort.train(self.positions(self.users), downloaded, round_, sums=True)
-        self.keep(round_, cohort, config)
-        samples = int(result.samples.sum())
+        if not self.host.policy.sends(self.users[scorer.counts() > 0]):
+            raise FedemError(self.host.policy.refusal("the server"))
+        cohort: Cohort = scorer.cohort
+        result = cohort.train(cohort.everyone, scorer.downloads, round_, sums=True)
+        durable, keep_from = bool(config.get("persist")), int(config.get("keep-from", 0))
+        self.host.keep(self.node, round_, cohort, durable=durable, keep_from=keep_from)
+        sums, samples = result.sums["items"], int(result.samples.sum())
+        table = (sums.total / sums.weight.clamp(min=1)).float().cpu().numpy()
         loss = float((result.loss.double() * result.samples).sum()) / max(1, samples)
-        return [self.pack("average", cohort, result, self.users)[0]], samples, {"train-loss": loss}
+        return [table], samples, {"train-loss": loss}
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Means over this node's users; the strategy weights them by `num-examples`, here the number of users."""

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedem_flwr.config.registry import find
+from fedem_flwr.config.registry import client_of
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.nodes.host import NodeHost
 
@@ -61,20 +61,20 @@ def build_client_app(hosts: NodeHost | Hosts | None = None) -> ClientApp:
             return _shards_from(context) if "shard" in context.node_config else OneHost()
         return OneHost(hosts) if isinstance(hosts, NodeHost) else hosts
 
-    def client_of(message: Message, context: Context) -> Any:
+    def answering(message: Message, context: Context) -> Any:
         source = hosts_of(context)
         here = source.of(message, context)
-        return find("clients", here.config.method.client)(here, source.node(context))
+        return client_of(here.config.method.strategy, here.config.method.client)(here, source.node(context))
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
         known = hosts_of(context).welcome(message, context)
-        arrays = client_of(message, context).introduce()
+        arrays = answering(message, context).introduce()
         return Message(RecordDict({"arrays": pack_arrays({**arrays, **known})}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        client = client_of(message, context)
+        client = answering(message, context)
         config = _config(message)
         try:
             parameters = _parameters(message, client.DOWNLOAD)
@@ -89,7 +89,7 @@ def build_client_app(hosts: NodeHost | Hosts | None = None) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        client = client_of(message, context)
+        client = answering(message, context)
         _, examples, metrics = client.evaluate(_parameters(message, client.DOWNLOAD), _config(message))
         return _reply(message, metrics, examples, None)
 

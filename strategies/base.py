@@ -17,12 +17,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
+from fedem_flwr.contract.fields import Named
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.messages.admission import TooFewContributions
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.randomness import keyed_permutation
 from strategies.roster import NodeRoster
-from strategies.uploads import Named, Spec, arrays_of, problem_of, size_of
+from strategies.uploads import Spec, arrays_of, problem_of, size_of
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
@@ -96,8 +97,13 @@ class CohortStrategy(NodeRoster, Strategy):
         return {}
 
     def caveats(self) -> list[str]:
-        """What a reader of the results must be warned of."""
-        return []
+        """What a reader of the results must be warned of: sums that are a single user's."""
+        if self.config.run.users_per_node != 1 or any(field.each for field in self.expected(_ONE).values()):
+            return []
+        return [
+            "run.users_per_node = 1: what a node sends is a single user's, and shows its embedding up to sign, or its "
+            "rows. Networked nodes refuse that unless they were started with --allow-individual-uploads."
+        ]
 
     def evaluates(self, round_: int) -> bool:
         """Whether a round's model is evaluated; the last round's is in any case."""
@@ -198,7 +204,7 @@ class CohortStrategy(NodeRoster, Strategy):
             add_sums(sums, metrics)
             contributions += 1
             if len(trains):
-                held.append((arrays, trains))
+                held.append((arrays, trains[:0] if metrics.get("withheld") else trains))
                 contributed += len(trains)
             if contributed >= needed:
                 for upload in held:

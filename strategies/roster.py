@@ -13,10 +13,11 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedem_flwr.contract.fields import Named
 from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import Admission, AdmitAll, greetings, meeting_seconds, sessions_of
 from fedem_flwr.messages.wire import plain_numbers
-from strategies.uploads import Failure, Named, arrays_of, introduces, metrics_problem
+from strategies.uploads import Failure, arrays_of, introduces, metrics_problem
 
 _NOBODY = np.empty(0, dtype=np.int64)
 _SILENCE = 30.0  # seconds after which a node that has not answered is asked once more, in passing

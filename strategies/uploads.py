@@ -9,13 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message
 
-from fedem_flwr.config import Config
-from fedem_flwr.errors import InputError
+from fedem_flwr.contract.fields import Field, Named
 from fedem_flwr.evaluation.ranking import METRICS
 from fedem_flwr.messages.wire import unpack_arrays
 
-Named = dict[str, np.ndarray]
-_WHOLE = frozenset({"users", "nonfinite", "num-examples"})
+_WHOLE = frozenset({"users", "nonfinite", "num-examples", "withheld"})
 _SANE = 1e18
 _ROUNDING = 1e-9  # of sums of floats
 _MOST_SAMPLES = 2**31  # of a user; a larger number can only be a mistake
@@ -30,28 +28,7 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What an array of an upload must be.
-
-    Attributes:
-        shape: None stands for any length.
-        dtype: exact type.
-        bounded: whether its norm is held against `aggregate.max_norm`: each client's, where there are three axes.
-    """
-
-    shape: tuple[int | None, ...]
-    dtype: str = "float32"
-    bounded: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        """What its values take; none where a length is open."""
-        return math.prod(length or 0 for length in self.shape) * np.dtype(self.dtype).itemsize
-
-    def filled(self, length: int) -> Spec:
-        """The same with every open length set."""
-        return Spec(tuple(length if side is None else side for side in self.shape), self.dtype, self.bounded)
+Spec = Field  # what the hooks of `CohortStrategy` call it
 
 
 def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> str:
@@ -73,37 +50,6 @@ def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> 
                 return f"'{name}' is not finite"
             if spec.bounded and (largest := sizes.max(initial=0.0)) > max_norm:
                 return f"'{name}' has norm {largest:.3g}, more than {max_norm:.3g}"
-    return ""
-
-
-def refuse_fraction(config: Config) -> None:
-    """For strategies whose nodes upload sums over their users.
-
-    Raises:
-        InputError: only some of the participants' tables are to be aggregated.
-    """
-    if config.aggregate.fraction < 1:
-        raise InputError(
-            "aggregate.fraction chooses among tables of single clients, and this method uploads sums: "
-            "set run.participants instead"
-        )
-
-
-def sparse_problem(items: np.ndarray, counts: np.ndarray, rows: Named, most_items: int, most: int) -> str:
-    """What is wrong with an upload of touched rows, in words; empty if nothing is.
-
-    Args:
-        items: (t,) which rows; ascending, none twice. counts: (t,) how many users are behind each.
-        rows: arrays with a row for each item.
-        most_items: m. most: users that were asked.
-    """
-    if len(items) and not (items[0] >= 0 and items[-1] < most_items and bool((np.diff(items) > 0).all())):
-        return f"'items' are not ascending item codes below {most_items}"
-    for name, values in {"counts": counts, **rows}.items():
-        if len(values) != len(items):
-            return f"'{name}' has {len(values)} rows for {len(items)} items"
-    if len(counts) and not (counts.min() >= 1 and counts.max() <= most):
-        return f"'counts' are not between 1 and {most}"
     return ""
 
 
@@ -154,10 +100,8 @@ def metrics_problem(metrics: Mapping[str, float], hosted: int) -> str:
 def _most(name: str, metrics: Mapping[str, float], hosted: int) -> float | None:
     """The largest that a metric sum may be; None where any number will do. Names are those of `evaluation`."""
     prefix, _, last = name.rpartition("/")
-    if last == "users":
+    if last in ("users", "withheld"):
         return hosted
-    if last == "withheld":
-        return 1
     if last in _WHOLE:
         return math.inf
     if prefix == "rho":

@@ -18,7 +18,6 @@ from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
 from fedem_flwr.engine.order import OrderScores
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import evaluate_scores
-from fedem_flwr.methods.settings import order_task
 from fedem_flwr.models.encoder import unit_rows
 from fedem_flwr.runtime.inputs import build_strategy
 

@@ -23,7 +23,6 @@ from fedem_flwr.cli import main
 from fedem_flwr.cli.recommend import read_histories, read_names
 from fedem_flwr.config import load_resolved
 from fedem_flwr.errors import InputError
-from fedem_flwr.methods.settings import order_task
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Best, Checkpoint, Checkpoints, served_checkpoint
 from fedem_flwr.runtime.prepared import PreparedRun

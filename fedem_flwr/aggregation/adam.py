@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_PARTS = ("value", "first", "second")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.98, 1e-8
 
 
@@ -32,15 +30,15 @@ class ServerAdam:
         """From a value, with moments of zero."""
         return cls(value, torch.zeros_like(value), torch.zeros_like(value))
 
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Value and moments for a checkpoint, as `NAME-value`, `NAME-first` and `NAME-second`."""
-        return {f"{name}-{part}": getattr(self, part).numpy() for part in _PARTS}
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Named tensors: the value under `name` itself, moments and number of steps beside it."""
+        steps = torch.tensor([self.steps])
+        return {name: self.value, f"{name}-first": self.first, f"{name}-second": self.second, f"{name}-steps": steps}
 
     @classmethod
-    def of(cls, name: str, arrays: Mapping[str, np.ndarray], steps: int) -> ServerAdam:
-        """From `arrays`, after so many steps."""
-        value, first, second = (torch.from_numpy(np.array(arrays[f"{name}-{part}"])) for part in _PARTS)
-        return cls(value, first, second, steps)
+    def of(cls, name: str, state: Mapping[str, Tensor]) -> ServerAdam:
+        """From `state`."""
+        return cls(state[name], state[f"{name}-first"], state[f"{name}-second"], int(state[f"{name}-steps"]))
 
     def step(self, gradient: Tensor, rate: float) -> ServerAdam:
         """One step with bias correction."""

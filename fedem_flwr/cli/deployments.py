@@ -130,7 +130,7 @@ def node(
     health: Path | None,
 ) -> None:
     """One node, in this process."""
-    from fedem_flwr.methods.settings import resolve_device
+    from fedem_flwr.engine.device import resolve_device
     from fedem_flwr.network.host import ShardHosts
     from fedem_flwr.network.link import Address, quiet_http
     from fedem_flwr.network.node import NodeOptions, run_node

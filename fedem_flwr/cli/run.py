@@ -13,12 +13,12 @@ from rich.console import Console
 
 from fedem_flwr.cli.options import experiment_tree, quiet_libraries
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import controls_of, per_user
 from fedem_flwr.experiment.outcome import diagnose, summarise
 from fedem_flwr.experiment.remarks import notes_of, opening
 from fedem_flwr.experiment.rounds import carry_out_rounds
-from fedem_flwr.methods.settings import resolve_device
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation

@@ -1,11 +1,13 @@
-"""Strategies and clients by name: the built-in ones, and those that other packages register as entry points.
+"""Methods, Flower strategies and Flower clients by name. No list of them is kept anywhere.
 
-A package adds a strategy with
+A method is found as a file of the room `fedem_flwr/methods` (`fedials-order` is `fedials_order.py`), as an entry point
+of another package,
 
-    [project.entry-points."fedem_flwr.strategies"]
-    my-strategy = "my_package.module:MyStrategy"
+    [project.entry-points."fedem_flwr.methods"]
+    my-method = "my_package.module:MyMethod"
 
-and names it in a configuration's `[method] strategy`. `flwr.NAME` is a stock strategy of Flower.
+or by its dotted path, `my_package.module:MyMethod`. The entry-point groups `fedem_flwr.strategies` and
+`fedem_flwr.clients` do the same for Flower strategies and clients of one's own. `flwr.NAME` is a stock strategy.
 """
 
 from __future__ import annotations
@@ -13,54 +15,96 @@ from __future__ import annotations
 import inspect
 from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Any, Literal
 
 from fedem_flwr.errors import InputError, suggest
 
-BUILT_IN = {
-    "strategies": {
-        "fedem": "strategies.fedem:FedEM",
-        "fedmf": "strategies.fedmf:FedMF",
-        "fedials": "strategies.fedials:Fedials",
-        "fedials-order": "strategies.fedials_order:FedialsOrder",
-        "fedials-elastic": "strategies.elastic:ElasticFedials",
-        "fedmf-elastic": "strategies.elastic:ElasticFedMF",
-    },
-    "clients": {
-        "cohort": "clients.cohort:CohortClient",
-        "table": "clients.table:TableClient",
-        "fedials": "clients.fedials:FedialsClient",
-        "fedials-order": "clients.fedials_order:FedialsOrderClient",
-        "fedials-elastic": "clients.elastic:ElasticFedialsClient",
-        "fedmf-elastic": "clients.elastic:ElasticFedMFClient",
-    },
-}
+METHODS = "fedem_flwr.methods"  # the room; its files are imported when they are asked for
 STOCK_PREFIX = "flwr."
-_SINGULAR = {"strategies": "strategy", "clients": "client"}
+CLIENTS = {"table": "clients.table:TableClient"}
+_GROUPS = {"strategies": ("fedem_flwr.methods", "fedem_flwr.strategies"), "clients": ("fedem_flwr.clients",)}
+_SINGULAR = {"strategies": "method or strategy", "clients": "client"}
+
+Kind = Literal["strategies", "clients"]
 
 
-def names(kind: Literal["strategies", "clients"]) -> list[str]:
+def names(kind: Kind) -> list[str]:
     """All names that can be used now."""
-    return sorted({*BUILT_IN[kind], *(e.name for e in entry_points(group=f"fedem_flwr.{kind}"))})
+    external = [entry.name for group in _GROUPS[kind] for entry in entry_points(group=group)]
+    return sorted({*(_files() if kind == "strategies" else CLIENTS), *external})
 
 
-def find(kind: Literal["strategies", "clients"], name: str) -> Any:
-    """The class behind a name.
+def find(kind: Kind, name: str) -> Any:
+    """The class behind a name or a dotted path.
 
     Raises:
-        InputError: unknown name, or a registered class that cannot be imported.
+        InputError: unknown name, or a class that cannot be imported.
     """
     if kind == "strategies" and name.startswith(STOCK_PREFIX):
         return _stock_strategy(name.removeprefix(STOCK_PREFIX))
-    if name in BUILT_IN[kind]:
-        module, _, attribute = BUILT_IN[kind][name].partition(":")
-        return getattr(import_module(module), attribute)
-    for entry in entry_points(group=f"fedem_flwr.{kind}", name=name):
-        try:
-            return entry.load()
-        except Exception as error:  # an extension's import can fail in any way
-            raise InputError(f"the {_SINGULAR[kind]} '{name}' ({entry.value}) cannot be loaded: {error}") from error
+    if kind == "strategies" and name in _files():
+        return _method_of(f"{METHODS}.{name.replace('-', '_')}")
+    if kind == "clients" and name in CLIENTS:
+        return by_path(CLIENTS[name])
+    for group in _GROUPS[kind]:
+        for entry in entry_points(group=group, name=name):
+            return by_path(entry.value, f"the {_SINGULAR[kind]} '{name}' ({entry.value})")
+    if ":" in name:
+        return by_path(name, f"the {_SINGULAR[kind]} '{name}'")
     raise InputError(f"unknown {_SINGULAR[kind]} '{name}'{suggest(name, names(kind))}")
+
+
+def client_of(strategy: str, client: str) -> Any:
+    """The Flower client's class: the method's own, or the one that is named for a Flower strategy.
+
+    Raises:
+        InputError: there is none.
+    """
+    if client:
+        return find("clients", client)
+    kind = find("strategies", strategy)
+    if is_method(kind):
+        return by_path(kind.CLIENT)
+    if strategy.startswith(STOCK_PREFIX):
+        return by_path(CLIENTS["table"])
+    raise InputError(f"method.strategy = '{strategy}' is a Flower strategy: name its clients with method.client")
+
+
+def is_method(kind: Any) -> bool:
+    """Whether a class is a method in the sense of `fedem_flwr.contract`, and no Flower strategy."""
+    return hasattr(kind, "STRATEGY") and hasattr(kind, "Options")
+
+
+def by_path(path: str, called: str = "") -> Any:
+    """The class at `package.module:Class`.
+
+    Raises:
+        InputError: it cannot be loaded, for whatever reason.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        found = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
+    except InputError:
+        raise
+    except Exception as error:  # an extension's import can fail in any way
+        raise InputError(f"{called or path} cannot be loaded: {error}") from error
+
+
+def _files() -> list[str]:
+    room = import_module(METHODS)
+    return sorted(entry.name.replace("_", "-") for entry in iter_modules(room.__path__) if not entry.ispkg)
+
+
+def _method_of(module: str) -> Any:
+    here = [kind for kind in vars(import_module(module)).values() if inspect.isclass(kind) and is_method(kind)]
+    own = [kind for kind in here if kind.__module__ == module and not kind.__name__.startswith("_")]
+    if len(own) != 1:
+        raise InputError(f"{module.replace('.', '/')}.py defines {len(own)} methods: a file holds one")
+    return own[0]
 
 
 def _stock_strategy(name: str) -> Any:

@@ -7,15 +7,17 @@ Layers, later ones win: field defaults · `configs/methods/METHOD.toml` · the d
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import ValidationError
 
+from fedem_flwr.config.registry import find, is_method, names
 from fedem_flwr.config.sections import (
     AggregateConfig,
     DataConfig,
@@ -23,6 +25,7 @@ from fedem_flwr.config.sections import (
     EvaluationConfig,
     FoldInConfig,
     IalsConfig,
+    Keywords,
     LocalConfig,
     MergeConfig,
     MethodConfig,
@@ -72,24 +75,36 @@ def build(tree: Mapping[str, Any], origin: str) -> Config:
     Raises:
         InputError: naming the key, what is wrong with it and, for an unknown key, the nearest valid one.
     """
+    method = dict(tree.get("method", {}))
+    strategy, options = str(method.get("strategy", MethodConfig().strategy)), method.pop("options", {})
+    config = _valid(Config, {**tree, "method": method}, origin)
+    if not isinstance(options, Mapping):
+        raise InputError(f"{origin}: method.options = {options!r}: it must be a section, not a value")
+    kind: type[Section] = getattr(find("strategies", strategy), "Options", Keywords)
+    typed = _valid(kind, options, origin, ("method", "options"))
+    return config.model_copy(update={"method": config.method.model_copy(update={"options": typed})})
+
+
+_Model = TypeVar("_Model", bound=Section)
+
+
+def _valid(model: type[_Model], tree: Mapping[str, Any], origin: str, above: tuple[str, ...] = ()) -> _Model:
     try:
-        return Config.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(_explain(first, origin)) from None
+        raise InputError(_explain(error.errors()[0], model, origin, above)) from None
 
 
-def _explain(error: Any, origin: str) -> str:
+def _explain(error: Any, model: type[Section], origin: str, above: tuple[str, ...]) -> str:
     path = [str(part) for part in error["loc"]]
-    where = ".".join(path)
+    where = ".".join((*above, *path))
     if error["type"] == "extra_forbidden":
-        valid = _fields_at(path[:-1])
+        valid = _fields_at(model, path[:-1])
         return f"{origin}: unknown key '{where}'{suggest(path[-1], valid)}"
     return f"{origin}: {where} = {error['input']!r}: {error['msg'].lower()}"
 
 
-def _fields_at(path: list[str]) -> list[str]:
-    model: Any = Config
+def _fields_at(model: Any, path: list[str]) -> list[str]:
     for part in path:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field is not None else None
@@ -131,6 +146,26 @@ def _preset(kind: Literal["methods", "datasets"], name: str) -> Tree:
     return tomllib.loads(_presets(kind).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
 
 
+def method_names() -> list[str]:
+    """What `--method` takes: presets, and methods of other packages."""
+    return sorted({*preset_names("methods"), *names("strategies")})
+
+
+def _own_preset(name: str, strategy: object) -> Tree:
+    """What a method without a preset file starts from: its class says so."""
+    for candidate in (name, str(strategy or "")):
+        if ":" in candidate or candidate in names("strategies"):
+            kind = find("strategies", candidate)
+            if is_method(kind):
+                return merge_trees({"method": {"strategy": candidate}}, kind.PRESET)
+    return {}
+
+
+def _kebab(path: str) -> str:
+    """`package.module:MyMethod` as `my-method`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", path.rpartition(":")[2].rpartition(".")[2]).lower()
+
+
 def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: str = "configuration") -> Config:
     """Lay an experiment and command-line options over the presets of their method and data set.
 
@@ -154,13 +189,14 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     default_method = data_preset.get("method", {}).get("name", DEFAULT_METHOD)
     method = str(given.get("method", {}).get("name", default_method))
     base = str(given.get("method", {}).get("base", method))
-    method_preset = _preset("methods", base)
-    if not method_preset and (base != method or "strategy" not in given.get("method", {})):
-        raise InputError(f"{origin}: unknown method '{base}'{suggest(base, preset_names('methods'))}")
-    tree = merge_trees(method_preset, data_preset, settings.get(method, {}), _untuned(given), given)
     own_strategy = given.get("method", {}).get("strategy")
+    method_preset = _preset("methods", base) or _own_preset(base, own_strategy)
+    if not method_preset and (base != method or own_strategy is None):
+        raise InputError(f"{origin}: unknown method '{base}'{suggest(base, method_names())}")
+    tree = merge_trees(method_preset, data_preset, settings.get(method, {}), _untuned(given), given)
     unnamed = "name" not in given.get("method", {}) and own_strategy not in (None, method_preset["method"]["strategy"])
-    tree.setdefault("method", {})["name"] = own_strategy if unnamed else method  # results must not pass as the preset's
+    named = str(own_strategy) if unnamed else method  # results must not pass as the preset's
+    tree.setdefault("method", {})["name"] = _kebab(named) if ":" in named else named
     return build(tree, origin)
 
 

@@ -6,9 +6,9 @@ Symbols in the descriptions are those of the FedEM paper (AAAI 2026).
 from __future__ import annotations
 
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from fedem_flwr.data.synthetic import SyntheticConfig
 
@@ -19,6 +19,16 @@ class Section(BaseModel):
     """Frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class NoOptions(Section):
+    """Of methods without settings of their own."""
+
+
+class Keywords(Section):
+    """Keyword arguments of a Flower strategy's class, which checks them itself."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class DataConfig(Section):
@@ -42,14 +52,19 @@ class DataConfig(Section):
 
 
 class MethodConfig(Section):
-    """Which Flower strategy and client a method is made of."""
+    """What a run carries out."""
 
     name: str = Field("fedmf", pattern=_NAME, description="name of the preset; shown in results, and a folder's name")
     base: str = Field("", description="preset whose settings this method starts from; default: the one of its name")
     title: str = Field("", description="one line for reports")
-    strategy: str = Field("fedmf", description="a registered strategy, or `flwr.NAME` for a stock Flower strategy")
-    client: str = Field("cohort", description="a registered client kind")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the strategy")
+    strategy: str = Field(
+        "fedmf",
+        description="a method, by name or as `package.module:Class`; or a Flower strategy (`flwr.NAME`: stock)",
+    )
+    client: str = Field("", description="a client kind, for a Flower strategy of your own; empty: the method's")
+    options: SerializeAsAny[Section] = Field(
+        NoOptions(), description="the method's own settings; of a Flower strategy, its keyword arguments"
+    )
 
 
 class ModelConfig(Section):
@@ -221,6 +236,9 @@ class RunConfig(Section):
         0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray, network: two nodes)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
+    engine: Literal["auto", "torch", "reference"] = Field(
+        "auto", description="back end of local training; auto: torch, batched. reference: one client at a time, slow"
+    )
     threads: int = Field(0, ge=0, description="torch threads; 0: torch's own choice")
     round_timeout: float = Field(
         3600.0, gt=0, description="seconds after which a round goes on without missing replies"

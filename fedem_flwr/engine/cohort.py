@@ -1,293 +1,252 @@
-"""One round of a cohort of k users: merge, train, and what is uploaded. The pure core of a client.
-
-Two schedules of FedEM (AAAI 2026) differ in where merging stands:
-
-* `paper`: Θ is trained through the merge (Eq. 11), the merged table becomes the own one, which is trained (Eq. 12).
-* `released`: the merged table becomes the own table, and every batch trains Θ, then p and Q, through a second merge.
-"""
+"""One round of a cohort of k users: merge, train, and what they give. The pure core of a client."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedem_flwr.engine.local import AdapterStep, Block, LocalSettings, MergedStep, PlainStep, train_epochs
-from fedem_flwr.engine.merge import GlobalTables, Merge, pooled
+from fedem_flwr.engine.block import Block, Trained
+from fedem_flwr.engine.contribution import Collector, Contribution, PartSum
+from fedem_flwr.engine.downloads import Download, Downloads, alike
+from fedem_flwr.engine.epochs import train_epochs
+from fedem_flwr.engine.learner import Learner
+from fedem_flwr.engine.merge import pooled
 from fedem_flwr.engine.parallel import budget, in_parallel
+from fedem_flwr.engine.parts import State, floats_of_a_row
+from fedem_flwr.engine.reference import train_alone
 from fedem_flwr.engine.samples import RoundSamples, TrainingItems, blocks_of, draw_samples
-from fedem_flwr.models.mf import initial_table, initial_user, scores
 
-Schedule = Literal["paper", "released"]
 BLOCK_FLOATS = 1 << 19  # compact rows trained together: 2 MiB, so that rows, gradient and moments stay in the cache
 MERGE_FLOATS = 1 << 22  # merged rows held at a time
 
 
-@dataclass(frozen=True)
-class CohortSettings:
-    """What a cohort needs to know of the method, apart from its data.
-
-    Attributes:
-        dim: d. init_std: standard deviation of the initial embeddings.
-        own_tables: whether each user keeps an item table of its own between rounds (no: it is replaced every round).
-        adapter_epochs: epochs of Eq. 11 under the `paper` schedule.
-    """
-
-    dim: int
-    init_std: float
-    seed: int
-    merge: Merge
-    schedule: Schedule
-    local: LocalSettings
-    own_tables: bool
-    adapter_epochs: int
-
-
-@dataclass
-class CohortState:
-    """Private state of k users. Never leaves the client.
-
-    Attributes:
-        user: (k, d) embeddings p.
-        table: (k, m, d) own item tables Q, or None where the method keeps none.
-        adapter: (k, P) adapter parameters Θ, or None.
-        curve: (k, R) losses of held-out items under R merging weights, of `training.elastic`, or None.
-    """
-
-    user: Tensor
-    table: Tensor | None
-    adapter: Tensor | None
-    curve: Tensor | None = None
-
-    @classmethod
-    def initial(cls, k: int, items: int, settings: CohortSettings, device: torch.device) -> CohortState:
-        """All users start from the same values."""
-        table = adapter = None
-        user = initial_user(settings.dim, settings.init_std, settings.seed).to(device)
-        if settings.own_tables:
-            start = initial_table(items, settings.dim, settings.init_std, settings.seed).to(device)
-            table = start.repeat(k, 1, 1)
-        if settings.merge.learned:
-            adapter = settings.merge.adapter.initial(settings.seed).to(device).repeat(k, 1)
-        return cls(user.repeat(k, 1), table, adapter)
-
-
-@dataclass
-class RowSums:
-    """Sums over a cohort of trained rows, for methods whose server needs no single client's table.
-
-    Attributes:
-        weighted: (m, d) Σ_u w_u Q_u over whole tables, untouched rows included, w_u = samples of u.
-        weight: Σ_u w_u.
-        touched: (m, d) Σ of the rows of the clients that touched them. count: (m,) how many did.
-    """
-
-    weighted: Tensor
-    weight: Tensor
-    touched: Tensor
-    count: Tensor
-
-    def mean_table(self) -> Tensor:
-        """(m, d) the mean of the whole tables, weighted by samples; zeros where nobody trained."""
-        return self.weighted / self.weight.clamp(min=1)
-
-
 @dataclass
 class TrainResult:
-    """What a cohort's training leaves."""
+    """What a cohort's training leaves.
 
-    loss: Tensor  # (k',) mean training loss a sample
-    samples: Tensor  # (k',) positives + negatives
-    sums: RowSums | None = None
-
-
-@dataclass
-class _Trained:
-    """A block after its round: losses (k,), the trained block, and its rows (k, t, d) before, where sums are wanted."""
+    Attributes:
+        loss: (k',) mean training loss a sample. samples: (k',) positives + negatives.
+        sums: of the parts that go up as sums, where they were asked for.
+    """
 
     loss: Tensor
-    block: Block
-    start: Tensor | None
+    samples: Tensor
+    sums: dict[str, PartSum]
 
 
 class Cohort:
-    """k users with their histories and private state.
+    """k users with their training items and private state.
 
     Args:
-        histories: the users' interactions.
-        state: private state, trained in place.
-        settings: the method.
+        data: the users' interactions.
+        state: private state by part, (k, ...), trained in place. It never leaves the client.
+        learner: the method.
     """
 
-    def __init__(self, histories: TrainingItems, state: CohortState, settings: CohortSettings) -> None:
-        self.histories, self.state, self.settings = histories, state, settings
+    def __init__(self, data: TrainingItems, state: State, learner: Learner) -> None:
+        self.data, self.state, self.learner = data, state, learner
+        self.parts = dict(learner.parts())
 
-    def merge_blocks(self, who: Tensor) -> list[Tensor]:
+    @property
+    def device(self) -> torch.device:
+        """Where the state is."""
+        return self.data.users.device
+
+    @property
+    def everyone(self) -> Tensor:
+        """(k,) all positions."""
+        return torch.arange(len(self.data.users), device=self.device)
+
+    def chunks(self, who: Tensor, downloads: Downloads | None = None) -> list[Tensor]:
         """Users in chunks whose whole tables, or scores where one table serves all, fit the working budget."""
-        a_user = self.histories.items * (1 if self.state.table is None else self.settings.dim)
-        return list(who.split(max(1, budget(MERGE_FLOATS, who.device) // a_user)))
+        several = {name for name, download in (downloads or {}).items() if len(download.values) > 1}
+        own = (part for name, part in self.parts.items() if part.axis == "item" and (part.stays or name in several))
+        kept = sum(part.width for part in own)
+        return list(who.split(max(1, budget(MERGE_FLOATS, who.device) // (self.data.items * max(1, kept)))))
 
-    def merged(self, who: Tensor, tables: GlobalTables | None) -> tuple[Tensor, Tensor | None]:
-        """The tables (k', m, d) that users `who` score with: merged where one was downloaded, else their own.
+    def seen(self, who: Tensor, downloads: Downloads, *, merge: bool = True) -> tuple[dict[str, Tensor], Tensor | None]:
+        """What users `who` score with: every part, (k', width) or whole tables (k', m, width).
 
-        Without own tables it is the downloaded one, or the common initial table before the first download.
+        Of a part that stays with its client that is the client's own, merged with what was downloaded of it where
+        the method merges; of any other part what was downloaded, or its initial value before the first download.
+
+        Args:
+            merge: else the own tables as they lie.
 
         Returns:
-            The tables, and the merging weights ρ of those who merged: (r, m), (r, 1), or None where nobody did.
+            The parts, and the merging weights ρ of those who merged: (r, m), (r, 1), or None where nobody did.
         """
-        state, merge = self.state, self.settings.merge
-        if state.table is None:
-            return tables.of(who) if tables is not None else self._initial_table().expand(len(who), -1, -1), None
-        own = state.table[who]
-        if tables is None or merge.mode == "none":
-            return own, None
-        got = tables.received[who]
-        if not bool(got.any()):
-            return own, None
-        receivers = who[got]
-        theta = None if state.adapter is None else state.adapter[receivers]
-        own[got], rho = merge.tables(theta, own[got], tables.of(receivers))
-        return own, rho
+        found, rho = {}, None
+        for name, part in self.parts.items():
+            if not part.stays:
+                found[name] = self._downloaded(name, downloads).of(who)
+                continue
+            found[name] = self.state[name][who]
+            if merge and name == self.learner.merged and name in downloads:
+                rho = self._merge(found[name], who, downloads[name])
+        return found, rho
 
-    def scores(self, who: Tensor, tables: GlobalTables | None) -> tuple[Tensor, Tensor | None]:
-        """Logits (k', m) of users `who` for the whole catalogue, and ρ as `merged` gives it."""
-        if self.state.table is None:  # one table for all: one product
-            table = self._initial_table() if tables is None else tables.tables[0]
-            return self.state.user[who] @ table.T, None
-        items, rho = self.merged(who, tables)
-        return scores(self.state.user[who], items), rho
+    def scores(self, who: Tensor, downloads: Downloads) -> tuple[Tensor, Tensor | None]:
+        """Logits (k', m) of users `who` for the whole catalogue, and ρ as `seen` gives it."""
+        parts, rho = self.seen(who, downloads)
+        return self.learner.score(parts), rho
 
-    def _initial_table(self) -> Tensor:
-        settings = self.settings
-        table = initial_table(self.histories.items, settings.dim, settings.init_std, settings.seed)
-        return table.to(self.state.user.device)
-
-    def train(self, who: Tensor, tables: GlobalTables | None, round_: int, *, sums: bool = False) -> TrainResult:
+    def train(self, who: Tensor, downloads: Downloads, round_: int, *, sums: bool = False) -> TrainResult:
         """Train users `who` (k',) for one round and update their state.
 
         Args:
-            tables: what they downloaded, or None.
+            downloads: what they downloaded of each shared part; a part may be missing.
             round_: from 1; keys negatives and batches.
-            sums: collect `RowSums`; without own tables nothing else is left of the trained rows.
+            sums: add up the parts that go up as sums.
         """
-        settings, merge = self.settings, self.settings.merge
-        nobody = torch.zeros(len(who), dtype=torch.bool, device=who.device)
-        received = nobody if tables is None or merge.mode == "none" else tables.received[who]
-        if tables is not None and (not merge.learned or settings.schedule == "released"):
-            self.overwrite(who[received], tables)
-        through_merge = merge.learned or (merge.mode == "static" and settings.schedule == "released")
-        merging = received.cpu() & through_merge
-        size = self.histories.counts()[who].cpu() * (1 + settings.local.negatives)
-        batches = (size + settings.local.batch_size - 1) // settings.local.batch_size
-        touched = size.clamp(max=self.histories.items)
-        loss = torch.zeros(len(who), dtype=torch.float64, device=self.state.user.device)
-        collected = self._empty_sums() if sums else None
-        blocks = blocks_of(size, touched, 2 * batches + merging, settings.dim, budget(BLOCK_FLOATS, who.device))
-
-        def train_block(index: Tensor) -> _Trained:
-            part = who[index.to(who.device)]
-            return self._train_block(part, tables, round_, bool(merging[index[0]]), sums)
-
-        for index, trained in zip(blocks, in_parallel(train_block, blocks, who.device), strict=True):
+        learner = self.learner
+        size = self.data.counts()[who].cpu() * (1 + learner.local.negatives)
+        merging = self._before_training(who, downloads)
+        loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
+        collector = Collector(self.parts, self.data.items, self.device, round_, learner.stages()) if sums else None
+        keep = collector is not None and collector.needs_before
+        train = self._one_by_one if learner.engine == "reference" else self._in_blocks
+        for index, trained in train(who, size, merging, downloads, round_, keep):
             loss[index.to(loss.device)] = trained.loss
-            if collected is not None and trained.start is not None:
-                _add_rows(collected, trained.block, trained.start)
+            if collector is not None:
+                collector.add(_contribution(trained, collector))
         size = size.to(loss.device)
-        if collected is not None:
-            self._add_whole_tables(collected, who, size, tables)
-        return TrainResult(loss, size, collected)
+        if collector is not None:
+            for name in collector.whole():
+                collector.complete(name, self._whole(name, who, size, downloads))
+        return TrainResult(loss, size, collector.sums if collector else {})
 
-    def _add_whole_tables(self, sums: RowSums, who: Tensor, size: Tensor, tables: GlobalTables | None) -> None:
-        """Complete `weighted`, to which the blocks added their weighted changes."""
-        if self.state.table is None:
-            before = tables.tables[0] if tables is not None else self._initial_table()
-            sums.weighted += before * sums.weight
-            return
-        sums.weighted.zero_()
-        blocks = self.merge_blocks(who)
-        for part, weight in zip(blocks, size.double().split([len(block) for block in blocks]), strict=True):
-            sums.weighted += torch.tensordot(weight, self.state.table[part].double(), dims=1)
-
-    def overwrite(self, who: Tensor, tables: GlobalTables) -> None:
+    def overwrite(self, who: Tensor, downloads: Downloads) -> None:
         """Write the merged tables (Eq. 10) of receivers `who` over their own."""
-        if self.state.table is None:
-            return
-        for part in self.merge_blocks(who):
-            self.state.table[part], _ = self.merged(part, tables)
+        name = self.learner.merged
+        for part in self.chunks(who):
+            table = self.state[name][part]
+            self._merge(table, part, downloads[name])
+            self.state[name][part] = table
 
-    def _train_block(
-        self, who: Tensor, tables: GlobalTables | None, round_: int, merging: bool, sums: bool
-    ) -> _Trained:
-        settings, state, local = self.settings, self.state, self.settings.local
-        samples = draw_samples(self.histories, who, local.negatives, settings.seed, round_)
-        block = self._gather(who, tables, samples, merging)
-        start = block.rows.clone() if sums else None
-        run = {"seed": settings.seed, "round_": round_}
-        if merging and tables is not None and settings.schedule == "paper":
-            adapter = AdapterStep(block, local, settings.merge)  # Eq. 11
-            train_epochs(adapter, block, local, epochs=settings.adapter_epochs, first_epoch=local.epochs, **run)
-            if state.adapter is not None and block.theta is not None:
-                state.adapter[who] = block.theta
-            self.overwrite(who, tables)  # Eq. 10, with the new Θ
-            block = self._gather(who, None, samples, False)
-        step = (
-            MergedStep(block, local, settings.merge)
-            if merging and settings.schedule == "released"
-            else PlainStep(block, local)
-        )
-        loss = train_epochs(step, block, local, epochs=local.epochs, **run)
-        state.user[who] = block.user
-        if state.adapter is not None and block.theta is not None:
-            state.adapter[who] = block.theta
-        if state.table is not None:
-            self._scatter(who, block)
-        return _Trained(loss, block, start)
-
-    def _gather(self, who: Tensor, tables: GlobalTables | None, samples: RoundSamples, merging: bool) -> Block:
-        """Compact copies of the users' touched rows."""
-        state = self.state
-        if state.table is not None:
-            rows = state.table[who.unsqueeze(1), samples.touched]
-        elif tables is not None:
-            rows = tables.rows(who, samples.touched)
-        else:
-            rows = self._initial_table()[samples.touched]
-        block = Block(self.histories.users[who], samples, state.user[who], rows)
-        if merging and tables is not None:
-            block.glob = tables.rows(who, samples.touched)
-            block.theta = None if state.adapter is None else state.adapter[who]
-            if self.settings.merge.mode == "scalar" and state.table is not None:
-                block.pool = pooled(state.table[who], tables.of(who))
+    def block_of(self, who: Tensor, downloads: Downloads, samples: RoundSamples, *, merging: bool) -> Block:
+        """Compact copies of the users' parts, with the downloaded rows where merging looks at them."""
+        values = {}
+        for name, part in self.parts.items():
+            source = None if part.stays else self._downloaded(name, downloads)
+            if part.axis != "item":
+                values[name] = self.state[name][who] if source is None else source.of(who).clone()
+            elif source is None:
+                values[name] = self.state[name][who.unsqueeze(1), samples.touched]
+            else:
+                values[name] = source.rows(who, samples.touched)
+        axes = {name: part.axis for name, part in self.parts.items()}
+        block = Block(self.data.users[who], samples, values, axes)
+        merged, merge = self.learner.merged, self.learner.merge
+        if merging:
+            block.received = {merged: downloads[merged].rows(who, samples.touched)}
+            if merge.mode == "scalar":
+                block.pool = pooled(self.state[merged][who], downloads[merged].of(who))
         return block
 
-    def _scatter(self, who: Tensor, block: Block) -> None:
-        """Write the trained rows back; padding is masked out."""
-        samples = block.samples
-        real = torch.arange(samples.touched.shape[1], device=who.device) < samples.touched_count.unsqueeze(1)
+    def write_back(self, who: Tensor, block: Block) -> None:
+        """Write the trained parts that stay with their clients back; padding is masked out."""
+        real, touched = block.real, block.samples.touched
         owner = who.unsqueeze(1).expand_as(real)[real]
-        if self.state.table is not None:
-            self.state.table[owner, samples.touched[real]] = block.rows[real]
+        for name, values in self.state.items():
+            if self.parts[name].axis == "item":
+                values[owner, touched[real]] = block.parts[name][real]
+            else:
+                values[who] = block.parts[name]
 
-    def _empty_sums(self) -> RowSums:
-        m, d, device = self.histories.items, self.settings.dim, self.state.user.device
-        table = torch.zeros((m, d), dtype=torch.float64, device=device)
-        scalar = torch.zeros((), dtype=torch.float64, device=device)
-        return RowSums(table, scalar, table.clone(), torch.zeros(m, dtype=torch.float64, device=device))
+    def _before_training(self, who: Tensor, downloads: Downloads) -> Tensor:
+        """Replace own tables where the method does so first; returns (k',) who trains through a merge, on the CPU."""
+        name, merge = self.learner.merged, self.learner.merge
+        if not name or name not in downloads or merge.mode == "none":
+            return torch.zeros(len(who), dtype=torch.bool)
+        received = downloads[name].received[who]
+        if merge.overwrites_first:
+            self.overwrite(who[received], downloads)
+        return received.cpu() & merge.in_training
+
+    def _in_blocks(
+        self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
+    ) -> Iterator[tuple[Tensor, Trained]]:
+        local = self.learner.local
+        batches = (size + local.batch_size - 1) // local.batch_size
+        touched, width = size.clamp(max=self.data.items), floats_of_a_row(self.parts)
+        blocks = blocks_of(size, touched, 2 * batches + merging, width, budget(BLOCK_FLOATS, who.device))
+
+        def train_block(index: Tensor) -> Trained:
+            part = who[index.to(who.device)]
+            return self._train_block(part, downloads, round_, bool(merging[index[0]]), keep)
+
+        return zip(blocks, in_parallel(train_block, blocks, who.device), strict=True)
+
+    def _one_by_one(
+        self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
+    ) -> Iterator[tuple[Tensor, Trained]]:
+        for at in range(len(who)):
+            if size[at]:
+                trained = train_alone(self, who[at : at + 1], downloads, round_, bool(merging[at]), keep)
+                yield torch.tensor([at]), trained
+
+    def _train_block(self, who: Tensor, downloads: Downloads, round_: int, merging: bool, keep: bool) -> Trained:
+        learner, local = self.learner, self.learner.local
+        samples = draw_samples(self.data, who, local.negatives, learner.seed, round_)
+        through = merging and learner.merge.schedule == "released"
+        block = self.block_of(who, downloads, samples, merging=merging)
+        before = {name: block.parts[name].clone() for name in self._going_up()} if keep else {}
+        if merging and not through:  # Eq. 11, then Eq. 10 with the new Θ
+            step, epochs = learner.adapter_step(block), learner.merge.epochs
+            train_epochs(step, block, local, epochs=epochs, first_epoch=local.epochs, seed=learner.seed, round_=round_)
+            self.state["adapter"][who] = block.parts["adapter"]
+            self.overwrite(who, downloads)
+            block = self.block_of(who, downloads, samples, merging=False)
+        loss = train_epochs(
+            learner.step(block, round_), block, local, epochs=local.epochs, seed=learner.seed, round_=round_
+        )
+        self.write_back(who, block)
+        return Trained(loss, who, block, before)
+
+    def _going_up(self) -> list[str]:
+        return [name for name, part in self.parts.items() if part.axis == "item" and part.up == "sum"]
+
+    def _downloaded(self, name: str, downloads: Downloads) -> Download:
+        if name in downloads:
+            if not bool(downloads[name].received.all()):
+                raise ValueError(f"some users got no '{name}', of which they keep no copy")
+            return downloads[name]
+        start = self.parts[name].initial(name, self.data.items, self.learner.seed).to(self.device)
+        return Download.for_all(start, len(self.data.users))
+
+    def _merge(self, own: Tensor, who: Tensor, download: Download) -> Tensor | None:
+        """Merge whole tables `own` (k', m, d) in place, for those who received one; returns their ρ."""
+        merge = self.learner.merge
+        got = download.received[who]
+        if merge.mode == "none" or not bool(got.any()):
+            return None
+        receivers = who[got]
+        theta = self.state["adapter"][receivers] if merge.learned else None
+        own[got], rho = merge.tables(theta, own[got], download.of(receivers))
+        return rho
+
+    def _whole(self, name: str, who: Tensor, samples: Tensor, downloads: Downloads) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole tables behind the users' sums of a part; see `Collector.complete`."""
+        if self.parts[name].stays:
+            sizes = [len(chunk) for chunk in self.chunks(who)]
+            for chunk, weight in zip(who.split(sizes), samples.split(sizes), strict=True):
+                yield self.state[name][chunk], weight
+            return
+        download = self._downloaded(name, downloads)
+        for slot, value in enumerate(download.values):
+            inside = download.slot[who] == slot
+            if bool(inside.any()):
+                yield alike(value, int(inside.sum())), samples[inside]
 
 
-def _add_rows(sums: RowSums, block: Block, start: Tensor) -> None:
-    """Add a trained block to the cohort's sums.
-
-    `weighted` collects w·(change); w·(table before) is added once at the end.
-    """
+def _contribution(trained: Trained, collector: Collector) -> Contribution:
+    block = trained.block
+    up: Sequence[str] = list(collector.parts)
+    rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
+    values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
     samples = block.samples
-    t = samples.touched.shape[1]
-    real = torch.arange(t, device=start.device) < samples.touched_count.unsqueeze(1)
-    items, weight = samples.touched[real], samples.size.double()
-    change = (block.rows - start).double() * weight.view(-1, 1, 1)
-    sums.weighted.index_add_(0, items, change[real])
-    sums.touched.index_add_(0, items, block.rows[real].double())
-    sums.count.index_add_(0, items, torch.ones(len(items), dtype=torch.float64, device=start.device))
-    sums.weight += weight.sum()
+    return Contribution(block.users, samples.size, samples.touched, block.real, rows, trained.before, values)

@@ -41,6 +41,11 @@ def take(history: History, who: IntArray) -> History:
     return History(history.users[who], history.items, offsets, values)
 
 
+def take_held(held: HeldOut, who: IntArray) -> HeldOut:
+    """The cut histories of positions `who`, in that order."""
+    return HeldOut(take(held.rest, who), held.items[who])
+
+
 def hold_out(history: History, count: int, seed: int, *, by_time: bool) -> HeldOut:
     """Leave items of every user out: at most half of its history.
 

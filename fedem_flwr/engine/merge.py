@@ -5,7 +5,7 @@ FedEM (AAAI 2026), Eq. 9–10 and the variants of its Table 2.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,34 +14,7 @@ from torch import Tensor
 from fedem_flwr.models.adapter import Adapter
 
 MergeMode = Literal["none", "replace", "static", "scalar", "elastic"]
-
-
-@dataclass(frozen=True)
-class GlobalTables:
-    """The tables that a cohort downloaded: one a receiver, or one for all.
-
-    Attributes:
-        tables: (r, m, d).
-        slot: (k,) which of the r tables belongs to each user of the cohort; −1 where the user got none.
-    """
-
-    tables: Tensor
-    slot: Tensor
-
-    @property
-    def received(self) -> Tensor:
-        """(k,) bool: who got a table."""
-        return self.slot >= 0
-
-    def rows(self, who: Tensor, items: Tensor) -> Tensor:
-        """(k', t, d) rows `items` (k', t) of the tables of users `who` (k',)."""
-        return self.tables[self.slot[who].unsqueeze(1), items]
-
-    def of(self, who: Tensor) -> Tensor:
-        """(k', m, d) whole tables of users `who`; a view where one table serves all."""
-        if len(self.tables) == 1:
-            return self.tables.expand(len(who), -1, -1)
-        return self.tables[self.slot[who]]
+Schedule = Literal["paper", "released"]
 
 
 @dataclass(frozen=True)
@@ -53,23 +26,41 @@ class Merge:
             `elastic` one learned ρ an item and client (EM) · `none` nothing is downloaded.
         rho: the fixed ρ of `static`.
         adapter: shape of the private MLP, for `scalar` and `elastic`.
+        schedule: where merging stands. `paper`: Θ is trained through the merge (Eq. 11), the merged table becomes the
+            own one, which is trained (Eq. 12). `released`: the merged table becomes the own table, and every batch
+            trains Θ, then p and Q, through a second merge.
+        epochs: of Eq. 11 under the `paper` schedule.
+        lr: Adam's rate for Θ (β).
     """
 
     mode: MergeMode
-    rho: float
-    adapter: Adapter
+    rho: float = 0.5
+    adapter: Adapter = field(default_factory=lambda: Adapter(1))
+    schedule: Schedule = "paper"
+    epochs: int = 1
+    lr: float = 0.1
 
     @property
     def learned(self) -> bool:
-        """Whether ρ comes from an adapter."""
+        """Whether there is an adapter to train."""
         return self.mode in ("scalar", "elastic")
 
+    @property
+    def in_training(self) -> bool:
+        """Whether steps go through merged rows."""
+        return self.learned or (self.mode == "static" and self.schedule == "released")
+
+    @property
+    def overwrites_first(self) -> bool:
+        """Whether the merged table replaces the own one before anything is trained."""
+        return not self.learned or self.schedule == "released"
+
     def weights(self, theta: Tensor | None, local: Tensor, glob: Tensor) -> Tensor:
-        """ρ (k, b), or (k, 1) where one ρ serves a client's whole table: Eq. 9.
+        """Merging weights ρ for rows (k, b, d) of both tables: (k, b), or (k, 1) where a client has only one.
 
         Args:
-            theta: (k, P) adapter parameters; needed by the learned modes.
-            local, glob: (k, b, d) own and downloaded rows. `scalar` looks at their mean over b, so it is given whole
+            theta: (k, P) adapter parameters; only the learned modes look at them.
+            local, glob: own and downloaded rows. `scalar` looks at their mean over b, so it is given whole
                 tables.
         """
         if self.mode == "elastic" and theta is not None:
@@ -83,6 +74,9 @@ class Merge:
         """Merge whole tables (k, m, d), Eq. 10; returns them with ρ (k, m) or (k, 1)."""
         rho = self.weights(theta, local, glob)
         return torch.lerp(local, glob, rho.unsqueeze(-1)), rho
+
+
+REPLACE = Merge("replace")
 
 
 def pooled(local: Tensor, glob: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,6 @@ class MergedScorer(CohortScorer):
         if self.merging is None:
             return super().scores(who, part)
         tables, chosen = self.merging
-        users = self.cohort.state.user[who]
+        users = self.cohort.state["user"][who]
         some = Chosen(chosen.group[who], chosen.rho if chosen.rho.ndim == 2 else chosen.rho[who])
         return some.scores(tables, lambda table, inside: users[inside] @ table.T)

@@ -11,40 +11,40 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.downloads import Downloads
 from fedem_flwr.engine.history import History, IntArray
-from fedem_flwr.engine.merge import GlobalTables
 from fedem_flwr.evaluation.ranking import Part
 
 
 @dataclass(frozen=True)
 class CohortScorer:
-    """Scores a cohort's users with the tables they received; see `evaluation.cohort.Scorer`."""
+    """Scores a cohort's users with what they keep and what they received; see `evaluation.cohort.Scorer`."""
 
     cohort: Cohort
-    tables: GlobalTables | None
+    downloads: Downloads
     by_part: bool = False
 
     @property
     def users(self) -> np.ndarray:
         """(k,) codes of the users."""
-        return np.asarray(self.cohort.histories.users.cpu())
+        return np.asarray(self.cohort.data.users.cpu())
 
     @property
     def device(self) -> torch.device:
         """Where the cohort's state is."""
-        return self.cohort.state.user.device
+        return self.cohort.device
 
     def counts(self) -> np.ndarray:
         """(k,) training interactions of each user."""
-        return np.asarray(self.cohort.histories.counts().cpu())
+        return np.asarray(self.cohort.data.counts().cpu())
 
     def blocks(self) -> list[Tensor]:
         """Positions in chunks that fit the merging budget."""
-        return self.cohort.merge_blocks(torch.arange(len(self.cohort.state.user), device=self.device))
+        return self.cohort.chunks(self.cohort.everyone, self.downloads)
 
     def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
         """Logits (k', m), and ρ; the same for both parts."""
-        return self.cohort.scores(who, self.tables)
+        return self.cohort.scores(who, self.downloads)
 
 
 SCORES = 1 << 22  # scores of a block: 16 MiB

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.registry import find
+from fedem_flwr.contract.alone import Alone
+from fedem_flwr.contract.finding import method_of
 from fedem_flwr.data.catalog import cache_dir
-from fedem_flwr.engine.cohort import Cohort, CohortState
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.device import resolve_device
+from fedem_flwr.engine.parts import initial_state
 from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, nested
 from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
 from fedem_flwr.evaluation.controls import remembered_controls
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.files import write_atomically
-from fedem_flwr.methods.settings import cohort_settings, resolve_device
 from fedem_flwr.nodes.host import slice_histories
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.selection import reported_line
@@ -67,13 +69,17 @@ def _fitted(split: Split, config: Config) -> Measured:
 
 
 def trains_alone(config: Config) -> bool:
-    """Whether the method's clients train on their own: a client class without local training has LOCAL_ONLY = False."""
-    return bool(getattr(find("clients", config.method.client), "LOCAL_ONLY", True))
+    """Whether there is something that a client could train alone."""
+    if config.method.client:
+        return bool(getattr(find("clients", config.method.client), "LOCAL_ONLY", True))
+    return not getattr(find("strategies", config.method.strategy), "FEDERATED_ONLY", False)
 
 
 def cached_local_only(split: Split, config: Config, folder: Path, on_round: Callable[[int], None]) -> dict[str, Any]:
     """`local_only`, remembered under the content of the split and the settings it depends on."""
     what = {"model": config.model.model_dump(), "local": config.local.model_dump(), "format": _FORMAT}
+    options = config.method.options.model_dump()
+    what |= {"method": [config.method.strategy, options]} if options else {}
     run = {"seed": config.run.seed, "rounds": config.run.rounds}
     entry = folder / f"local-only-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"
     try:
@@ -94,17 +100,15 @@ def local_only(split: Split, config: Config, on_round: Callable[[int], None]) ->
     Returns:
         Test figures of the round that the protocol reports (best validation NDCG@10; best test HR@10 under `paper`).
     """
-    alone = config.changed("merge", mode="none").changed("method", strategy="fedem")
-    settings, device = cohort_settings(alone), resolve_device(config.run.device)
+    learner, device = Alone(method_of(config, split.items)), resolve_device(config.run.device)
     parts = np.array_split(np.arange(split.users), max(1, -(-split.users // _COHORT)))
     totals: list[dict[str, float]] = [{} for _ in range(config.run.rounds)]
     for number, users in enumerate(parts):
-        histories = slice_histories(split, users, device)
-        cohort = Cohort(histories, CohortState.initial(len(users), split.items, settings, device), settings)
-        everyone = torch.arange(len(users), device=device)
+        state = initial_state(learner.parts(), len(users), split.items, learner.seed, device)
+        cohort = Cohort(slice_histories(split, users, device), state, learner)
         for round_ in range(1, config.run.rounds + 1):
-            cohort.train(everyone, None, round_)
-            add_sums(totals[round_ - 1], evaluate_cohort(CohortScorer(cohort, None), split))
+            cohort.train(cohort.everyone, {}, round_)
+            add_sums(totals[round_ - 1], evaluate_cohort(CohortScorer(cohort, {}), split))
             on_round((number * config.run.rounds + round_) // len(parts))  # all parts together are the run's rounds
     lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
     best = reported_line(lines, split.protocol)

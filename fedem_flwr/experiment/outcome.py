@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested
-from fedem_flwr.methods.settings import resolve_device
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import Selected, best_line, reported_key
 from fedem_flwr.runtime.inputs import build_strategy

@@ -9,7 +9,7 @@ from dataclasses import replace
 from flwr.serverapp import Grid
 
 from fedem_flwr.client_app import build_client_app
-from fedem_flwr.methods.settings import resolve_device
+from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.lines import Line

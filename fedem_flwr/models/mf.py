@@ -27,9 +27,31 @@ def scores(user: Tensor, items: Tensor) -> Tensor:
     """Logits (k, t) of user embeddings (k, d) for rows (k, t, d).
 
     Written as row times matrix: several times as fast as matrix times column on a CPU, and a client's numbers are the
-    same to the last bit in whatever cohort it is computed.
+    same to the last bit in whatever cohort it is computed. Where one table serves all (a view whose leading stride is
+    0), it is one product.
     """
+    if items.stride(0) == 0:
+        return user @ items[0].T
     return torch.bmm(user.unsqueeze(1), items.transpose(1, 2)).squeeze(1)
+
+
+def gradients(user: Tensor, rows: Tensor, sign: Tensor, weight: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 12 of FedEM: derivatives of the batch mean of the binary cross-entropy, written out.
+
+    A batch is a weight for each touched row; the gradient of row i is then (weighted residual) × p, one outer product,
+    and no embedding is gathered.
+
+    Args:
+        user: (k, d). rows: (k, t, d) touched rows. sign, weight: as `loss_and_residual` takes them.
+        size: (k, 1) samples of the batch.
+
+    Returns:
+        (k,) summed loss, (k, d) and (k, t, d) derivatives.
+    """
+    loss, residual = loss_and_residual(scores(user, rows), sign, weight)
+    residual = residual.div_(size)  # (k, t)
+    to_user = torch.bmm(residual.unsqueeze(1), rows).squeeze(1)  # (k, d)
+    return loss, to_user, residual.unsqueeze(-1) * user.unsqueeze(1)
 
 
 def loss_and_residual(logits: Tensor, sign: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

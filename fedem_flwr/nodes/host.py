@@ -8,21 +8,23 @@ the state is read from and written to disk in every round.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedem_flwr.config import Config, load_resolved
-from fedem_flwr.engine.cohort import Cohort, CohortState
+from fedem_flwr.contract import Device, Method
+from fedem_flwr.contract.asked import as_tensor
+from fedem_flwr.contract.finding import method_of
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
-from fedem_flwr.methods.settings import cohort_settings, resolve_device
+from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import user_range
 from fedem_flwr.protocol.splits import Split, user_rows
@@ -30,19 +32,12 @@ from fedem_flwr.protocol.splits import Split, user_rows
 SPLIT_FOLDER = "split"
 STATE_FOLDER = "checkpoint/nodes"
 CONFIG_FILE = "config.toml"
+STATE_FORMAT = 2  # of what is stored of a cohort: tensors by part
 
 
 def node_count(users: int, users_per_node: int) -> int:
     """How many nodes host `users` users; 0 a node means all on one."""
     return math.ceil(users / users_per_node) if users_per_node else 1
-
-
-def as_tensor(array: np.ndarray, device: torch.device | None = None) -> Tensor:
-    """A tensor over an array's memory. Arrays out of messages are read-only, and nothing here writes to them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device is None else tensor.to(device)
 
 
 Opened = tuple[Config, Split]
@@ -69,14 +64,17 @@ class NodeHost:
         nodes: how many nodes the users are spread over.
         threads: torch threads for the process; 0 leaves them.
         resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
+        policy: what may go up; a simulation's unless it is said.
     """
 
     run_dir: Path
     nodes: int
     threads: int = 0
     resident: bool = False
+    policy: NodePolicy = field(default_factory=NodePolicy.simulation)
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
-    _histories: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
+    _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
+    _method: tuple[Config, Method] | None = field(default=None, repr=False)
 
     @property
     def config(self) -> Config:
@@ -99,11 +97,34 @@ class NodeHost:
         first, end = user_range(self.split.users, self.nodes, node)
         return np.arange(first, end, dtype=np.int64)
 
-    def histories(self, node: int) -> TrainingItems:
+    @property
+    def method(self) -> Method:
+        """The run's method; made once for a configuration."""
+        config = self.config
+        if self._method is None or self._method[0] is not config:
+            self._method = config, method_of(config, self.split.items)
+        return self._method[1]
+
+    def side(self, node: int, round_: int) -> Device:
+        """The node's side of a run, as a method sees it, with its state as it was after `round_`."""
+        split, users = self.split, self.users(node)
+        later = self.config.evaluation.test_history == "all"
+        return Device(
+            users,
+            split.items,
+            self.device(),
+            split.has_times,
+            lambda: self.history(node),
+            lambda: self.cohort(node, round_),
+            np.asarray(split.validation[split.rows(users)]) if later else None,
+            self.policy.smallest_sum,
+        )
+
+    def data(self, node: int) -> TrainingItems:
         """What the node's users interacted with; sliced once."""
-        if node not in self._histories:
-            self._histories[node] = slice_histories(self.split, self.users(node), self.device())
-        return self._histories[node]
+        if node not in self._data:
+            self._data[node] = slice_histories(self.split, self.users(node), self.device())
+        return self._data[node]
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
@@ -121,15 +142,12 @@ class NodeHost:
         """
         if node in self._cohorts and self._cohorts[node][0] <= round_:
             return self._cohorts[node][1]
-        device, histories = self.device(), self.histories(node)
-        settings = cohort_settings(self.config)
+        place, data, method = self.device(), self.data(node), self.method
         stored = self._store().load(node_name(node), round_)
-        if stored is None:
-            state = CohortState.initial(len(histories.users), self.split.items, settings, device)
-        else:
-            fields = {name: as_tensor(values, device) for name, values in self._checked(node, stored).items()}
-            state = CohortState(fields["user"], fields.get("table"), fields.get("adapter"), fields.get("curve"))
-        return Cohort(histories, state, settings)
+        start = None if stored is None else self._checked(node, stored)
+        if start is None:
+            return method.cohort(data, method.initial_state(len(data.users), place))
+        return method.cohort(data, {name: as_tensor(values, place) for name, values in start.items()})
 
     def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
         """Store the cohort's state after `round_`; `durable` states survive the process.
@@ -140,10 +158,9 @@ class NodeHost:
         if self.resident:
             self._cohorts[node] = (round_, cohort)
         if durable or not self.resident:
-            state = cohort.state
-            fields = {"user": state.user, "table": state.table, "adapter": state.adapter, "curve": state.curve}
-            arrays = {name: x.cpu().numpy() for name, x in fields.items() if x is not None}
-            self._store().save(node_name(node), round_, {"users": self.users(node), **arrays})
+            arrays = {name: x.cpu().numpy() for name, x in cohort.state.items()}
+            said = {"users": self.users(node), "format": np.array([STATE_FORMAT])}
+            self._store().save(node_name(node), round_, {**said, **arrays})
             self._store().prune(node_name(node), keep_from, max(keep_from, round_ - 1))
 
     def forget(self, node: int) -> None:
@@ -154,14 +171,22 @@ class NodeHost:
         self._cohorts.pop(node, None)
 
     def _checked(self, node: int, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A stored state without its list of users, which must be those of the node."""
-        users, here = stored.get("users"), self.users(node)
+        """A stored state, which must be of the node's users and of the method's parts."""
+        users, here, name = stored.get("users"), self.users(node), node_name(node)
         if users is None or not np.array_equal(users, here):
             raise FedemError(
-                f"the stored state of {node_name(node)} is not of the users that it hosts now ({_range(here)}, stored: "
+                f"the stored state of {name} is not of the users that it hosts now ({_range(here)}, stored: "
                 f"{_range(users)}): resume with as many nodes as the run was started with"
             )
-        return {name: values for name, values in stored.items() if name != "users"}
+        found = {part: values for part, values in stored.items() if part not in ("users", "format")}
+        wanted = self.method.initial_state(1, torch.device("cpu"))
+        fits = found.keys() == wanted.keys() and all(found[n].shape[1:] == wanted[n].shape[1:] for n in wanted)
+        if not fits or int(stored.get("format", [1])[0]) != STATE_FORMAT:
+            raise FedemError(
+                f"the stored state of {name} holds {', '.join(sorted(found)) or 'nothing'}, and the method keeps "
+                f"{', '.join(sorted(wanted)) or 'nothing'}: it is of another method or version; start the run again"
+            )
+        return found
 
     @property
     def state_dir(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
-from fedem_flwr.config.registry import STOCK_PREFIX, find
+from fedem_flwr.config.registry import STOCK_PREFIX, by_path, client_of, find, is_method
 from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset, open_source
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.split import Split, SplitFacts
@@ -80,7 +80,10 @@ def build_strategy(config: Config, items: int) -> Strategy:
     """
     name = config.method.strategy
     kind = find("strategies", name)
-    options = dict(config.method.options)
+    if is_method(kind):
+        of_method: Strategy = by_path(kind.STRATEGY)(config, items)
+        return of_method
+    options = config.method.options.model_dump()
     stock = name.startswith(STOCK_PREFIX)
     if stock:
         parameters = inspect.signature(kind).parameters
@@ -101,7 +104,7 @@ def check_method(config: Config) -> None:
         InputError: they cannot.
     """
     build_strategy(config, 1)
-    find("clients", config.method.client)
+    client_of(config.method.strategy, config.method.client)
 
 
 def adapted(config: Config, split: SplitFacts, *, dim_is_preset: bool = False) -> Config:
@@ -117,9 +120,9 @@ def adapted(config: Config, split: SplitFacts, *, dim_is_preset: bool = False) -
         InputError: the method learns from order, or needs more items than there are.
     """
     strategy = find("strategies", config.method.strategy)
-    if dim_is_preset and getattr(strategy, "stateless", False) and 4 * config.model.dim > split.items:
+    if dim_is_preset and getattr(strategy, "LOW_RANK", False) and 4 * config.model.dim > split.items:
         config = config.changed("model", dim=max(2, min(config.model.dim, split.items // 8 * 2)))
-    if getattr(strategy, "stateless", False) and config.model.dim > split.items:
+    if getattr(strategy, "LOW_RANK", False) and config.model.dim > split.items:
         raise InputError(
             f"model.dim = {config.model.dim} is more than the {split.items} items of {split.dataset}: the table would "
             f"have no low rank; lower it (--set model.dim={max(1, split.items // 4)})"

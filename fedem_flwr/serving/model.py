@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedem_flwr.config.registry import find
+from fedem_flwr.config.registry import client_of
+from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.engine.history import History
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
-from fedem_flwr.nodes.host import NodeHost, as_tensor
+from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.protocol.split import IntArray, offsets_of
 from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime.loop import Resumable
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.serving.served import ServedModel
 
 _CPU = torch.device("cpu")
+_TABLES = ("table", "items", "item_table")  # whose rows are the catalogue's
 _SUGGESTED_FROM = 5000  # names that are compared with a misspelt one
-_TABLES = ("table", "item_table", "tables")  # what methods call the item table that they send
 
 
 class BestItems(NamedTuple):
@@ -63,7 +65,7 @@ class CpuModel(ServedModel):
     def client(self, node: int) -> Any:
         """The client of a node, in this process."""
         host = _CpuHost(self.run.directory.path.resolve(), self.run.nodes)
-        return find("clients", self.run.config.method.client)(host, node)
+        return client_of(self.run.config.method.strategy, self.run.config.method.client)(host, node)
 
     @property
     def place(self) -> str:
@@ -90,16 +92,18 @@ class CpuModel(ServedModel):
         Raises:
             InputError: this method has none.
         """
-        arrays, _ = self.message(np.arange(min(1, self.run.split.users)))
-        found = next((arrays[name] for name in _TABLES if name in arrays), None)
-        own = len(arrays.get("receivers", ())) > 0
-        if found is None or own or (found.ndim == 3 and len(found) != 1):
+        found: Tensor | None = None
+        if isinstance(self.strategy, Resumable):
+            found = getattr(self.strategy, "table", lambda: None)()
+        elif "item_table" in self.point.arrays:  # of a stock strategy
+            found = as_tensor(self.point.arrays["item_table"])
+        if found is None:
             raise InputError(
                 f"method '{self.run.config.method.name}' has an item table for each user, not one for all: "
                 "similar items need a run of fedials or fedmf"
             )
-        self._check(arrays)
-        return as_tensor(found.reshape(found.shape[-2:]).astype(np.float32, copy=False))
+        self._check({"table": found.numpy()})
+        return found.float()
 
     def user(self, name: str) -> int:
         """A user's code.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedem_flwr.config.registry import find
+from fedem_flwr.config.registry import client_of
 from fedem_flwr.evaluation.bootstrap import best_control, paired_interval
 from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.lists import list_diagnostics, served
@@ -47,7 +47,7 @@ class ServedModel:
     def client(self, node: int) -> Any:
         """The client of a node, in this process."""
         host = NodeHost(self.run.directory.path.resolve(), self.run.nodes, self.run.config.run.threads)
-        return find("clients", self.run.config.method.client)(host, node)
+        return client_of(self.run.config.method.strategy, self.run.config.method.client)(host, node)
 
     def message(self, users: np.ndarray) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
         """The arrays and settings that a node with these users would be sent now."""

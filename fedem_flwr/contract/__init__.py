@@ -1,0 +1,27 @@
+"""The contract of a method: what it declares, and what is derived from that on both sides. See docs/extending.md."""
+
+from __future__ import annotations
+
+from fedem_flwr.contract.asked import Asked, Device
+from fedem_flwr.contract.fields import Field, indexed
+from fedem_flwr.contract.method import Method
+from fedem_flwr.contract.phases import Gathered, Phase, Task, Upload
+from fedem_flwr.contract.tuning import Tuning
+from fedem_flwr.engine.optimizer import Update
+from fedem_flwr.engine.parts import Part, State
+
+__all__ = [
+    "Asked",
+    "Device",
+    "Field",
+    "Gathered",
+    "Method",
+    "Part",
+    "Phase",
+    "State",
+    "Task",
+    "Tuning",
+    "Update",
+    "Upload",
+    "indexed",
+]

@@ -1,0 +1,87 @@
+"""Adding uploads up: the same on a server, over nodes, and on a device whose users are looked at one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.contract.asked import Asked, Device, as_tensor
+from fedem_flwr.contract.fields import Field, Named, empty
+from fedem_flwr.contract.phases import Task, Upload
+from fedem_flwr.engine.contribution import Contribution, Stage, staged
+
+
+class Adder:
+    """Sums of uploads, float64. Rows under an index are added to the rows of the whole sum.
+
+    Args:
+        fields: what an upload holds; single users' own values are left out.
+    """
+
+    def __init__(self, fields: Mapping[str, Field]) -> None:
+        fields = {name: field for name, field in fields.items() if not field.each}
+        self.fields = fields
+        self.sums: dict[str, Tensor] = {}
+        self.seen = {name: torch.zeros(field.rows, dtype=torch.bool) for name, field in fields.items() if field.rows}
+        for name, field in fields.items():
+            if not field.rows:
+                open_length = fields[field.index].rows if field.index else 0
+                self.sums[name] = torch.zeros(field.sized(open_length), dtype=torch.float64)
+
+    def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add an upload."""
+        at = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in self.seen}
+        for name, where in at.items():
+            self.seen[name][where] = True
+        for name, into in self.sums.items():
+            values, field = as_tensor(arrays[name]), self.fields[name]
+            if field.index:
+                into.index_add_(0, at[field.index], values.double())
+            else:
+                into.add_(values)
+
+    def packed(self) -> Named:
+        """The sums as one upload: of rows under an index those that anybody has sent."""
+        found: Named = {}
+        rows = {name: seen.nonzero().squeeze(1) for name, seen in self.seen.items()}
+        for name, field in self.fields.items():
+            if field.rows:
+                found[name] = rows[name].numpy().astype(field.dtype)
+            else:
+                total = self.sums[name][rows[field.index]] if field.index else self.sums[name]
+                found[name] = total.numpy().astype(field.dtype)
+        return found
+
+
+def contributed(task: Task, device: Device, asked: Asked, stages: Sequence[Stage]) -> Upload:
+    """A task's upload; where there are stages, what each user gives alone goes through them before it is added up.
+
+    What a cohort of one user would send is that user's contribution.
+    """
+    if not stages or task.handles_stages:
+        return task.contribute(device, asked)
+    adder, samples, loss = Adder(task.fields()), 0, None
+    for at in asked.who:
+        one = task.contribute(device, asked.of(np.array([at])))
+        adder.add(_values(staged(_contribution(one, device.users[[at]]), stages, asked.round)))
+        samples, loss = samples + one.samples, None if one.loss is None else (loss or 0.0) + one.loss
+    return Upload(adder.packed(), samples, loss)
+
+
+def nothing(task: Task) -> Upload:
+    """What a node sends that withholds its users' sum."""
+    return Upload(empty(task.fields()), 0)
+
+
+def _contribution(upload: Upload, users: np.ndarray) -> Contribution:
+    none = torch.zeros((1, 0), dtype=torch.int64)
+    values = {name: as_tensor(array).unsqueeze(0) for name, array in upload.arrays.items()}
+    samples = torch.tensor([upload.samples])
+    return Contribution(torch.from_numpy(np.array(users, np.int64)), samples, none, none.bool(), values=values)
+
+
+def _values(contribution: Contribution) -> Named:
+    return {name: value[0].numpy() for name, value in contribution.values.items()}

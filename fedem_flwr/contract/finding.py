@@ -1,0 +1,25 @@
+"""The method that a configuration names."""
+
+from __future__ import annotations
+
+from fedem_flwr.config import Config
+from fedem_flwr.config.registry import find, is_method
+from fedem_flwr.contract.method import Method
+
+TRAINED_UNDER_FLOWER = "fedmf"  # what clients train under a Flower strategy that knows of no method
+
+
+def method_of(config: Config, items: int) -> Method:
+    """The method that devices carry out.
+
+    Under a Flower strategy, stock or one of your own, they train matrix factorisation.
+
+    Raises:
+        InputError: there is no such method, or it does not fit the configuration.
+    """
+    kind = find("strategies", config.method.strategy)
+    if not is_method(kind):
+        kind = find("strategies", TRAINED_UNDER_FLOWER)
+        config = config.changed("aggregate", weights="average", fraction=1.0)
+    method: Method = kind(config, items)
+    return method

@@ -1,0 +1,39 @@
+"""Methods whose clients keep nothing: users are solved or scored from their histories and what was downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedem_flwr.contract.asked import Asked, Device
+from fedem_flwr.contract.method import Method
+from fedem_flwr.engine.parts import Part
+from fedem_flwr.evaluation.scorers import HistoryScorer
+
+
+class FromHistory(Method):
+    """A subclass gives `components`, `sends` and `start`, and its phases."""
+
+    FEDERATED_ONLY = True  # a table of one's own history alone knows no other item
+    LOW_RANK = True
+
+    def parts(self) -> Mapping[str, Part]:
+        """None is trained by the engine."""
+        return {}
+
+    def score(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """See `components`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{type(self).__name__} scores histories, not parts")
+
+    def table(self, state: Mapping[str, Tensor]) -> Tensor | None:
+        """The table for all."""
+        return state.get("table")
+
+    def scorer(self, device: Device, asked: Asked) -> HistoryScorer:
+        """All users, from their histories."""
+        return HistoryScorer(device.history, device.place, self.components(asked), device.newest)

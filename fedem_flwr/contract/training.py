@@ -1,0 +1,136 @@
+"""The default task: local training of a method's parts, and means of what goes up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.aggregation import average_rows
+from fedem_flwr.contract.asked import Asked, Device
+from fedem_flwr.contract.fields import Field, Named
+from fedem_flwr.contract.phases import Gathered, Task, Upload
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.contribution import Contribution, staged
+from fedem_flwr.engine.parts import Part, State
+
+if TYPE_CHECKING:
+    from fedem_flwr.contract.method import Method
+
+
+class LocalTraining(Task):
+    """Train the participants; upload the sums, or each user's own values, of the parts that go up.
+
+    Args:
+        method: whose parts are trained.
+    """
+
+    handles_stages = True
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    @property
+    def _up(self) -> dict[str, Part]:
+        return {name: part for name, part in self.method.parts().items() if part.up != "none"}
+
+    def fields(self) -> dict[str, Field]:
+        """A sum and what it is divided by; or each uploader's values. See `contract.phases.Task`."""
+        each = any(part.up == "each" for part in self._up.values())
+        found = {"users": Field((None,), "int64", each=True)} if each else {}
+        for name, part in self._up.items():
+            shape = (self.method.items, part.width) if part.axis == "item" else (part.width,)
+            if part.up == "each":
+                found[name] = Field((None, *shape), each=True, bounded=True)
+                continue
+            found[name] = Field(shape)
+            counts = Field((self.method.items,), "int32", count=True)
+            found[_weight(name)] = counts if _by_row(part) else Field((1,), "int64")
+        return found
+
+    def needs(self) -> Sequence[str]:
+        """All shared parts."""
+        return self.method.sends()
+
+    def cohort(self, device: Device, asked: Asked) -> Cohort:
+        """Whom to train, on what."""
+        return device.cohort
+
+    def contribute(self, device: Device, asked: Asked) -> Upload:
+        """See `contract.phases.Task`."""
+        cohort, up = self.cohort(device, asked), self._up
+        who = torch.from_numpy(np.asarray(asked.who)).to(asked.place)
+        summed = any(part.up == "sum" for part in up.values())
+        result = cohort.train(who, self.method.downloads(device, asked), asked.round, sums=summed)
+        each = any(part.up == "each" for part in up.values())
+        arrays: Named = {"users": np.asarray(asked.uploaders)} if each else {}
+        for name, part in up.items():
+            if part.up == "each":
+                arrays[name] = self._own(name, device, asked)
+            else:
+                found = result.sums[name]
+                kind = torch.int32 if _by_row(part) else torch.int64
+                arrays[name] = found.total.float().cpu().numpy()
+                arrays[_weight(name)] = found.weight.to(kind).reshape(-1).cpu().numpy()
+        loss = float((result.loss.double() * result.samples).sum())
+        return Upload(arrays, int(result.samples.sum()), loss)
+
+    def _own(self, name: str, device: Device, asked: Asked) -> np.ndarray:
+        """The uploaders' own values of a part; all of them as they lie, where everybody uploads."""
+        values, stages = device.cohort.state[name], self.method.stages()
+        if len(asked.uploaders) != len(device.users):
+            values = values[torch.from_numpy(device.positions(asked.uploaders)).to(values.device)]
+        if stages:
+            users = torch.from_numpy(np.asarray(asked.uploaders)).to(values.device)
+            none = users.new_zeros((len(users), 0))
+            given = Contribution(users, users.new_zeros(len(users)), none, none.bool(), values={name: values})
+            values = staged(given, stages, asked.round).values[name]
+        return values.cpu().numpy()
+
+    def fold(self, state: State, gathered: Gathered) -> State:
+        """The means; what nobody contributed to stays as it was."""
+        new = dict(state)
+        for name, part in self._up.items():
+            if part.up == "sum":
+                total, weight = gathered.sums[name], gathered.sums[_weight(name)]
+                new[name] = (
+                    average_rows(total, weight, state[name]) if _by_row(part) else _mean(total, weight, state[name])
+                )
+        return new
+
+    def problem(self, arrays: Named, users: int, samples: int) -> str:
+        """Sums whose mean is too large, rows that nobody is behind, weights that these users cannot have."""
+        limit = self.method.config.aggregate.max_norm
+        for name, part in self._up.items():
+            if part.up == "each":
+                continue
+            total, weight = arrays[name], arrays[_weight(name)]
+            most = samples * (1 + self.method.local.negatives) if part.mean == "samples" else users
+            if not _by_row(part) and not 0 <= int(weight[0]) <= most:
+                return f"'{_weight(name)}' is {int(weight[0])}, not between 0 and {most}"
+            behind = weight.reshape(-1, *[1] * (total.ndim - 1))  # (m, 1) of rows; (1, 1) or (1,) of whole tensors
+            if bool((total * (behind == 0)).any()):
+                return f"'{name}' has values that nobody is behind"
+            size = float(np.linalg.norm((total / np.maximum(behind, 1)).astype(np.float64)))
+            if size > limit:
+                return f"'{name}' has a mean of norm {size:.3g}, more than {limit:.3g}"
+        return ""
+
+    def typical_length(self, items: float) -> int:
+        """One user's own values."""
+        return 1
+
+
+def _mean(total: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:
+    return (total / weight).to(otherwise) if float(weight) else otherwise
+
+
+def _by_row(part: Part) -> bool:
+    return part.axis == "item" and part.mean == "rows"
+
+
+def _weight(name: str) -> str:
+    return f"{name}-weight"

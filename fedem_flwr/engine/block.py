@@ -1,0 +1,101 @@
+"""Clients that are trained together, on their touched rows, and the batches that they see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.engine.samples import RoundSamples
+
+
+@dataclass
+class Block:
+    """k clients of a cohort; every tensor has them on its leading axis.
+
+    Attributes:
+        users: (k,) indices in the run, the key of their draws.
+        samples: this round's samples.
+        parts: what is trained, in place: user (k, width) and model (k, width) parts, touched rows (k, t, width) of item
+            parts.
+        axes: the axis of each part.
+        received: the downloaded counterparts of the parts that clients keep a copy of, of the same shapes; empty where
+            training does not look at them.
+        pool: the (k, 1, d) own and downloaded mean rows that `scalar` merging looks at, or None.
+    """
+
+    users: Tensor
+    samples: RoundSamples
+    parts: dict[str, Tensor]
+    axes: Mapping[str, str]
+    received: dict[str, Tensor] = field(default_factory=dict)
+    pool: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def real(self) -> Tensor:
+        """(k, t) which touched rows are real."""
+        samples = self.samples
+        width = samples.touched.shape[1]
+        return torch.arange(width, device=self.users.device) < samples.touched_count.unsqueeze(1)
+
+    def take(self, index: Tensor) -> Block:
+        """The clients `index` of the block, as copies."""
+        s = self.samples
+        return Block(
+            self.users[index],
+            RoundSamples(s.touched[index], s.touched_count[index], s.sign[index], s.row[index], s.size[index]),
+            {name: value[index] for name, value in self.parts.items()},
+            self.axes,
+            {name: value[index] for name, value in self.received.items()},
+            None if self.pool is None else (self.pool[0][index], self.pool[1][index]),
+        )
+
+    def put(self, index: Tensor, other: Block) -> None:
+        """Write the trained tensors of `other` back to the clients `index`."""
+        for name, value in self.parts.items():
+            value[index] = other.parts[name]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of every client in a block.
+
+    Attributes:
+        row: (k, b) touched row of each sample. valid: (k, b) 1 where a sample is real, else 0.
+    """
+
+    block: Block
+    row: Tensor
+    valid: Tensor
+
+    @cached_property
+    def size(self) -> Tensor:
+        """(k, 1) real samples, at least 1."""
+        return self.valid.sum(1, keepdim=True).clamp_(min=1)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """(k, t) how often each touched row occurs in the batch."""
+        return torch.zeros_like(self.block.samples.sign).scatter_add_(1, self.row, self.valid)
+
+    @cached_property
+    def sign(self) -> Tensor:
+        """(k, b) −1 for positives and +1 for negatives."""
+        return self.block.samples.sign.gather(1, self.row)
+
+    def of_samples(self, rows: Tensor) -> Tensor:
+        """(k, b, width) a row for each sample, out of touched rows (k, t, width)."""
+        return rows.gather(1, self.row.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+
+
+@dataclass
+class Trained:
+    """A block after its round: losses (k,), positions (k,) in the cohort, and its rows before, where asked for."""
+
+    loss: Tensor
+    who: Tensor
+    block: Block
+    before: dict[str, Tensor]

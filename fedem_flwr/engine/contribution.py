@@ -1,0 +1,136 @@
+"""From what each user gives in a round to a cohort's sums, with a stage in between for what must see single users.
+
+Clipping, noise and masks act on one user's contribution before anything is added up. Without stages the sums are
+formed in blocks, and no contribution of a single user is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.engine.parts import Part, Parts
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What k users give in a round; every tensor has them on its leading axis.
+
+    Attributes:
+        users: (k,) codes in the run, which key a stage's draws. samples: (k,) positives and negatives.
+        items: (k, t) items of the touched rows. real: (k, t) which of them are real.
+        rows: (k, t, width) trained rows of each item part that goes up.
+        before: (k, t, width) the same rows as the round began with, where a mean or a stage looks at them.
+        values: (k, ...) whatever else goes up: model parts, or something that a method makes of its parts.
+    """
+
+    users: Tensor
+    samples: Tensor
+    items: Tensor
+    real: Tensor
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Stage = Callable[[Contribution, int], Contribution]  # a contribution and the round, from 1
+
+
+def staged(contribution: Contribution, stages: Sequence[Stage], round_: int) -> Contribution:
+    """The contribution after every stage, in their order."""
+    for stage in stages:
+        contribution = stage(contribution, round_)
+    return contribution
+
+
+@dataclass
+class PartSum:
+    """A cohort's sum of one part; float64.
+
+    Attributes:
+        total: (m, width) or (width,).
+        weight: what it is divided by: (m,) clients behind each row, or () of whole tensors.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+
+class Collector:
+    """Adds up contributions block by block.
+
+    Args:
+        parts: of the method; those with `up = "sum"` are added up.
+        items: m.
+        stages: see `staged`.
+        round_: the round.
+    """
+
+    def __init__(
+        self, parts: Parts, items: int, device: torch.device, round_: int, stages: Sequence[Stage] = ()
+    ) -> None:
+        self.parts = {name: part for name, part in parts.items() if part.up == "sum"}
+        self.stages, self.round = stages, round_
+        self.sums = {name: _empty(part, items, device) for name, part in self.parts.items()}
+
+    @property
+    def needs_before(self) -> bool:
+        """Whether the rows before the round are looked at."""
+        return bool(self.stages) or any(_whole(part) for part in self.parts.values())
+
+    def add(self, given: Contribution) -> None:
+        """Add a block's contributions.
+
+        Of whole tables only the weighted changes are added: see `complete`.
+        """
+        found = staged(given, self.stages, self.round)
+        items = found.items[found.real]
+        for name, part in self.parts.items():
+            into = self.sums[name]
+            weight = _weight(part, found.samples)
+            if part.axis == "model":
+                into.total += (found.values[name].double() * weight.unsqueeze(1)).sum(0)
+            elif part.mean == "rows":
+                into.total.index_add_(0, items, found.rows[name][found.real].double())
+                into.weight.index_add_(0, items, torch.ones(len(items), dtype=torch.float64, device=items.device))
+            else:
+                start = given.rows[name] if part.stays else found.before[name]
+                change = (found.rows[name] - start).double() * weight.view(-1, 1, 1)
+                into.total.index_add_(0, items, change[found.real])
+            if part.mean != "rows":
+                into.weight += weight.sum()
+
+    def complete(self, name: str, tables: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Add the whole tables behind the changes of part `name`.
+
+        Args:
+            tables: tables (k', m, width) and the samples (k',) of the users behind them: their own trained tables where
+                they keep one, else what the round began with.
+        """
+        for table, samples in tables:
+            weight = _weight(self.parts[name], samples)
+            if table.stride(0) == 0:  # one for all of them
+                self.sums[name].total += table[0] * weight.sum()
+            else:
+                self.sums[name].total += torch.tensordot(weight, table.double(), dims=1)
+
+    def whole(self) -> list[str]:
+        """The item parts whose whole tables are added up."""
+        return [name for name, part in self.parts.items() if _whole(part)]
+
+
+def _whole(part: Part) -> bool:
+    return part.axis == "item" and part.mean != "rows"
+
+
+def _weight(part: Part, samples: Tensor) -> Tensor:
+    return samples.double() if part.mean == "samples" else torch.ones_like(samples, dtype=torch.float64)
+
+
+def _empty(part: Part, items: int, device: torch.device) -> PartSum:
+    shape = (items, part.width) if part.axis == "item" else (part.width,)
+    weight = (items,) if part.axis == "item" and part.mean == "rows" else ()
+    return PartSum(*(torch.zeros(size, dtype=torch.float64, device=device) for size in (shape, weight)))

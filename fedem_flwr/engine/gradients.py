@@ -1,0 +1,90 @@
+"""Gradients of one batch for every client of a block, by automatic differentiation, and the step that uses them.
+
+Users share no leaf, so the gradient of the sum of their losses is each user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.engine.block import Batch, Block
+from fedem_flwr.engine.optimizer import Update, stepper_of
+from fedem_flwr.models.mf import loss_and_residual
+
+Gradients = Mapping[str, Tensor]
+
+
+class Differentiable(Protocol):
+    """What a step needs to know of a method."""
+
+    def score(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """(k, t) logits of rows (k, t, width) of the item parts, for user and model parts (k, width)."""
+
+    def loss(self, logits: Tensor, sign: Tensor, valid: Tensor) -> Tensor:
+        """(k,) what each user minimises of a batch: logits, signs (−1 positive, +1 negative) and mask, all (k, b)."""
+
+    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor) -> Tensor | None:
+        """(k,) what is added to the loss, given the rows (k, b, width) of the batch's samples; None: nothing."""
+
+    def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+        """The summed cross-entropy (k,) of a batch, and the gradient of what is minimised by each of the parts."""
+
+    def updates(self, round_: int) -> Sequence[Update]:
+        """The updates of a batch, in their order."""
+
+
+def automatic(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+    """Gradients of the loss and the penalty by the parts `names`; shapes as those of the block's parts.
+
+    Returns:
+        (k,) float64 sum of the batch's cross-entropies, and the gradients.
+    """
+    block = batch.block
+    leaves = {name: block.parts[name].detach().requires_grad_() for name in names}
+    with torch.enable_grad():
+        seen = {
+            name: batch.of_samples(value) if block.axes[name] == "item" else value
+            for name, value in {**block.parts, **leaves}.items()
+        }
+        logits = method.score(seen)
+        total, more = method.loss(logits, batch.sign, batch.valid), method.penalty(seen, batch.valid)
+        minimised = total if more is None else total + more
+        found = torch.autograd.grad(minimised.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    entropy, _ = loss_and_residual(logits.detach(), batch.sign, batch.valid)
+    return entropy, dict(zip(names, found, strict=True))
+
+
+class GradientStep:
+    """A method's updates, one after the other, on each batch. See `engine.epochs.Step`.
+
+    Args:
+        block: trained in place.
+        round_: from 1; rates may depend on it.
+    """
+
+    def __init__(self, method: Differentiable, block: Block, round_: int) -> None:
+        self.method, self.block = method, block
+        self.updates = [(update, stepper_of(update, block)) for update in method.updates(round_)]
+
+    def __call__(self, row: Tensor, valid: Tensor) -> Tensor:
+        """The loss is the one before the first update."""
+        batch, before = Batch(self.block, row, valid), None
+        for update, stepper in self.updates:
+            names = list(update.rates)
+            loss, found = self.method.gradients(batch, names)
+            stepper.step([self.block.parts[name] for name in names], [found[name] for name in names], batch)
+            before = loss if before is None else before
+        if before is None:
+            raise ValueError("a method that trains needs at least one update")
+        return before
+
+    def keep(self, index: Tensor) -> Block:
+        """See `engine.epochs.Step.keep`."""
+        for _, stepper in self.updates:
+            stepper.keep(index)
+        self.block = self.block.take(index)
+        return self.block

@@ -1,0 +1,49 @@
+"""What the engine needs to know of a method to train a cohort with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from fedem_flwr.engine.block import Block
+from fedem_flwr.engine.contribution import Stage
+from fedem_flwr.engine.epochs import LocalSettings, Step
+from fedem_flwr.engine.gradients import Differentiable
+from fedem_flwr.engine.merge import Merge
+from fedem_flwr.engine.parts import Parts
+
+
+class Learner(Differentiable, Protocol):
+    """A method, as the engine sees it.
+
+    Attributes:
+        seed: of every draw.
+        local: epochs, batches, negatives.
+        merge: how the part `merged` of a client and what it downloaded of it become one.
+        merged: the item part of which clients keep a copy that is merged; empty: none.
+        engine: the back end that was asked for: `auto`, `torch` or `reference`.
+    """
+
+    seed: int
+    local: LocalSettings
+    engine: str
+
+    @property
+    def merge(self) -> Merge:
+        """See above."""
+
+    @property
+    def merged(self) -> str:
+        """See above."""
+
+    def parts(self) -> Parts:
+        """The parts by name; user and model parts first where order matters to a reader."""
+
+    def stages(self) -> Sequence[Stage]:
+        """What happens to each user's contribution before it is added to others."""
+
+    def step(self, block: Block, round_: int) -> Step:
+        """What takes a block's batches."""
+
+    def adapter_step(self, block: Block) -> Step:
+        """What trains the adapter through merged rows (Eq. 11)."""

@@ -1,0 +1,78 @@
+"""The parts of a model: named tensors, each with an axis, a width, a home, and what of it goes up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.randomness import keyed_normal
+
+Axis = Literal["user", "item", "model"]
+Up = Literal["none", "sum", "each"]
+Mean = Literal["rows", "samples", "users"]
+State = dict[str, Tensor]  # a cohort's private state, or a server's: tensors by the name of their part
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named tensor of a model.
+
+    Attributes:
+        axis: `user` one vector a user, (k, width); `item` rows of a table, (k, t, width) of (m, width); `model` flat
+            weights, (k, width).
+        width: numbers of a vector, of a row, or of all weights.
+        private: it never leaves the node. Else it is sent down.
+        up: what clients upload of it: nothing, a cohort's sum, or each user's own.
+        mean: what a sum is made of and divided by. `rows`: each row over the clients that trained it; `samples`: whole
+            tensors, weighted by the clients' samples (the p_v of FedAvg); `users`: whole tensors, all alike.
+        kept: whether a client keeps its own copy between rounds. Private parts always are.
+        std: standard deviation of the initial values, N(0, std²), keyed by the seed and the part's name.
+        start: the initial values themselves, made from the seed: (width,), or (m, width) of an item part.
+    """
+
+    axis: Axis
+    width: int
+    private: bool = False
+    up: Up = "none"
+    mean: Mean = "rows"
+    kept: bool = False
+    std: float = 1.0
+    start: Callable[[int], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.private and self.up != "none":
+            raise ValueError("a private part does not go up")
+        if self.mean == "rows" and self.axis != "item" and self.up == "sum":
+            raise ValueError("only an item part has rows to average: choose mean = samples or users")
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is part of a client's state."""
+        return self.private or self.kept
+
+    def initial(self, name: str, items: int, seed: int) -> Tensor:
+        """The values that everybody starts from: (width,), or (m, width) of an item part."""
+        if self.start is not None:
+            return self.start(seed)
+        column = torch.arange(self.width)
+        if self.axis == "item":
+            return keyed_normal(seed, f"init/{name}", torch.arange(items)[:, None], column) * self.std
+        return keyed_normal(seed, f"init/{name}", column) * self.std
+
+
+Parts = Mapping[str, Part]
+
+
+def initial_state(parts: Parts, k: int, items: int, seed: int, device: torch.device) -> State:
+    """What k users start from, before they have received anything: (k, ...) of every part that stays with them."""
+    found = {name: part.initial(name, items, seed).to(device) for name, part in parts.items() if part.stays}
+    return {name: start.expand(k, *start.shape).clone() for name, start in found.items()}
+
+
+def floats_of_a_row(parts: Parts) -> int:
+    """Numbers of one item's rows in all item parts together."""
+    return sum(part.width for part in parts.values() if part.axis == "item")

@@ -1,0 +1,142 @@
+"""fedials: federated implicit ALS with second-order item steps (after Hu et al. 2008 and Chien et al. 2021).
+
+Private: the history, which is all that a client keeps. Up: a cohort's sums over its users, of the rows they touched and
+of one d × d matrix. Server: a Newton-like step in the eigenbasis of P. Down: the table. Objective: see `engine.ials`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.aggregation.newton import Newton, newton_step
+from fedem_flwr.config import Config
+from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Task, Tuning, Upload, indexed
+from fedem_flwr.contract.checks import refuse_fraction
+from fedem_flwr.contract.fields import Named
+from fedem_flwr.contract.from_history import FromHistory
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, table_sums
+from fedem_flwr.evaluation.cohort import Sums
+from fedem_flwr.evaluation.scorers import Component, HistoryScorer
+from fedem_flwr.evaluation.settings_grid import grid_sums
+from fedem_flwr.models.mf import initial_table
+from fedem_flwr.protocol.splits import Split
+
+_RATE_EXPONENT = 0.9  # η of a share of the users: 0.13 with 10 %, 0.03 with 2 %
+
+
+class Fedials(FromHistory):
+    """One global item table; users are solved from their histories on the device."""
+
+    def __init__(self, config: Config, items: int) -> None:
+        super().__init__(config, items)
+        refuse_fraction(config)
+        self.objective = Objective(config.ials.weight, config.ials.ridge)
+
+    @property
+    def table_rounds(self) -> int:
+        """Rounds that train the table before anything else does: all."""
+        return self.config.run.rounds
+
+    def phases(self) -> Sequence[Phase]:
+        """One."""
+        return [Phase("table", self.table_rounds, TableStep(self))]
+
+    def start(self) -> State:
+        """The table, float64; c and P, means over rounds of sums scaled to all users; and the steps taken."""
+        model = self.config.model
+        table = initial_table(self.items, model.dim, model.init_std, self.seed).double()
+        gram = table.new_zeros((model.dim, model.dim))
+        return {
+            "table": table,
+            "counts": table.new_zeros(self.items),
+            "gram": gram,
+            "steps": torch.zeros(1, dtype=torch.int64),
+        }
+
+    def sends(self) -> Sequence[str]:
+        """The table."""
+        return ["table"]
+
+    def tunings(self) -> Sequence[Tuning]:
+        """How users are folded in, chosen halfway through the table, where the best settings are known already."""
+        fold_in = self.config.fold_in
+        first = {"half_life": fold_in.half_life, "ridge": fold_in.ridge}
+        grid = fold_in.grid()
+        halfway = (self.table_rounds + 1) // 2 if fold_in.tune and len(grid) > 1 else 0
+        return [Tuning("fold-in", grid, first, lambda round_: round_ == halfway, self._measure)]
+
+    def _measure(self, device: Device, asked: Asked, split: Split) -> Sums:
+        grid, fold_in = self.config.fold_in.grid(), FoldIn(asked.tensor("table"), self.objective)
+        components = [FoldInScores(fold_in, Recency.of(row["half_life"], row["ridge"])) for row in grid]
+        scorers = [HistoryScorer(device.history, device.place, [(1.0, one)], device.newest) for one in components]
+        return grid_sums(scorers, split, "fold-in")
+
+    def components(self, asked: Asked) -> list[tuple[float, Component]]:
+        """The fold-in, with the settings of the message."""
+        fold_in = FoldIn(asked.tensor("table"), self.objective)
+        return [(1.0, FoldInScores(fold_in, self.recency(asked)))]
+
+    def recency(self, asked: Asked) -> Recency:
+        """As the message says."""
+        return Recency.of(asked.number("half_life"), asked.number("ridge"))
+
+    def rate(self, steps: int) -> float:
+        """η of a step."""
+        share = self.config.run.participants
+        return float(self.config.ials.rate or max(1 / steps, share**_RATE_EXPONENT))
+
+    def newton(self, steps: int) -> Newton:
+        """The settings of a step."""
+        ials = self.config.ials
+        return Newton(ials.weight, ials.ridge, ials.kappa, self.rate(steps))
+
+
+class TableStep(Task):
+    """Row sums of the touched items and P; a Newton-like step."""
+
+    def __init__(self, method: Fedials) -> None:
+        self.method = method
+
+    def fields(self) -> dict[str, Field]:
+        """See `engine.ials.TableSums`."""
+        dim = self.method.config.model.dim
+        rows = indexed("items", self.method.items, rows=Field((None, dim), terms=1), counts=_COUNTS)
+        return {**rows, "gram": Field((dim, dim), terms=1)}
+
+    def needs(self) -> Sequence[str]:
+        """The table."""
+        return ["table"]
+
+    def contribute(self, device: Device, asked: Asked) -> Upload:
+        """Solve the participants and sum up."""
+        sums = table_sums(asked.tensor("table"), device.history, asked.who, self.method.objective)
+        return Upload(packed(sums), sums.samples, sums.error)
+
+    def fold(self, state: State, gathered: Gathered) -> State:
+        """A Newton-like step; with some of the users, a small one with running means of c and P."""
+        if not gathered.trained:
+            return state
+        steps, scale = int(state["steps"]) + 1, gathered.users / gathered.trained
+        step, sums = self.method.newton(steps), {name: total * scale for name, total in gathered.sums.items()}
+        everybody = gathered.trained == gathered.users
+        counts = _remembered(state["counts"], sums["counts"], 1 / steps, everybody=everybody)
+        gram = _remembered(state["gram"], sums["gram"], max(1 / steps, step.rate), everybody=everybody)
+        table = newton_step(state["table"], sums["rows"], counts, gram, gathered.users, step)
+        return {**state, "table": table, "counts": counts, "gram": gram, "steps": torch.tensor([steps])}
+
+
+_COUNTS = Field((None,), "int32", count=True)
+
+
+def packed(sums: TableSums) -> Named:
+    """The touched rows and P, as they go up."""
+    touched = torch.nonzero(sums.counts).squeeze(1)
+    found = {"items": touched.int(), "rows": sums.gradient[touched].float(), "counts": sums.counts[touched].int()}
+    return {name: values.cpu().numpy() for name, values in {**found, "gram": sums.gram.float()}.items()}
+
+
+def _remembered(old: Tensor, new: Tensor, memory: float, *, everybody: bool) -> Tensor:
+    return new if everybody else old + memory * (new - old)

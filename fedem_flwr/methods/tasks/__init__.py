@@ -1,0 +1,1 @@
+"""Tasks of phases that more than one method could have."""

@@ -1,0 +1,154 @@
+"""Elastic merging as a plug-in: a table for each group of similar users beside a method's global one.
+
+A run goes through phases: the method's own rounds; k-means of the embeddings; rounds that train the groups' tables too;
+a fit of ρ on held-out items, that have trained nothing so far; and the tables' rounds once more, with all items.
+
+Private: what the method's own client keeps, and a client's group, ρ and held-out items. Up: sums over the cohort, of
+the method's own kind for each group, of embeddings of norm 1 for each group, and of held-out losses for each ρ (or Θ's
+gradient). Down: tables, centres, and ρ or what it is found with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.aggregation.adam import ServerAdam
+from fedem_flwr.config import Config
+from fedem_flwr.contract import Asked, Device, Phase, State, Task
+from fedem_flwr.engine.elastic import ItemWeights, Tables, crowded
+from fedem_flwr.engine.elastic_scores import item_rho
+from fedem_flwr.engine.held_out import HeldOut, hold_out
+from fedem_flwr.errors import InputError
+from fedem_flwr.models.adapter import Adapter
+
+SENT = ("groups", "centres", "theta", "mean", "first")
+_SEEDS = 20  # users that a group's first centre is the mean of
+
+
+@dataclass(frozen=True)
+class Merging:
+    """What both methods with elastic merging share.
+
+    Attributes:
+        config: of the run. items: m. table: name of the method's global table in its state.
+        stateless: whether clients keep no embedding, so that they find their own ρ anew.
+    """
+
+    config: Config
+    items: int
+    table: str
+    stateless: bool
+
+    # The run.
+
+    def phases(self, plain: Task, cluster: Task, groups: Task, curve: Task, theta: Task) -> list[Phase]:
+        """The method's own rounds, and those of the groups; held-out items train nothing until ρ is fitted.
+
+        Raises:
+            InputError: too few rounds are left for the method's own table.
+        """
+        elastic, rounds = self.config.elastic, self.config.run.rounds
+        if elastic.merge == "none":
+            return [Phase("table", rounds, plain, flags={"hold": 0})]
+        steps = elastic.steps if elastic.merge == "item" else 0
+        rest = elastic.clustering + 2 * elastic.rounds + 1 + steps
+        if rounds - rest < elastic.rounds:
+            raise InputError(
+                f"run.rounds = {rounds} leaves {max(0, rounds - rest)} for the method's own table: clustering, groups "
+                f"and ρ take {rest}. Raise it to {rest + elastic.rounds} or more"
+            )
+        hold = {"hold": 1}
+        return [
+            Phase("table", rounds - rest, plain, flags=hold),
+            Phase("cluster", elastic.clustering, cluster, flags=hold),
+            Phase("groups", elastic.rounds, groups, flags=hold),
+            Phase("curve", 1, curve, flags=hold),
+            *([Phase("theta", steps, theta, flags=hold)] if steps else []),
+            Phase("groups-again", elastic.rounds, groups, flags={"hold": 0}),
+        ]
+
+    @property
+    def table_rounds(self) -> int:
+        """Rounds before there are groups."""
+        elastic, rounds = self.config.elastic, self.config.run.rounds
+        if elastic.merge == "none":
+            return rounds
+        return rounds - elastic.clustering - 2 * elastic.rounds - 1 - (elastic.steps if elastic.merge == "item" else 0)
+
+    # The server.
+
+    def start(self, table: Tensor) -> State:
+        """No groups yet, and nothing fitted."""
+        dim = table.shape[1]
+        return {
+            "groups": table.new_empty((0, *table.shape)),  # (G, m, d) once there are any
+            "centres": torch.empty((0, dim)),
+            "members": torch.zeros(self.config.elastic.groups),
+            "first": torch.empty((0, self.items, dim)),  # (1 + G, m, d) tables as ρ was fitted with
+            "mean": torch.empty(0),  # (R,) mean loss of a held-out item under each ρ
+            **ServerAdam.start(torch.empty(0)).state("theta"),
+        }
+
+    def sends(self) -> Sequence[str]:
+        """Names; the first stage's tables only where clients find their own ρ with them."""
+        own = self.config.elastic.merge == "client" and self.stateless
+        return [name for name in SENT if name != "first" or own]
+
+    def settings(self, state: State, users: int) -> dict[str, float]:
+        """The common ρ, and the share of users that centres start from."""
+        return {"rho": self.rho_of(state), "seeds": min(1.0, _SEEDS * self.config.elastic.groups / max(1, users))}
+
+    def rho_of(self, state: State) -> float:
+        """The common ρ."""
+        elastic, mean = self.config.elastic, state["mean"]
+        return elastic.rhos[int(mean.argmin())] if len(mean) else elastic.start
+
+    def diagnostics(self, state: State) -> dict[str, object]:
+        """The common curve of ρ, and how many users each group has."""
+        elastic = self.config.elastic
+        curve = [{"rho": r, "loss": x} for r, x in zip(elastic.rhos, state["mean"].tolist(), strict=False)]
+        members = state["members"].tolist()
+        return {"elastic": {"merge": elastic.merge, "rho": self.rho_of(state), "curve": curve, "members": members}}
+
+    # A device.
+
+    def tables(self, asked: Asked) -> Tables | None:
+        """What is merged; None before there are groups."""
+        if not asked.has("groups"):
+            return None
+        return Tables(asked.tensor(self.table), asked.tensor("groups"), asked.tensor("centres"))
+
+    def tables_there(self, asked: Asked) -> Tables:
+        """What is merged.
+
+        Raises:
+            ValueError: there are no groups yet.
+        """
+        found = self.tables(asked)
+        if found is None:
+            raise ValueError(f"there are no groups yet for the phase '{asked.phase}'")
+        return found
+
+    def rho(self, asked: Asked, tables: Tables) -> float | Tensor | None:
+        """One for all, or (G, m) one an item; None where each client finds its own."""
+        merge = self.config.elastic.merge
+        if merge == "item" and asked.has("theta"):
+            return item_rho(self.weights(asked), tables)
+        return None if merge == "client" and asked.has("mean") else asked.number("rho")
+
+    def weights(self, asked: Asked) -> ItemWeights:
+        """The shared adapter."""
+        return ItemWeights(Adapter(self.config.model.dim, self.config.elastic.hidden), asked.tensor("theta"))
+
+    def held(self, device: Device) -> HeldOut:
+        """Histories cut in two."""
+        elastic, seed = self.config.elastic, self.config.run.seed
+        return hold_out(device.history, elastic.hold_out, seed, by_time=device.has_times)
+
+    def summed_under(self, group: Tensor, device: Device) -> Tensor:
+        """The groups that users' sums go up under: their own, unless a sum would be of too few users."""
+        return crowded(group, self.config.elastic.groups) if device.smallest_sum > 1 else group

@@ -1,0 +1,76 @@
+"""The phase of the directional map: one round of sums over pairs of items, then a ridge regression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload, indexed
+from fedem_flwr.contract.phases import NothingMade
+from fedem_flwr.engine.transitions import directional_map, pair_sums
+from fedem_flwr.errors import InputError
+
+MOST_ITEMS = 10_000  # the sums are two dense m × m tables: 1.6 GB at this size
+_TYPICAL_PAIRS = 20  # of a position: pairs with the items before it
+
+
+class OrderMap(Task):
+    """Sums over pairs; the map, `map-items` and `map-values` (m, e).
+
+    Args:
+        items: m. entries: e, kept in a row. ridge: see `engine.transitions.directional_map`.
+
+    Raises:
+        InputError: the catalogue is too large for dense sums.
+    """
+
+    least_items = 2  # one to predict from, one to predict
+
+    def __init__(self, items: int, entries: int, ridge: float) -> None:
+        if items > MOST_ITEMS:
+            raise InputError(
+                f"order.map needs two tables of items × items, and there are {items:,}: switch it off "
+                f"(--set order.map=0), it is for at most {MOST_ITEMS:,}"
+            )
+        self.items, self.entries, self.ridge = items, min(entries, items), ridge
+
+    def start(self) -> State:
+        """No map."""
+        none = torch.zeros((0, self.entries))
+        return {"map-items": none.int(), "map-values": none}
+
+    def fields(self) -> dict[str, Field]:
+        """Pairs of items with their sums."""
+        total = Field((None,), terms=1, least=0.0)
+        return indexed("pairs", self.items**2, dtype="int64", pair_gram=total, pair_cross=total)
+
+    def needs(self) -> Sequence[str]:
+        """The table: every message of these rounds carries it."""
+        return ["table"]
+
+    def contribute(self, device: Device, asked: Asked) -> Upload:
+        """See `engine.transitions.PairSums`."""
+        sums = pair_sums(device.history, asked.who)
+        gram, cross = sums.gram.astype(np.float32), sums.cross.astype(np.float32)
+        return Upload({"pairs": sums.pairs, "pair-gram": gram, "pair-cross": cross}, len(asked.who))
+
+    def fold(self, state: State, gathered: Gathered) -> State:
+        """Make the map.
+
+        Raises:
+            NothingMade: sums that pass every check and are still not those of any histories; the run goes on without.
+        """
+        if not gathered.trained:
+            raise NothingMade("the run goes on without a map: no node sent sums of pairs")
+        gram, cross = (gathered.sums[name].view(self.items, self.items) for name in ("pair-gram", "pair-cross"))
+        try:
+            items, values = directional_map(gram, cross, self.ridge, self.entries)
+        except FloatingPointError as error:
+            raise NothingMade(f"the run goes on without a map: {error}") from None
+        return {**state, "map-items": items, "map-values": values}
+
+    def typical_length(self, items: float) -> int:
+        """See `contract.phases.Task`."""
+        return round(items) * min(round(items), _TYPICAL_PAIRS)

@@ -1,0 +1,174 @@
+"""What the strategies of methods share: phases, settings that are tuned, the named state, and what goes down.
+
+A subclass says how uploads are taken in: added up (`strategies.sums`) or one by one (`strategies.tables`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedem_flwr.config import Config
+from fedem_flwr.contract import Field, Gathered, Method, State
+from fedem_flwr.contract.fields import Named, fault_of
+from fedem_flwr.contract.finding import method_of
+from fedem_flwr.contract.phases import NothingMade
+from fedem_flwr.evaluation.settings_grid import SettingsGrid
+from fedem_flwr.messages.wire import plain_numbers
+from strategies.base import CohortStrategy
+from strategies.uploads import Failure, problem_of
+
+_DONE = "rounds-done"
+
+
+class MethodStrategy(CohortStrategy):
+    """Carries out a method's phases on the server.
+
+    Attributes:
+        method: the method. kept: its state, as after `done` rounds.
+    """
+
+    def __init__(self, config: Config, items: int) -> None:
+        super().__init__(config, items)
+        self.method: Method = method_of(config, items)
+        self.schedule, self.tunings = self.method.schedule, self.method.tunings()
+        self.grids = {tuning.name: SettingsGrid(tuning.name, tuning.rows, tuning.first) for tuning in self.tunings}
+        self.stateless = self.method.stateless
+        self.kept: State = self.method.start()
+        self._sent: tuple[int, Named] = (-1, {})  # what goes down to everybody, and after how many rounds it was made
+        self._begin(0)
+
+    def _begin(self, done: int) -> None:
+        self.done, self._sent = done, (-1, {})
+        self.phase, self.step = self.schedule.at(done + 1)
+        self.upload = self.phase.name
+        self._scored = True  # whether what is sent next will be scored with
+        self._trained = 0
+        self.clear()
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Forget the uploads of a round."""
+
+    @abstractmethod
+    def gathered(self) -> Gathered:
+        """The round's uploads."""
+
+    # Who takes part, and what they are told.
+
+    def participants(self, round_: int) -> np.ndarray:
+        """(p,) the users that train in a round; a phase may have a share of its own."""
+        share = self.schedule.at(round_)[0].participants
+        return self.drawn(round_, self.config.run.participants if share is None else share)
+
+    def evaluates(self, round_: int) -> bool:
+        """Also where the method says so, and where a grid is due."""
+        due = any(tuning.due(round_) for tuning in self.tunings)
+        return due or self.method.evaluates(round_) or super().evaluates(round_)
+
+    def settings(self, round_: int) -> dict[str, int | float | str]:
+        """The phase's and the method's, those that are tuned, and which grids are to be evaluated on receipt."""
+        told: dict[str, int | float | str] = {**self.schedule.at(round_)[0].flags}
+        told |= self.method.settings(self.kept, self.users)
+        done = max(round_ - 1, self.done)
+        for tuning in self.tunings:
+            told |= tuning.idle(done) or self.grids[tuning.name].chosen
+            told[f"tune-{tuning.name}"] = int(tuning.due(round_ - 1))
+        return told
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterator[Message]:
+        """What users are scored with goes down where the last round's model is evaluated."""
+        self._scored, self._sent = server_round > 1 and self.evaluates(server_round - 1), (-1, {})
+        self._trained = 0
+        self.clear()
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def download(self, users: np.ndarray) -> Named:
+        """What devices train with, and score with where they do; the rest is empty. The same for everybody."""
+        if self._sent[0] != self.done:
+            needed = {*self.phase.task.needs(), *(self.method.scored_with(self.done) if self._scored else ())}
+            named = {name: _plain(self.kept[name]) for name in self.method.sends() if name in self.kept}
+            self._sent = self.done, {name: x if name in needed else x[:0] for name, x in named.items()}
+        return self._sent[1]
+
+    # What comes in.
+
+    def expected(self, uploaders: np.ndarray) -> dict[str, Field]:
+        """What the phase asks for."""
+        fields = self.phase.task.fields()
+        return {name: field.filled(len(uploaders)) if field.each else field for name, field in fields.items()}
+
+    def typical(self) -> dict[str, Field]:
+        """See the base."""
+        length = self.phase.task.typical_length(self.method.typical_items(self.samples))
+        return {name: field.filled(1 if field.each else length) for name, field in self.phase.task.fields().items()}
+
+    def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
+        """Shapes and types, then values, then what the task knows of them."""
+        fields, limit = self.expected(uploaders), self.config.aggregate.max_norm
+        samples, users = int(self.samples[uploaders].sum()), len(uploaders)
+        return (
+            problem_of(arrays, fields, limit)
+            or fault_of(arrays, fields, users, limit)
+            or self.phase.task.problem(arrays, users, samples)
+        )
+
+    def combine(self, round_: int) -> None:
+        """The task's step; what it makes of nothing is recorded, and the run goes on."""
+        try:
+            self.kept = self.phase.task.fold(self.kept, self.gathered())
+        except NothingMade as error:
+            self.failures.append(Failure(round_, "server", str(error)))
+        self._begin(round_)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Also choose among the grids' sums, which are of the previous round's model."""
+        arrays, record = super().aggregate_train(server_round, replies)
+        sums = {} if record is None else plain_numbers(record)
+        for grid in self.grids.values():
+            sums = grid.take(sums, server_round - 1)
+        return arrays, MetricRecord(dict(sums))
+
+    # What is kept and shown.
+
+    def table(self) -> Tensor | None:
+        """(m, d) the one item table for all; None where there is none."""
+        return self.method.table(self.kept)
+
+    def caveats(self) -> list[str]:
+        """The method's, and that of nodes with a single user."""
+        return [*self.method.caveats(), *super().caveats()]
+
+    def diagnostics(self) -> dict[str, object]:
+        """Of the method, and the grids: that of the fold-in, and that of the components' weights."""
+        shown = {{"fold-in": "tuning", "order": "mixing"}.get(name, name): g.shown() for name, g in self.grids.items()}
+        return {**shown, **self.method.diagnostics(self.kept)}
+
+    def state(self) -> Named:
+        """The method's state, what was chosen, and how far the run is."""
+        named = {name: values.numpy() for name, values in self.kept.items()}
+        chosen: Mapping[str, np.ndarray] = {k: v for grid in self.grids.values() for k, v in grid.state().items()}
+        return {**named, **chosen, _DONE: np.array([self.done])}
+
+    def restore(self, state: Named) -> None:
+        """See `state`."""
+        chosen = {key for grid in self.grids.values() for key in grid.state()}
+        names = state.keys() - chosen - {_DONE}
+        self.kept = {name: torch.from_numpy(np.array(state[name])) for name in names}
+        for grid in self.grids.values():
+            grid.restore(state)
+        self._begin(int(state[_DONE][0]))
+
+
+def _plain(values: Tensor) -> np.ndarray:
+    return (values.float() if values.is_floating_point() else values).numpy()

@@ -1,0 +1,106 @@
+"""Methods whose server makes a table for every client: single uploads are kept until they are folded.
+
+FedEM and its ablations: similarity-weighted sums of the uploaders' tables. A client's table waits until it trains next;
+who has none waiting trains on with its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.config import Config
+from fedem_flwr.contract import Gathered
+from fedem_flwr.contract.asked import as_tensor
+from fedem_flwr.contract.fields import Named
+from strategies.sums import SumsStrategy
+
+_NOBODY = np.empty(0, dtype=np.int64)
+
+
+class TablesStrategy(SumsStrategy):
+    """One table a client; what else goes up is added up.
+
+    The method's state holds, beside its own, `receivers` (r,) and for each part that goes up `(r, ...)` values that
+    wait for them, in the receivers' order, ascending.
+    """
+
+    def __init__(self, config: Config, items: int) -> None:
+        super().__init__(config, items)
+        parts = self.method.parts()
+        self.parts = {name: part for name, part in parts.items() if part.up == "each"}
+        nobody = {
+            name: torch.empty((0, *((items, part.width) if part.axis == "item" else (part.width,))))
+            for name, part in self.parts.items()
+        }
+        self.kept = {**self.kept, "receivers": torch.empty(0, dtype=torch.int64), **nobody}
+
+    def clear(self) -> None:
+        """See the base."""
+        super().clear()
+        self._uploads: list[tuple[np.ndarray, Named]] = []
+        self._served: list[np.ndarray] = []
+
+    def uploaders(self, round_: int) -> np.ndarray:
+        """Nobody uploads where nothing is aggregated."""
+        return super().uploaders(round_) if self.method.federated else _NOBODY
+
+    def download(self, users: np.ndarray) -> Named:
+        """What waits for a node's users; all of it as it lies, where one node hosts everybody."""
+        receivers = self.kept["receivers"].numpy()
+        here = np.isin(receivers, users)
+        waiting = {name: self.kept[name].numpy() for name in self.parts}
+        if not here.all():
+            receivers, waiting = receivers[here], {name: values[here] for name, values in waiting.items()}
+        return {"receivers": receivers, **super().download(users), **waiting}
+
+    def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
+        """Also refuse values of users that were not asked for."""
+        fault = super().problem(arrays, uploaders)
+        return fault or ("" if np.array_equal(arrays["users"], uploaders) else "holds tables of other users")
+
+    def receive(self, arrays: Named, participants: np.ndarray) -> None:
+        """Keep the uploads for `combine`; who trained has used up what was waiting."""
+        super().receive(arrays, participants)
+        self._uploads.append((arrays["users"], arrays))
+        self._served.append(participants)
+
+    def gathered(self) -> Gathered:
+        """The uploads, stacked."""
+        stacked: dict[str, Tensor] = {}
+        for name in self.parts:
+            values = [as_tensor(arrays[name]) for whose, arrays in self._uploads if len(whose)]
+            stacked[name] = (values[0] if len(values) == 1 else torch.cat(values)) if values else self.kept[name][:0]
+        whose = np.concatenate([_NOBODY, *(whose for whose, _ in self._uploads)])
+        return replace(super().gathered(), each=stacked, uploaders=whose)
+
+    def combine(self, round_: int) -> None:
+        """What was made for the uploaders waits for them, beside what still waits for users who did not train."""
+        before, whose = dict(self.kept), np.concatenate([_NOBODY, *(whose for whose, _ in self._uploads)])
+        receivers = before["receivers"].numpy()
+        waiting = ~np.isin(receivers, np.concatenate([_NOBODY, *self._served, whose]))
+        failures = len(self.failures)
+        super().combine(round_)
+        made = self.kept if len(whose) and len(self.failures) == failures else {n: before[n][:0] for n in self.parts}
+        users = np.concatenate([whose if len(made[next(iter(self.parts))]) else _NOBODY, receivers[waiting]])
+        order = np.argsort(users)
+        self.kept = {
+            **self.kept,
+            "receivers": torch.from_numpy(users[order]),
+            **self._ordered(made, before, waiting, order),
+        }
+
+    def _ordered(
+        self, made: Mapping[str, Tensor], before: Mapping[str, Tensor], waiting: np.ndarray, order: np.ndarray
+    ) -> dict[str, Tensor]:
+        """New and waiting values in the receivers' order; not copied where they lie in it already."""
+        found = {}
+        for name in self.parts:
+            values = torch.cat([made[name], before[name][torch.from_numpy(waiting)]]) if waiting.any() else made[name]
+            in_order = bool((order == np.arange(len(order))).all())
+            found[name] = values if in_order else values[torch.from_numpy(order)]
+        return found
