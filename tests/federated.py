@@ -13,11 +13,11 @@ from flwr.app import Context, Error, Message
 from introduced import KEY
 from worlds import config_of
 
-from fedem_flwr.client_app import build_client_app
 from fedem_flwr.config import Config
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.introduction import NetworkWelcome
+from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.run_directory import RunDirectory

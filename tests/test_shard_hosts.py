@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from introduced import KEY, NOBODY, RUN, greet, introduction, make_shards, message_with
 from worlds import config_of
 
-from fedem_flwr.client_app import build_client_app
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.messages.wire import unpack_arrays
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.introduction import Introduction
 from fedem_flwr.network.key_folder import make_certificates
 from fedem_flwr.network.trust import ServerTrust, load_server_key
+from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.runtime.inprocess import answer, task_identity

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
-from fedem_flwr.client_app import build_client_app
 from fedem_flwr.config import Config, merge_trees, resolve
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.messages.wire import unpack_arrays
+from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import STATE_FOLDER, NodeHost
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.report.run_directory import RunDirectory

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from fedem_flwr.engine.downloads import Download
 from fedem_flwr.engine.history import History, IntArray
 
 Setting = bool | bytes | float | int | str
+Made = TypeVar("Made")
 
 
 def as_tensor(array: np.ndarray, device: torch.device | None = None) -> Tensor:
@@ -91,6 +93,14 @@ class Asked:
     settings: Mapping[str, Setting]
     place: torch.device
     has_times: bool
+    _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made once a message."""
+        if name not in self._made:
+            self._made[name] = make()
+        found: Made = self._made[name]
+        return found
 
     def tensor(self, name: str) -> Tensor:
         """A downloaded array, where this process computes."""

@@ -160,8 +160,12 @@ def table_sums(table: Tensor, history: History, who: IntArray, objective: Object
         history: the cohort's interactions.
         who: (k',) positions of the participants.
     """
-    fold_in = FoldIn(table, objective)
-    items, dim, device = *table.shape, table.device
+    return sums_of(FoldIn(table, objective), history, who)
+
+
+def sums_of(fold_in: FoldIn, history: History, who: IntArray) -> TableSums:
+    """The same, given what solves users."""
+    items, dim, device = len(fold_in.rows) - 1, fold_in.dim, fold_in.rows.device
     total = TableSums.zeros(items, dim, device)
 
     def add_up(block: IntArray) -> TableSums:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
-from fedem_flwr.client_app import build_client_app
 from fedem_flwr.engine.device import resolve_device
+from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.lines import Line

@@ -17,7 +17,7 @@ from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Ta
 from fedem_flwr.contract.checks import refuse_fraction
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.from_history import FromHistory
-from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, table_sums
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, sums_of
 from fedem_flwr.evaluation.cohort import Sums
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.evaluation.settings_grid import grid_sums
@@ -69,15 +69,18 @@ class Fedials(FromHistory):
         return [Tuning("fold-in", grid, first, lambda round_: round_ == halfway, self._measure)]
 
     def _measure(self, device: Device, asked: Asked, split: Split) -> Sums:
-        grid, fold_in = self.config.fold_in.grid(), FoldIn(asked.tensor("table"), self.objective)
+        grid, fold_in = self.config.fold_in.grid(), self.fold_in(asked)
         components = [FoldInScores(fold_in, Recency.of(row["half_life"], row["ridge"])) for row in grid]
         scorers = [HistoryScorer(device.history, device.place, [(1.0, one)], device.newest) for one in components]
         return grid_sums(scorers, split, "fold-in")
 
     def components(self, asked: Asked) -> list[tuple[float, Component]]:
         """The fold-in, with the settings of the message."""
-        fold_in = FoldIn(asked.tensor("table"), self.objective)
-        return [(1.0, FoldInScores(fold_in, self.recency(asked)))]
+        return [(1.0, FoldInScores(self.fold_in(asked), self.recency(asked)))]
+
+    def fold_in(self, asked: Asked) -> FoldIn:
+        """What solves users against the message's table; made once a message."""
+        return asked.once("fold-in", lambda: FoldIn(asked.tensor("table"), self.objective))
 
     def recency(self, asked: Asked) -> Recency:
         """As the message says."""
@@ -112,7 +115,7 @@ class TableStep(Task):
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """Solve the participants and sum up."""
-        sums = table_sums(asked.tensor("table"), device.history, asked.who, self.method.objective)
+        sums = sums_of(self.method.fold_in(asked), device.history, asked.who)
         return Upload(packed(sums), sums.samples, sums.error)
 
     def fold(self, state: State, gathered: Gathered) -> State:

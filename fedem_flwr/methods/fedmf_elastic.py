@@ -11,12 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedem_flwr.aggregation import average_rows
-from fedem_flwr.aggregation.groups import average_groups
 from fedem_flwr.config import Config
-from fedem_flwr.contract import Asked, Device, Field, Gathered, Part, Phase, State, Upload, indexed
-from fedem_flwr.contract.fields import Named
-from fedem_flwr.contract.training import LocalTraining
+from fedem_flwr.contract import Asked, Device, Part, Phase, State
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.elastic import Evidence, own_choice
@@ -28,6 +24,7 @@ from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.merged import MergedScorer
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.methods.fedmf import FedMF
+from fedem_flwr.methods.tasks.group_training import GroupTraining, HeldOutTraining
 from fedem_flwr.methods.tasks.merging import Merging
 from fedem_flwr.methods.tasks.merging_tasks import Cluster, Curve, Theta, embedded
 
@@ -121,68 +118,3 @@ class FedMFElastic(FedMF):
 
 def _items(table: Tensor, k: int) -> Downloads:
     return {"items": Download.for_all(table, k)}
-
-
-class HeldOutTraining(LocalTraining):
-    """FedMF's own rounds, without the held-out items."""
-
-    method: FedMFElastic
-
-    def cohort(self, device: Device, asked: Asked) -> Cohort:
-        """See `FedMFElastic.trained`."""
-        return self.method.trained(device, asked)
-
-
-class GroupTraining(HeldOutTraining):
-    """Clients train from their merged table; rows with an item and a group go up, one group after the other."""
-
-    handles_stages = False
-
-    def fields(self) -> dict[str, Field]:
-        """Sums for the groups' tables; the global one's are their sums over groups."""
-        method = self.method
-        rows, counts = Field((None, method.config.model.dim)), Field((None,), "int32", count=True)
-        length = method.config.elastic.groups * method.items
-        return indexed("group-items", length, dtype="int64", group_rows=rows, group_counts=counts)
-
-    def contribute(self, device: Device, asked: Asked) -> Upload:
-        """From the merged tables."""
-        merging, cohort = self.method.merging, self.method.trained(device, asked)
-        tables, chosen = merging.tables_there(asked), self.method.chosen(device, asked)
-        slot, merged = torch.zeros_like(chosen.group), []
-        for number, (table, inside) in enumerate(chosen.tables(tables)):
-            slot[inside] = number
-            merged.append(table)
-        received = {"items": Download(torch.stack(merged), slot)}
-        at = torch.from_numpy(np.asarray(asked.who)).to(asked.place)
-        group = merging.summed_under(chosen.group[at], device)
-        items, rows, counts, loss, samples = [], [], [], 0.0, 0
-        for number in range(len(tables.groups)):
-            result = cohort.train(at[group == number], received, asked.round, sums=True)
-            sums = result.sums["items"]
-            touched = sums.weight.nonzero().squeeze(1)
-            items.append(number * self.method.items + touched)
-            rows.append(sums.total[touched].float())
-            counts.append(sums.weight[touched].int())
-            loss += float((result.loss.double() * result.samples).sum())
-            samples += int(result.samples.sum())
-        parts = {"group-items": items, "group-rows": rows, "group-counts": counts}
-        return Upload({name: torch.cat(part).cpu().numpy() for name, part in parts.items()}, samples, loss)
-
-    def problem(self, arrays: Named, users: int, samples: int) -> str:
-        """Rows whose mean is too large."""
-        limit = self.method.config.aggregate.max_norm
-        size = float(np.linalg.norm(arrays["group-rows"] / arrays["group-counts"][:, None]))
-        return f"'group-rows' has a mean of norm {size:.3g}, more than {limit:.3g}" if size > limit else ""
-
-    def fold(self, state: State, gathered: Gathered) -> State:
-        """Row means over all; in each group they are shrunk towards the new global rows."""
-        groups, dim = self.method.config.elastic.groups, self.method.config.model.dim
-        rows, counts = gathered.sums["group-rows"].view(groups, -1, dim), gathered.sums["group-counts"].view(groups, -1)
-        table = average_rows(rows.sum(0), counts.sum(0), state["items"])
-        tables = average_groups(state["groups"], table, rows, counts, self.method.config.elastic.ridge)
-        return {**state, "items": table, "groups": tables}
-
-    def typical_length(self, items: float) -> int:
-        """A user touches its items and their negatives."""
-        return min(self.method.items, round(items * (1 + self.method.local.negatives)))

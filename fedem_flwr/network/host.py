@@ -76,7 +76,7 @@ class ShardHost(NodeHost):
 
 @dataclass
 class ShardHosts:
-    """What a node knows of its runs; `client_app.build_client_app` asks it for a run's host.
+    """What a node knows of its runs; `nodes.answering.build_client_app` asks it for a run's host.
 
     Attributes:
         shard_dir: the node's data, made by `fedem data shard`. state_dir: its own, nobody else's.

@@ -21,13 +21,13 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedem_flwr.client_app import build_client_app
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.link import Address, Refused, Unreachable
 from fedem_flwr.network.node_link import NodeLink
 from fedem_flwr.network.trust import NodeKeys, own_keys
+from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.runtime.inprocess import answer
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0  # seconds between looks for messages
