@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedem_flwr.version import __version__
+
 if TYPE_CHECKING:
     from fedem_flwr.serving.recommender import Recommender as Recommender
 
-__version__ = "0.1.0"
 __all__ = ["Recommender", "__version__"]
 
 

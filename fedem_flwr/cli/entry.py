@@ -15,9 +15,9 @@ import click
 import typer
 from rich.console import Console
 
-from fedem_flwr import __version__
 from fedem_flwr.cli.deploy import app as deploy_app
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.version import __version__
 
 app = typer.Typer(
     name="fedem",

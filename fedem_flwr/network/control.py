@@ -9,9 +9,9 @@ from flwr.proto.control_pb2 import RegisterNodeRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError
 from fedem_flwr.network.link import Address, Patience, already_known
+from fedem_flwr.version import __version__
 
 
 @cache

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from fedem_flwr import __version__
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.report import plots
@@ -33,6 +32,7 @@ from fedem_flwr.report.tables import (
     title_text,
     verdict,
 )
+from fedem_flwr.version import __version__
 
 PAPER_WARNING = (
     "This protocol leaks: training never draws the validation and the test item as negatives, and the "

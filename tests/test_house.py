@@ -1,0 +1,130 @@
+"""The rooms and their order: no circle of imports, and no arrow upwards."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOPS = ("fedem_flwr", "strategies", "clients")
+# From the lowest to the highest; a room imports from itself and from those before it. docs/architecture.md draws it.
+ROOMS = [
+    *(
+        "version",
+        "errors",
+        "randomness",
+        "files",
+        "data",
+        "protocol",
+        "config",
+        "models",
+        "aggregation",
+        "engine",
+        "evaluation",
+    ),
+    *("contract", "methods", "report", "messages", "nodes", "clients", "strategies", "runtime", "serving", "network"),
+    *("experiment", "cli", "apps"),
+]
+Graph = Mapping[str, set[str]]
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Name to file of all modules below a folder's packages."""
+    found = {}
+    for top in TOPS:
+        for file in sorted((root / top).rglob("*.py")):
+            name = ".".join(file.relative_to(root).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = file
+    return found
+
+
+def imported(file: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """The modules that a file imports anywhere, also inside functions; those for type checkers alone are left out."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                if (name := inside if inside in known else node.module) in known:
+                    yield name
+
+
+def graph(root: Path) -> dict[str, set[str]]:
+    """Module to the modules that it imports."""
+    known = modules(root)
+    return {name: set(imported(file, known)) - {name} for name, file in known.items()}
+
+
+def circles(arrows: Graph) -> list[str]:
+    """The modules that reach themselves."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = list(arrows[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting += arrows[name]
+        return seen
+
+    return sorted(name for name in arrows if name in reached(name))
+
+
+def room(module: str) -> str:
+    """The room that a module is in."""
+    first, _, rest = module.partition(".")
+    if first != "fedem_flwr":
+        return first
+    inner = rest.partition(".")[0]
+    return inner if inner in ROOMS else "apps"
+
+
+def upwards(arrows: Graph) -> list[str]:
+    """The arrows from a room to a higher one."""
+    height = {name: number for number, name in enumerate(ROOMS)}
+    pairs = ((a, b) for a, found in arrows.items() for b in sorted(found))
+    return [f"{a} -> {b}" for a, b in pairs if height[room(b)] > height[room(a)]]
+
+
+def test_no_module_reaches_itself() -> None:
+    assert circles(graph(ROOT)) == []
+
+
+def test_no_arrow_points_upwards() -> None:
+    assert upwards(graph(ROOT)) == []
+
+
+def test_every_folder_is_a_room() -> None:
+    folders = {path.name for path in (ROOT / "fedem_flwr").iterdir() if (path / "__init__.py").exists()}
+    assert folders <= set(ROOMS)
+
+
+@pytest.mark.parametrize("planted", ["from fedem_flwr.engine.cohort import Cohort", "import fedem_flwr.cli.entry"])
+def test_a_planted_arrow_is_found(tmp_path: Path, planted: str) -> None:
+    """In a small house of two rooms, low in a function."""
+    for top in TOPS:
+        (tmp_path / top).mkdir()
+    for name, text in {
+        "fedem_flwr/models/low.py": f"def late() -> None:\n    {planted}\n",
+        "fedem_flwr/engine/cohort.py": "from fedem_flwr.models import low\nclass Cohort: ...\n",
+        "fedem_flwr/cli/entry.py": "from fedem_flwr.models.low import late\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    arrows = graph(tmp_path)
+    assert len(upwards(arrows)) == 1
+    assert "fedem_flwr.models.low" in circles(arrows)
