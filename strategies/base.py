@@ -36,11 +36,13 @@ class CohortStrategy(NodeRoster, Strategy):
     Attributes:
         upload: the kind of upload asked for.
         stateless: whether the clients keep nothing between rounds, so that the run keeps and serves its best round.
+        on_receipt: that the clients evaluate a round's model on receipt, in answer to the next round's message.
         NEEDS_TIMES: whether the method learns from the order of interactions.
     """
 
     upload: str
     stateless: bool = False
+    on_receipt: bool = True
     NEEDS_TIMES: bool = False
 
     def __init__(self, config: Config, items: int) -> None:
