@@ -37,11 +37,13 @@ class CohortStrategy(NodeRoster, Strategy):
     Attributes:
         upload: the kind of upload asked for.
         stateless: whether the clients keep nothing between rounds, so that the run keeps and serves its best round.
+        on_receipt: that the clients evaluate a round's model on receipt, in answer to the next round's message.
         NEEDS_TIMES: whether the method learns from the order of interactions.
     """
 
     upload: str
     stateless: bool = False
+    on_receipt: bool = True
     NEEDS_TIMES: bool = False
 
     def __init__(self, config: Config, items: int) -> None:
@@ -185,8 +187,9 @@ class CohortStrategy(NodeRoster, Strategy):
             No arrays (they are the strategy's own), and the sums of the round and of the previous round's model.
 
         Raises:
-            TooFewContributions: fewer participants than the quorum contributed, or every node was asked and not a
-                single one did. Nothing was made of what came: the round can be repeated.
+            TooFewContributions: fewer participants than the quorum contributed, or none of those that were to train,
+                be they on nodes that failed or that are away. A contribution that a node withholds is one. Nothing was
+                made of what came: the round can be repeated.
         """
         sums: dict[str, float] = {}
         contributions = contributed = 0
@@ -213,6 +216,8 @@ class CohortStrategy(NodeRoster, Strategy):
         reason = f": {self.failures[-1].reason}" if self.failures else ""
         if not contributions and (self._all_asked or self._away):
             raise TooFewContributions(f"no usable reply in round {server_round}{reason}")
+        if asked and not contributed:  # whoever only evaluated has nothing to combine
+            raise TooFewContributions(f"no participant of {asked:,} contributed to round {server_round}{reason}")
         if contributed < needed:
             raise TooFewContributions(
                 f"{contributed:,} of {asked:,} participants contributed to round {server_round}, fewer than the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import click
 import pytest
 import typer
 
+from fedem_flwr import runtime
 from fedem_flwr.cli import app
 from fedem_flwr.cli.options import experiment_tree, options_tree
 from fedem_flwr.config import resolve
@@ -119,6 +121,21 @@ def test_wrong_commands_are_noticed() -> None:
         with pytest.raises(click.ClickException):
             parsed(line.split())
     assert {line.split()[1] for _, line in commands()} >= {"run", "audit", "resume"}
+
+
+def test_the_audit_has_the_same_figures_on_both_pages() -> None:
+    """One run, told twice; what is quoted must be what was measured."""
+    audits = []
+    for name in ("results.md", "protocols.md"):
+        text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        (table,) = re.findall(r"^\| method \| paper HR@10 .*\n((?:\|.*\n)+)", text, re.MULTILINE)
+        audits.append(table)
+    assert audits[0] == audits[1] and "| local-only |" in audits[0]
+
+
+def test_the_runtime_lists_its_modules() -> None:
+    listed = re.findall(r"^(\w+)  +\S", runtime.__doc__ or "", re.MULTILINE)
+    assert sorted(listed) == sorted(module.name for module in pkgutil.iter_modules(runtime.__path__))
 
 
 def test_configuration_reference_is_current() -> None:

@@ -51,10 +51,11 @@ def fedem(*arguments: str) -> int:
 
 @pytest.mark.parametrize("method", ["fedem", "fedials"])
 def test_the_network_equals_one_process(method: str, tmp_path: Path) -> None:
-    each = {"users_per_node": USERS // 2}
-    here = carry_out(tmp_path / "here", config_of(method, run=each))
-    there = carry_out(tmp_path / "there", config_of(method, run={**each, "runtime": "network"}))
+    each, ials = {"users_per_node": USERS // 2}, {"individual_uploads": method == "fedials"}
+    here = carry_out(tmp_path / "here", config_of(method, run=each, ials=ials))
+    there = carry_out(tmp_path / "there", config_of(method, run={**each, "runtime": "network"}, ials=ials))
     assert there.run.nodes == 2 and there.outcome.failures == []
+    assert there.outcome.caveats == here.outcome.caveats and len(here.outcome.caveats) == (method == "fedials")
     assert_same_results(here, there)
     assert left_of(tmp_path) == []
 

@@ -194,3 +194,52 @@ def test_all_nodes_leave_and_come_back(shards: Path, calm: dict[str, Ended], tmp
     run = carry_out_over(FederatedGrid(shards, tmp_path, NODES, before=cut), config_for("fedem"))
     assert_same(run, calm["fedem"])
     assert {reason for _, _, reason in run.losses()} == {"is not connected"} and len(run.losses()) == 2 * NODES
+
+
+# --- rounds that only some nodes train in
+
+
+def node_that_trains(config: Any, round_: int) -> int:
+    """The node of a round's only participant."""
+    strategy: Any = build_strategy(config, ITEMS)
+    strategy.samples = np.ones(USERS, dtype=np.int64)
+    (user,) = strategy.participants(round_)
+    return int(user) // EACH
+
+
+@pytest.mark.parametrize(("method", "every"), [("fedem", 1), ("fedmf", 1), ("fedials", 1), ("fedials", 9)])
+def test_a_round_in_which_every_trainer_failed_stops_the_run(method: str, every: int, tmp_path: Path) -> None:
+    """Also where others evaluated, or where nobody else was asked: there is nothing to combine."""
+    config = config_for(method, participants=1 / USERS).changed("evaluation", every=every)
+    trainer = node_that_trains(config, 2)
+
+    def tamper(reply: Message, message: Message) -> list[Message]:
+        training = message.metadata.message_type == "train" and message.metadata.group_id == "2"
+        return [] if training and node_of(reply) == trainer else [reply]
+
+    with pytest.raises(TooFewContributions, match=r"no participant of 1 contributed to round 2: no reply within"):
+        carry_out_watched(tmp_path / "run", config, tamper)
+
+
+@pytest.mark.parametrize("method", ["fedem", "fedials"])
+def test_a_round_without_its_trainers_is_repeated_over_a_network(method: str, shards: Path, tmp_path: Path) -> None:
+    """Whether the reply of the only participant's node is lost, or the node is away for a while."""
+    config = config_for(method, participants=1 / USERS)
+    trainer = node_that_trains(config, 2)
+
+    def away(grid: FederatedGrid, look: int) -> None:
+        if look == 2:
+            grid.stop(trainer)
+        if look == 4:
+            grid.start(trainer)
+
+    def carried_out(name: str, fate: Fate = lambda *where: "", before: Any = lambda *when: None) -> Ended:
+        (tmp_path / name).mkdir()
+        return carry_out_over(FederatedGrid(shards, tmp_path / name, NODES, fate, before), config)
+
+    calm = carried_out("calm")
+    muted = carried_out("muted", lambda r, attempt, node: "mute" if (r, node) == (2, trainer) and attempt < 3 else "")
+    missed = carried_out("missed", before=away)
+    for run in (muted, missed):
+        assert_same(run, calm)
+        assert run.grid.attempts == Counter({1: 1, 2: 3, 3: 1}) and [loss[0] for loss in run.losses()] == [2, 2]

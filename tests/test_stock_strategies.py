@@ -11,6 +11,8 @@ from flwr.app import Message
 from test_strategies import ABSENT, BAD, EACH, FAULTS, with_fault
 from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, largest_difference, node_of
 
+from fedem_flwr.cli import main
+from fedem_flwr.config import Config, registry
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.inputs import build_strategy, check_method
 from strategies.fedmf import FedMF
@@ -103,12 +105,53 @@ def test_a_stock_strategys_bytes_are_a_nodes(tmp_path: Path) -> None:
         ({"strategy": "fedmf", "client": "cohrot"}, "unknown client 'cohrot'; did you mean 'cohort'"),
         (stock("QFedAvg"), "does not fit the strategy 'flwr.QFedAvg'.*client_learning_rate"),
         (stock("FedAvg", fraction=1), "does not fit the strategy 'flwr.FedAvg'.*'fraction'"),
+        (stock("FedTrimmedAvg", beta=2), r"'flwr.FedTrimmedAvg' refuses its \[method.options\]: .*beta.* range"),
         ({"strategy": "fedmf", "options": {"x": 1}}, "does not fit the strategy 'fedmf'.*'x'"),
+        ({"strategy": "fedmf", "options": {"items": 1}}, "does not fit the strategy 'fedmf'.*'items'"),
+        ({"strategy": "picky", "options": {"radius": 0}}, "radius = 0"),
     ],
 )
 def test_a_method_that_cannot_be_made_is_bad_input(method: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         check_method(config_of("some", method=method))
+
+
+class Picky(FedMF):
+    """A method of somebody's own, with an option and mistakes."""
+
+    def __init__(self, config: Config, items: int, radius: float = 1.0, *, mistake: str = "") -> None:
+        if not radius:
+            raise InputError("radius = 0 lets nothing move")
+        if mistake == "value":
+            raise ValueError("too many values to unpack")
+        super().__init__(config, items, *([items] if mistake == "type" else []))
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BUILT_IN["strategies"], "picky", f"{__name__}:Picky")
+
+
+@pytest.mark.parametrize(("mistake", "kind"), [("type", TypeError), ("value", ValueError)])
+def test_a_mistake_in_a_strategy_is_not_bad_options(
+    mistake: str, kind: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line and exit code 1; FEDEM_LOG=DEBUG shows where, FEDEM_TRACEBACK lets it through."""
+    options = ["--method=fedmf", "--set=method.strategy=picky", f"--set=method.options.mistake={mistake}"]
+    with pytest.raises(kind):
+        check_method(config_of("some", method={"strategy": "picky", "options": {"mistake": mistake}}))
+    shown = []
+    for level in ("INFO", "debug"):
+        monkeypatch.setenv("FEDEM_LOG", level)
+        with pytest.raises(SystemExit) as stopped:
+            main(["run", *options])
+        assert stopped.value.code == 1
+        shown.append(capsys.readouterr().err)
+    assert shown[0].startswith(f"fedem: unexpected {kind.__name__}: ") and shown[0].count("\n") == 1
+    assert shown[1].endswith(shown[0]) and shown[1].startswith("Traceback") and "in __init__" in shown[1]
+    monkeypatch.setenv("FEDEM_TRACEBACK", "1")
+    with pytest.raises(kind):
+        main(["run", *options])
 
 
 def test_a_fraction_of_sums_is_refused() -> None:

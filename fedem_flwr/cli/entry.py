@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -240,11 +241,17 @@ def _ended_like_ctrl_c() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: run the command line and turn foreseen failures into one line."""
+    """Entry point: run the command line and turn failures into one line.
+
+    FEDEM_LOG=DEBUG shows before it where an error comes from that was not foreseen, or that a foreseen one was made of;
+    FEDEM_TRACEBACK=1 lets the former through, for a debugger.
+    """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def stop(message: str, code: int) -> Any:
+    def stop(message: str, code: int, error: Exception | None = None) -> Any:
+        if error is not None and os.environ.get("FEDEM_LOG", "").upper() == "DEBUG":
+            traceback.print_exception(error)
         errors.print(f"fedem: {' '.join(message.split())}", markup=False)
         sys.exit(code)
 
@@ -252,9 +259,9 @@ def main(arguments: list[str] | None = None) -> None:
         with _ended_like_ctrl_c():
             code = app(args=arguments, standalone_mode=False)
     except InputError as error:
-        stop(str(error), 2)
+        stop(str(error), 2, error if error.__cause__ else None)
     except FedemError as error:
-        stop(str(error), 1)
+        stop(str(error), 1, error if error.__cause__ else None)
     except click.exceptions.NoArgsIsHelpError:
         sys.exit(2)  # the help was shown
     except click.ClickException as error:
@@ -262,11 +269,11 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.exceptions.Abort):
         stop(_CONTINUE, _INTERRUPTED)
     except OSError as error:
-        stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+        stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1, error)
     except Exception as error:  # not foreseen: still one line, and the details for whoever asks
         if os.environ.get("FEDEM_TRACEBACK"):
             raise
-        stop(f"unexpected {type(error).__name__}: {error} (FEDEM_TRACEBACK=1 shows where; please report it)", 1)
+        stop(f"unexpected {type(error).__name__}: {error} (FEDEM_LOG=DEBUG shows where; please report it)", 1, error)
     else:
         if code == _INTERRUPTED:  # what Typer makes of an interrupt, without a word
             stop(_CONTINUE, code)

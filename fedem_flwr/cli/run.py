@@ -18,7 +18,7 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import controls_of, per_user
 from fedem_flwr.experiment.outcome import diagnose, summarise
 from fedem_flwr.experiment.remarks import notes_of, opening
-from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
@@ -27,7 +27,7 @@ from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress, task_progress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
 from fedem_flwr.report.tables import result_table
-from fedem_flwr.runtime.inputs import adapted, check_method, split_into
+from fedem_flwr.runtime.inputs import adapted, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
 from fedem_flwr.serving.served import ServedModel, look_at, with_served
 
@@ -69,14 +69,7 @@ def run(
     common = {section: keys for section, keys in options.items() if section != "method"}
     others = [resolve(shared, merge_trees(common, {"method": {"name": name}}), origin) for name in named]
     for each in (config, *others):  # before anything is read or written
-        resolve_device(each.run.device)
-        check_method(each)
-        if each.run.runtime == "network":
-            from fedem_flwr.network.launch import check_network  # brings Flower's network clients
-
-            check_network(each.network)
-        elif each.network.superlink:
-            raise InputError("--superlink goes with --runtime network")
+        check_run(each)
     directory = RunDirectory(out or default_run_path(config.data.dataset, config.method.name, config.data.protocol))
     _claim(directory, overwrite=overwrite)
     quiet_libraries()

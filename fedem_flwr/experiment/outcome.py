@@ -13,7 +13,6 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import Selected, best_line, reported_key
-from fedem_flwr.runtime.inputs import build_strategy
 from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -59,7 +58,7 @@ def summarise(
         "device": str(resolve_device(config.run.device)),
         "command": run.directory.read_command(),
         "comparison": comparison,
-        "warnings": [*getattr(build_strategy(config, split.items), "caveats", list)(), *_withheld(lines)],
+        "warnings": [*outcome.caveats, *_withheld(lines)],
         "notes": notes,
     }
 

@@ -8,14 +8,33 @@ from dataclasses import replace
 
 from flwr.serverapp import Grid
 
+from fedem_flwr.config import Config
 from fedem_flwr.engine.device import resolve_device
+from fedem_flwr.errors import InputError
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.inprocess import run_inprocess
+from fedem_flwr.runtime.inputs import check_method
 from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.runtime.surroundings import peak_rss_bytes
+
+
+def check_run(config: Config) -> None:
+    """Find out before anything is read or written whether a run could be carried out.
+
+    Raises:
+        InputError: no such device, strategy or client, options that do not fit, or a network that cannot be reached.
+    """
+    resolve_device(config.run.device)
+    check_method(config)
+    if config.run.runtime == "network":
+        from fedem_flwr.network.launch import check_network  # brings Flower's network clients
+
+        check_network(config.network)
+    elif config.network.superlink:
+        raise InputError("--superlink goes with --runtime network")
 
 
 def carry_out_rounds(run: PreparedRun, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:

@@ -1,20 +1,16 @@
-"""Ways to reach the clients (in this process, Ray) behind one Flower ``Grid``, and the rounds of a run.
+"""One run: its inputs, its rounds, and the ways to reach its clients behind one Flower ``Grid``.
 
-inputs       what a configuration names: data, split, strategy
-run          a whole run: prepare, carry out
-loop         the rounds, for any strategy and runtime
-lines        a round's metrics line, and what is counted of messages
-outcome      what is written down of a finished run
-served       the model that a finished run serves, and a last look at it
-node         a node's own side: data, state, cohort
-wire         arrays in messages, copied only where a message leaves the process
-inprocess    a Grid that runs a ClientApp's virtual nodes right here
-simulation   the same nodes as Ray actors, through Flower's simulation
-surroundings what Flower and Ray find in the environment
-state_store  what a node keeps between rounds
-stock        what Flower's own strategies remember, for checkpoints
-checkpoint   what the server needs to go on
-controls     the same method without federation
-audit        the same methods under both protocols
-recommend    items for a user of a finished run
+inputs        what a configuration names: data, split, strategy; and whether they fit together
+prepared      a run whose directory is prepared, and what its server does with a grid
+loop          the rounds, the same for every strategy and runtime
+resumable     what the loop asks of a strategy
+stock         any other Flower strategy, wrapped so that it offers that
+best          the best round's state, where it can be served
+lines         a round's metrics line, and what is counted of messages
+checkpoint    what the server needs to go on
+inprocess     a Grid that runs a ClientApp's virtual nodes right here
+own_grid      what our Grids share
+ordered       replies in the order of the messages, on grids that hand them over as they come
+simulation    the same nodes as Ray actors, through Flower's simulation
+surroundings  what Flower and Ray find in the environment, and what of theirs reaches the screen
 """

@@ -13,10 +13,14 @@ from fedem_flwr.config import Config
 from fedem_flwr.config.registry import STOCK_PREFIX, by_path, client_of, find, is_method
 from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset, open_source
 from fedem_flwr.errors import InputError
+from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.protocol.splits import make_split, split_to
+from fedem_flwr.runtime.resumable import Resumable
+from fedem_flwr.runtime.stock import StockStrategy
 
 DEFAULT_MIN_INTERACTIONS = 10
+_MINIMA = {"min_train_nodes", "min_evaluate_nodes", "min_available_nodes"}  # options of stock strategies
 
 
 def load_interactions(config: Config) -> Interactions:
@@ -72,38 +76,59 @@ def _fewest_interactions(config: Config) -> int:
     return data.min_interactions or (known.min_interactions(data.protocol) if known else DEFAULT_MIN_INTERACTIONS)
 
 
-def build_strategy(config: Config, items: int) -> Strategy:
-    """The strategy a configuration names: ours take the configuration, stock ones their keyword arguments.
+def build_strategy(config: Config, items: int) -> Resumable:
+    """The strategy a configuration names, as the loop wants it.
+
+    A method is carried out by the strategy that it names. A Flower strategy gets its options as keyword arguments; one
+    of another package also the configuration and m, where its constructor has parameters `config` and `items`.
 
     Raises:
-        InputError: there is no such strategy, or it does not take these options.
+        InputError: there is no such strategy, it does not take these options, or it refuses them: ours with an
+            InputError, Flower's with a ValueError. What else a constructor raises is an error in it, and passes.
     """
     name = config.method.strategy
     kind = find("strategies", name)
     if is_method(kind):
-        of_method: Strategy = by_path(kind.STRATEGY)(config, items)
+        of_method: Resumable = by_path(kind.STRATEGY)(config, items)
         return of_method
     options = config.method.options.model_dump()
     stock = name.startswith(STOCK_PREFIX)
+    signature = inspect.signature(kind)
+    wanted = {} if stock else {"config": config, "items": items}
+    options |= {name: value for name, value in wanted.items() if name in signature.parameters}
     if stock:
-        parameters = inspect.signature(kind).parameters
-        for minimum in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"):
-            if minimum in parameters:
-                options.setdefault(minimum, 1)  # Flower's default of 2 waits for ever where one node hosts everybody
+        for minimum in _MINIMA & signature.parameters.keys():
+            options.setdefault(minimum, 1)  # Flower's default of 2 waits for ever where one node hosts everybody
     try:
-        built: Strategy = kind(**options) if stock else kind(config, items, **options)
-    except (TypeError, ValueError) as error:
+        signature.bind(**options)
+    except TypeError as error:
         raise InputError(f"[method.options] does not fit the strategy '{name}': {error}") from None
-    return built
+    try:
+        built = kind(**options)
+    except ValueError as error:
+        if not stock:
+            raise
+        raise InputError(f"the strategy '{name}' refuses its [method.options]: {error}") from error
+    return built if isinstance(built, Resumable) else _wrapped(built, config, items)
 
 
-def check_method(config: Config) -> None:
-    """Find out before anything is read or written whether the strategy and the client can be made.
+def _wrapped(strategy: Strategy, config: Config, items: int) -> StockStrategy:
+    """A strategy that knows Flower's interface alone, with one item table for all as its model."""
+    model = config.model
+    table = initial_table(items, model.dim, model.init_std, config.run.seed).numpy()
+    return StockStrategy(strategy, {"item_table": table}, config.evaluation.every)
+
+
+def check_method(config: Config, items: int = 1) -> None:
+    """Find out whether the strategy and the client can be made, as far as that is known before the data are.
+
+    Args:
+        items: m, where it is known already.
 
     Raises:
         InputError: they cannot.
     """
-    build_strategy(config, 1)
+    build_strategy(config, items)
     client_of(config.method.strategy, config.method.client)
 
 

@@ -17,19 +17,11 @@ Failure = dict[str, Any]
 
 
 class Meter:
-    """Counts the array bytes of a phase's messages as they pass, and notes what stock strategies do not count."""
+    """Counts the array bytes of a phase's messages as they pass, and the examples behind its replies."""
 
-    def __init__(self, round_: int) -> None:
+    def __init__(self) -> None:
         self.down = self.up = self.messages = self.replies = 0
         self.examples = 0.0
-        self.round, self._waiting = round_, dict[int, None]()
-        self._errors: list[tuple[int, str]] = []  # node, reason
-
-    def expected(self, messages: Iterable[Message]) -> list[Message]:
-        """Note who is asked, also where time runs out before a node gets its message."""
-        asked = list(messages)
-        self._waiting = dict.fromkeys(message.metadata.dst_node_id for message in asked)
-        return asked
 
     def sent(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Count messages on their way down."""
@@ -39,32 +31,18 @@ class Meter:
             yield message
 
     def received(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Count replies, and note errors, on their way up."""
+        """Count replies on their way up; errors weigh nothing."""
         for reply in replies:
-            node = reply.metadata.src_node_id
-            self._waiting.pop(node, None)
-            if reply.has_error():
-                self._errors.append((node, " ".join((reply.error.reason or "no reason given").split())))
-            else:
+            if not reply.has_error():
                 self.up += payload_bytes(reply)
                 self.replies += 1
                 numbers = plain_numbers(reply.content.metric_records.get("metrics", MetricRecord()))
                 self.examples += np.nan_to_num(numbers.get("num-examples", 0.0), posinf=0.0, neginf=0.0)
             yield reply
 
-    def failures(self) -> list[Failure]:
-        """Errors, and nodes that did not answer, in the form of our strategies' failures."""
-        lost = [*self._errors, *((node, "no reply within the round's time") for node in self._waiting)]
-        return [{"round": self.round, "node": f"node {node}", "reason": reason} for node, reason in lost]
-
     def each(self) -> tuple[float, float]:
         """Mean bytes up and down of a node's messages."""
         return self.up / max(1, self.replies), self.down / max(1, self.messages)
-
-    def why(self) -> str:
-        """The first failure, to end a message with."""
-        lost = self.failures()
-        return f": {lost[0]['reason']}" if lost else ""
 
 
 def trained_line(round_: int, sums: Sums, participants: int, seconds: float) -> Line:
@@ -84,16 +62,26 @@ def trained_line(round_: int, sums: Sums, participants: int, seconds: float) -> 
     }
 
 
-def weigh(line: Line, meter: Meter, each: tuple[float, float]) -> None:
-    """Add a phase's bytes to a line: those of a user's own messages, and what really crossed in all."""
-    line["bytes_up"] += each[0]
-    line["bytes_down"] += each[1]
+def weigh(line: Line, meter: Meter, each: tuple[float, float] | None) -> None:
+    """Add a phase's bytes to a line: those of a user's own messages, and what really crossed in all.
+
+    Args:
+        each: up and down; None: as many as a node's.
+    """
+    up, down = each or meter.each()
+    line["bytes_up"] += up
+    line["bytes_down"] += down
     line["node_bytes_up"] += meter.up
     line["node_bytes_down"] += meter.down
 
 
 def evaluated_line(line: Line, sums: Sums, protocol: str, users: float = 0.0) -> Line:
-    """Complete a metrics line. Stock strategies give means over `users`, ours sums and the number of users behind."""
+    """Complete a metrics line.
+
+    Args:
+        sums: over users, whose number is among them; or means, as stock strategies give them.
+        users: behind such means.
+    """
     means = means_of(sums) if "users" in sums else sums
     out = {
         **line,

@@ -13,7 +13,6 @@ from flwr.serverapp import Grid
 from fedem_flwr.config import Config, load_resolved
 from fedem_flwr.errors import InputError
 from fedem_flwr.messages.admission import Admission
-from fedem_flwr.models.mf import initial_table
 from fedem_flwr.nodes.host import SPLIT_FOLDER, STATE_FOLDER, node_count
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
@@ -107,7 +106,7 @@ class PreparedRun:
             resume: go on from the newest checkpoint, if there is one.
             welcome: how nodes are met, where they come and go.
         """
-        config, run, model = self.config, self.config.run, self.config.model
+        config, run = self.config, self.config.run
         checkpoints = Checkpoints(self.directory.checkpoint_dir)
         start = checkpoints.load() if resume else None
         if resume:
@@ -133,17 +132,11 @@ class PreparedRun:
             users=self.facts.users,
             emit=emit,
             save=checkpoints.save,
-            evaluate_every=config.evaluation.every,
             welcome=welcome,
             patience=run.patience if welcome is not None else 0.0,
         )
 
-        def serve(grid: Grid) -> Outcome:
-            table = initial_table(self.facts.items, model.dim, model.init_std, run.seed).numpy()
-            strategy = build_strategy(config, self.facts.items)
-            return run_rounds(strategy, grid, {"item_table": table}, plan, start)
-
-        return serve
+        return lambda grid: run_rounds(build_strategy(config, self.facts.items), grid, plan, start)
 
 
 def checkpointed(directory: RunDirectory) -> Checkpoint | None:

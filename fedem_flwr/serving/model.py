@@ -19,7 +19,6 @@ from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.protocol.split import IntArray, offsets_of
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.loop import Resumable
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.serving.served import ServedModel
 
@@ -92,18 +91,16 @@ class CpuModel(ServedModel):
         Raises:
             InputError: this method has none.
         """
-        found: Tensor | None = None
-        if isinstance(self.strategy, Resumable):
-            found = getattr(self.strategy, "table", lambda: None)()
-        elif "item_table" in self.point.arrays:  # of a stock strategy
-            found = as_tensor(self.point.arrays["item_table"])
+        own: Callable[[], Tensor | None] | None = getattr(self.strategy, "table", None)
+        model = self.strategy.download(np.arange(min(1, self.run.split.users))).get("item_table")  # of a stock strategy
+        found = own() if own is not None else None if model is None else as_tensor(model)
         if found is None:
             raise InputError(
                 f"method '{self.run.config.method.name}' has an item table for each user, not one for all: "
                 "similar items need a run of fedials or fedmf"
             )
         self._check({"table": found.numpy()})
-        return found.float()
+        return found.to(torch.float32)
 
     def user(self, name: str) -> int:
         """A user's code.

@@ -15,8 +15,8 @@ from fedem_flwr.evaluation.lists import list_diagnostics, served
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.checkpoint import Checkpoint, served_checkpoint
 from fedem_flwr.runtime.inputs import build_strategy
-from fedem_flwr.runtime.loop import Resumable
 from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.runtime.resumable import Resumable
 
 LEVEL = 0.95
 _NOBODY = np.empty(0, dtype=np.int64)
@@ -29,7 +29,7 @@ class ServedModel:
 
     run: PreparedRun
     point: Checkpoint
-    strategy: Any
+    strategy: Resumable
 
     @classmethod
     def open(cls, run: PreparedRun) -> ServedModel:
@@ -39,9 +39,8 @@ class ServedModel:
             InputError: there is none yet.
         """
         point = served_checkpoint(run.directory)
-        strategy: Any = build_strategy(run.config, run.facts.items)
-        if isinstance(strategy, Resumable):
-            strategy.restore(point.arrays)
+        strategy = build_strategy(run.config, run.facts.items)
+        strategy.restore(point.arrays)
         return cls(run, point, strategy)
 
     def client(self, node: int) -> Any:
@@ -51,8 +50,6 @@ class ServedModel:
 
     def message(self, users: np.ndarray) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
         """The arrays and settings that a node with these users would be sent now."""
-        if not isinstance(self.strategy, Resumable):
-            return self.point.arrays, {}  # a stock strategy sends its one model to everybody
         arrays = {"participants": _NOBODY, "uploaders": _NOBODY, **self.strategy.download(users)}
         return arrays, self.strategy.settings(self.point.round)
 
@@ -72,7 +69,7 @@ class ServedModel:
 
 def with_served(diagnostics: Mapping[str, Any], model: ServedModel) -> dict[str, Any]:
     """Diagnostics whose grids say which settings are served; the last choice may be newer than the best round."""
-    settings = model.strategy.settings(model.point.round) if isinstance(model.strategy, Resumable) else {}
+    settings = model.strategy.settings(model.point.round)
     out = dict(diagnostics)
     for name in ("tuning", "mixing"):
         if grid := out.get(name):
