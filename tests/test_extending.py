@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedem_flwr.config import resolve
 from fedem_flwr.config.registry import find, names
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
@@ -120,56 +121,91 @@ def start_of(out: Path, items: int) -> np.ndarray:
 
 def test_the_page_has_the_examples() -> None:
     assert {block.name for block in blocks() if block.language == "python"} == {
+        "biased_fedmf.py",
         "clipped_fedmf.py",
         "least_squares.py",
-        "least_squares_client.py",
+        "cautious_average.py",
     }
-    assert set(packages()) == {"clipped-fedmf", "least-squares"}
-    assert [shlex.split(line)[:3] for line in commands()] == [
-        ["fedem", "run", name]
-        for name in ("clipped.toml", "median.toml", "trimmed.toml", "median.toml", "least_squares.toml")
-    ]
+    assert set(packages()) == {"biased-fedmf"}
+    assert len(commands()) == 9 and all(shlex.split(line)[:2] == ["fedem", "run"] for line in commands())
 
 
 def test_examples_are_short() -> None:
     lines = {block.name: block.lines for block in blocks() if block.language == "python"}
     assert all(count < MAX_LINES for count in lines.values()), lines
     first = next(block for block in blocks() if block.name == "pyproject.toml")
-    assert lines["clipped_fedmf.py"] + first.lines < MAX_LINES
+    assert lines["biased_fedmf.py"] + first.lines < MAX_LINES
 
 
 def test_entry_points_are_found(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(site)  # also invalidates importlib's caches
-    assert {"clipped-fedmf", "least-squares", "fedem"} <= set(names("strategies"))
-    assert find("strategies", "clipped-fedmf").__name__ == "ClippedFedMF"
-    assert find("clients", "least-squares").__name__ == "LeastSquaresClient"
-    with pytest.raises(InputError, match="did you mean 'clipped-fedmf'"):
-        find("strategies", "cliped-fedmf")
+    assert {"biased-fedmf", "fedem", "fedials-order"} <= set(names("strategies"))
+    assert find("strategies", "biased-fedmf").__name__ == "BiasedFedMF"
+    assert find("strategies", "least_squares:LeastSquares").__name__ == "LeastSquares"
+    config = resolve({}, {"method": {"name": "biased-fedmf"}})
+    assert config.method.strategy == "biased-fedmf" and config.local.epochs == 3
+    with pytest.raises(InputError, match="did you mean 'biased-fedmf'"):
+        find("strategies", "baised-fedmf")
 
 
 @pytest.mark.slow
-def test_a_strategy_of_another_package(site: Path, tmp_path: Path) -> None:
-    command = commands()[0]
+def test_a_method_of_another_package(site: Path, tmp_path: Path) -> None:
+    """Its options are typed, both sides get them, and it stands beside another method."""
+    alone, beside, changed = commands()[:3]
+    summary, state = finished(site, tmp_path / "alone", alone)
+    assert summary["method"] == "biased-fedmf"
+    assert configured(tmp_path / "alone")["options"] == {"lr_bias": 0.05}
+    assert state["items"].shape == (40, 16) and np.abs(state["bias"]).max() > 0.01
+    _, other = finished(site, tmp_path / "changed", changed)
+    assert configured(tmp_path / "changed")["options"] == {"lr_bias": 0.2}
+    assert other["items"].shape == (40, 8) and np.abs(other["bias"]).max() > np.abs(state["bias"]).max()
+    finished(site, tmp_path / "beside", beside)
+    assert (tmp_path / "beside" / "against" / "biased-fedmf" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("method.options.lr_bais=0.2", "unknown key 'method.options.lr_bais'; did you mean 'lr_bias'?"),
+        ("method.options.lr_bias=-1", "method.options.lr_bias = -1: input should be greater than 0"),
+    ],
+)
+def test_options_that_it_does_not_have_give_one_line(site: Path, tmp_path: Path, setting: str, says: str) -> None:
+    done = carry_out(site, tmp_path / "run", commands()[0], "--set", setting)
+    assert done.returncode == 2
+    assert says in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_stage_before_the_sum(site: Path, tmp_path: Path) -> None:
+    command = next(line for line in commands() if "clipped.toml" in line)
     summary, state = finished(site, tmp_path / "clipped", command)
-    assert summary["method"] == "clipped-fedmf" and configured(tmp_path / "clipped")["strategy"] == "clipped-fedmf"
-    table = state["table"]
-    moved = np.linalg.norm(table - start_of(tmp_path / "clipped", len(table)), axis=1)
+    assert summary["method"] == "clipped-fedmf"
+    moved = np.linalg.norm(state["items"] - start_of(tmp_path / "clipped", len(state["items"])), axis=1)
     radius = configured(tmp_path / "clipped")["options"]["radius"]
     assert 0 < moved.max() <= radius * ROUNDS * (1 + 1e-4)
-
     _, still = finished(site, tmp_path / "still", command, "--set", "method.options.radius=0.0")
-    np.testing.assert_allclose(still["table"], start_of(tmp_path / "still", len(table)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(still["items"], start_of(tmp_path / "still", len(still["items"])), rtol=0, atol=1e-6)
+    _, one = finished(site, tmp_path / "one-node", command, "--set", "run.users_per_node=0")
+    np.testing.assert_allclose(one["items"], state["items"], rtol=0, atol=1e-5)  # it holds for users, not for nodes
 
 
-def test_a_configuration_it_refuses_gives_one_line(site: Path, tmp_path: Path) -> None:
-    done = carry_out(site, tmp_path / "run", commands()[0], "--set", "aggregate.weights=average")
-    assert done.returncode == 2
-    assert done.stderr.startswith("fedem: clipped-fedmf averages rows") and done.stderr.count("\n") == 1
+@pytest.mark.slow
+def test_an_upload_of_its_own(site: Path, tmp_path: Path) -> None:
+    command = next(line for line in commands() if "least_squares" in line)
+    summary, state = finished(site, tmp_path / "three-nodes", command)
+    assert summary["method"] == "least-squares" and summary["nodes"] == 3
+    assert not (tmp_path / "three-nodes" / "checkpoint" / "nodes").exists()  # clients keep nothing
+    lines = [json.loads(line) for line in (tmp_path / "three-nodes" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[1]["train_loss"] < lines[0]["train_loss"]
+    _, alone = finished(site, tmp_path / "one-node", command, "--set", "run.users_per_node=0")
+    np.testing.assert_allclose(alone["table"], state["table"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_stock_strategies(site: Path, tmp_path: Path) -> None:
-    _, median_run, trimmed_run, average_run, _ = commands()
+    median_run, trimmed_run, average_run = (line for line in commands() if "median" in line or "trimmed" in line)
     _, median = finished(site, tmp_path / "median", median_run)
     assert configured(tmp_path / "median")["strategy"] == "flwr.FedMedian"
     # With three nodes, trimming 0.4 at either side leaves the middle one: that is the median.
@@ -182,13 +218,10 @@ def test_stock_strategies(site: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_method_with_its_own_upload_and_client(site: Path, tmp_path: Path) -> None:
-    command = commands()[-1]
-    summary, state = finished(site, tmp_path / "three-nodes", command)
-    assert summary["method"] == "least-squares" and summary["nodes"] == 3
-    assert configured(tmp_path / "three-nodes")["client"] == "least-squares"
-    assert not (tmp_path / "three-nodes" / "checkpoint" / "nodes").exists()  # the client is stateless
-    lines = [json.loads(line) for line in (tmp_path / "three-nodes" / "metrics.jsonl").read_text().splitlines()]
-    assert lines[1]["train_loss"] < lines[0]["train_loss"]
-    _, alone = finished(site, tmp_path / "one-node", command, "--set", "run.users_per_node=0")
-    np.testing.assert_allclose(alone["table"], state["table"], rtol=1e-4, atol=1e-4)
+def test_a_flower_strategy_and_client_of_ones_own(site: Path, tmp_path: Path) -> None:
+    command = next(line for line in commands() if "cautious" in line)
+    _, state = finished(site, tmp_path / "half", command)
+    _, still = finished(site, tmp_path / "still", command, "--set", "method.options.way=0.0")
+    start = start_of(tmp_path / "still", 40)
+    np.testing.assert_allclose(still["item_table"], start, rtol=0, atol=1e-6)
+    assert np.abs(state["item_table"] - start).max() > 0.01
