@@ -247,9 +247,11 @@ def carry_out(runs: Runs, *, console: Console | None = None, resume: bool = Fals
         The path of the report.
     """
     with _as_a_guest():
-        for run in (*runs.beside, runs.main):
-            _carry_out(run, console, resume=resume)
-    return write_report(runs.main.directory.path, [other.directory.path for other in runs.beside])
+        for other in runs.beside:
+            _carry_out(other, console, resume=resume)
+            write_report(other.directory.path)
+        _carry_out(runs.main, console, resume=resume)
+        return write_report(runs.main.directory.path, [other.directory.path for other in runs.beside])
 
 
 @contextmanager
@@ -266,7 +268,7 @@ def _as_a_guest() -> Iterator[None]:
 
 
 def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> None:
-    """Train, compute the controls, write summary, diagnostics and report."""
+    """Train, compute the controls, write summary and diagnostics."""
     config, directory, quiet = run.config, run.directory, console is None
     point = checkpointed(directory) if resume else None
     first, rounds = 1 if point is None else point.round + 1, config.run.rounds
@@ -283,4 +285,3 @@ def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> No
     comparison, lists = look_at(model, controls, per_user(run.split, config)) if run.has_data else (None, None)
     directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
     directory.write_summary(summarise(run, lines, outcome, controls, comparison, notes_of(run, controls)))
-    write_report(directory.path)
