@@ -15,20 +15,35 @@ A table is ``(m, d)``; tables of a cohort are stacked as ``(k, m, d)``.
 
 from __future__ import annotations
 
+import os
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from fedem_flwr.version import __version__
 
 if TYPE_CHECKING:
+    from fedem_flwr.api import Result as Result
+    from fedem_flwr.api import load as load
+    from fedem_flwr.api import resume as resume
+    from fedem_flwr.api import run as run
     from fedem_flwr.serving.recommender import Recommender as Recommender
 
-__all__ = ["Recommender", "__version__"]
+__all__ = ["Recommender", "Result", "__version__", "load", "resume", "run"]
+
+_MODULES = {
+    "Recommender": "fedem_flwr.serving.recommender",
+    **dict.fromkeys(("Result", "load", "resume", "run"), "fedem_flwr.api"),
+}
 
 
 def __getattr__(name: str) -> object:
-    """`Recommender` on first use: torch and Flower take seconds to import."""
-    if name == "Recommender":
-        from fedem_flwr.serving.recommender import Recommender
+    """What is exported, on first use: torch and Flower take seconds to import."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # Flower looks when it is imported
+    return getattr(import_module(_MODULES[name]), name)
 
-        return Recommender
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """Also what is not imported yet, so that a notebook completes it."""
+    return sorted({*globals(), *__all__})

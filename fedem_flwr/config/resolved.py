@@ -161,9 +161,10 @@ def _own_preset(name: str, strategy: object) -> Tree:
     return {}
 
 
-def _kebab(path: str) -> str:
-    """`package.module:MyMethod` as `my-method`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", path.rpartition(":")[2].rpartition(".")[2]).lower()
+def name_of_class(path: str) -> str:
+    """What a class without a name of its own goes by: `package.module:MyMethod` as `my-method`."""
+    words = re.findall(r"[A-Z]+[0-9]*(?![a-z])|[A-Z]?[a-z0-9]+", path.rpartition(":")[2].rpartition(".")[2])
+    return "-".join(words).lower()
 
 
 def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: str = "configuration") -> Config:
@@ -196,7 +197,7 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     tree = merge_trees(method_preset, data_preset, settings.get(method, {}), _untuned(given), given)
     unnamed = "name" not in given.get("method", {}) and own_strategy not in (None, method_preset["method"]["strategy"])
     named = str(own_strategy) if unnamed else method  # results must not pass as the preset's
-    tree.setdefault("method", {})["name"] = _kebab(named) if ":" in named else named
+    tree.setdefault("method", {})["name"] = name_of_class(named) if ":" in named else named
     return build(tree, origin)
 
 

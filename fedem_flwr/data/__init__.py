@@ -1,6 +1,7 @@
-"""Data sets as `Interactions`: known ones (found or downloaded), any delimited file, and a synthetic one."""
+"""Data sets as `Interactions`: known ones (found or downloaded), any delimited file or DataFrame, a synthetic one."""
 
 from fedem_flwr.data.catalog import SYNTHETIC, FoundDataset, fetch_dataset, find_dataset, load_dataset, open_source
+from fedem_flwr.data.frame import read_frame
 from fedem_flwr.data.interactions import Interactions, Source, gather
 from fedem_flwr.data.known import KNOWN_DATASETS, KnownDataset, dataset_entry
 from fedem_flwr.data.loader import ABSENT, Columns, read_interactions
@@ -27,6 +28,7 @@ __all__ = [
     "hold_out_users",
     "load_dataset",
     "open_source",
+    "read_frame",
     "read_interactions",
     "synthetic_interactions",
     "with_known_items",

@@ -47,7 +47,8 @@ _HEADER_NAMES: Final = {
     "time": {"time", "timestamp", "unixtime", "unixreviewtime", "ts"},
 }
 _EARLIEST_UNIX_TIME: Final = 1e8  # 1973 in seconds; no rating scale goes that far
-_SAMPLE_LINES: Final = 50
+SAMPLE_LINES: Final = 50
+"""How many rows are looked at to work out a layout."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def shortened(text: str) -> str:
 
 def detect_layout(path: Path, data: bytes, columns: Columns) -> Layout:
     """Find a file's layout from its first lines; what `columns` gives is not guessed."""
-    sample = [line for line, _ in zip(numbered_lines(path, data), range(_SAMPLE_LINES), strict=False)]
+    sample = [line for line, _ in zip(numbered_lines(path, data), range(SAMPLE_LINES), strict=False)]
     first_number, first_line = sample[0]
     separator = _separator(path, [line for _, line in sample], columns.separator)
     first, *below = [split_line(line, separator) for _, line in sample]
@@ -133,16 +134,38 @@ def detect_layout(path: Path, data: bytes, columns: Columns) -> Layout:
         raise InputError(f"{path}: a header and no rows; expected rows of user, item[, rating][, time] below it")
     width = len(first) if header else Counter(map(len, rows)).most_common(1)[0][0]
     where = f"{path}, line {first_number}"
-    at = _named(where, first if header else None, width, columns)
-    if not header or ("user" not in at and "item" not in at):
+    seen = f"header '{shortened(first_line)}'" if header else f"'{shortened(first_line)}'"
+    at = find_roles(where, seen, first if header else None, rows, width, columns)
+    return Layout(separator, first_number if header else first_number - 1, header, width, at)
+
+
+def find_roles(
+    where: str, seen: str, names: list[str] | None, rows: list[list[str]], width: int, columns: Columns
+) -> dict[str, int]:
+    """Which column is what: as given, else by the names in a header, else by position.
+
+    Args:
+        where: what errors begin with.
+        seen: what they call the header, or the first row.
+        names: of the columns; None without a header.
+        rows: some, as text.
+        width: how many columns there are.
+
+    Returns:
+        Role to column number; user and item, and rating and time where there are such columns.
+
+    Raises:
+        InputError: no user or item column, or `columns` names one that is not there.
+    """
+    at = _named(where, names, width, columns)
+    if names is None or ("user" not in at and "item" not in at):
         _place(at, rows, width, set(_ROLES) - columns.given().keys())
     for role in ("user", "item"):
         if role not in at:
-            seen = f"header '{shortened(first_line)}'" if header else f"'{shortened(first_line)}'"
             raise InputError(
                 f"{where}: no {role} column in {seen}; say which column is the {role} (--set data.{role}_column=...)"
             )
-    return Layout(separator, first_number if header else first_number - 1, header, width, at)
+    return at
 
 
 def _separator(path: Path, lines: Sequence[str], given: str | None) -> str:

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["ABSENT", "Columns", "read_interactions"]
 
 _UNIT: Final = b"\x1f"  # the C parser takes one-character separators only, so "::" becomes this control character
-_LONGEST_LABEL: Final = 256  # labels are kept in fixed-width arrays, which one runaway field would blow up
+LONGEST_LABEL: Final = 256
+"""Characters of a label: they are kept in fixed-width arrays, which one runaway field would blow up."""
 
 
 def read_interactions(path: Path, columns: Columns | None = None, name: str | None = None) -> Interactions:
@@ -61,7 +62,7 @@ def read_interactions(path: Path, columns: Columns | None = None, name: str | No
     if (
         separators != (layout.width - 1) * (len(frame) + layout.header)  # a row too short or too long, or quoted text
         or not all(np.isfinite(values).all() for values in numbers.values())
-        or any(not 0 < len(label) <= _LONGEST_LABEL for ids in (user_ids, item_ids) for label in ids)
+        or any(not 0 < len(label) <= LONGEST_LABEL for ids in (user_ids, item_ids) for label in ids)
     ):
         _raise_for_first_bad_line(path, data, layout)
     stem = name or Path(path.name.removesuffix(".gz")).stem
@@ -152,6 +153,6 @@ def _raise_for_first_bad_line(path: Path, data: bytes, layout: Layout) -> None:
                     f"{where}, column {column}: the {role} '{shortened(field)}' is not a finite number;"
                     f" mend the line, or say which column is the {role} ('{ABSENT}' for none)"
                 )
-            if role in ("user", "item") and not 0 < len(field) <= _LONGEST_LABEL:
-                fault = f"is longer than {_LONGEST_LABEL} characters" if field else "is empty"
+            if role in ("user", "item") and not 0 < len(field) <= LONGEST_LABEL:
+                fault = f"is longer than {LONGEST_LABEL} characters" if field else "is empty"
                 raise InputError(f"{where}, column {column}: the {role} {fault}; mend or remove the line")

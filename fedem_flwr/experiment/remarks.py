@@ -8,17 +8,20 @@ from typing import Any
 from fedem_flwr.config import Config, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
 from fedem_flwr.network import NETWORK_FOLDER
-from fedem_flwr.protocol.split import SplitFacts
 from fedem_flwr.runtime.prepared import PreparedRun
 
 
-def opening(config: Config, split: SplitFacts) -> str:
+def opening(run: PreparedRun) -> str:
     """What is said before the first round."""
-    return (
+    config, split = run.config, run.facts
+    lines = [
         f"{config.method.name} on {split.dataset} ({split.users:,} users, {split.items:,} items, "
         f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
-        f"{config.run.runtime}{_where(config)}" + (f"\n{_default_note(config)}" if _is_default(config) else "")
-    )
+        f"{config.run.runtime}{_where(config)}",
+        *([_default_note(config)] if _is_default(config) else []),
+        f"into {run.directory.path}",
+    ]
+    return "\n".join(lines)
 
 
 def _where(config: Config) -> str:

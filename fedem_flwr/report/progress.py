@@ -1,10 +1,11 @@
-"""Progress of a run on the terminal: a live bar on a terminal, a plain line every tenth elsewhere."""
+"""Progress of a run: a live bar on a terminal and in a notebook with widgets, a plain line every tenth elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -59,6 +60,25 @@ def metrics_text(line: Mapping[str, object], evaluated: Mapping[str, object] | N
     return "  ".join(f"{name} {value:.4f}" for name, value in found if value is not None) + aside
 
 
+def progress_console(wanted: bool | None) -> Console | None:
+    """Where progress is shown: standard error or the notebook's cell, so that standard output stays clean.
+
+    Args:
+        wanted: None is "on a terminal or in a notebook only".
+
+    Returns:
+        None where nothing is shown.
+    """
+    console = Console(stderr=True, highlight=False)
+    shown = console.is_terminal or console.is_jupyter if wanted is None else wanted
+    return console if shown else None
+
+
+def _draws_bars(console: Console) -> bool:
+    """A notebook draws a live bar with widgets; without them there is a warning for every look at it."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 class _RoundDisplay(Progress):
     """A bar with a line of metrics below it, so that both fit a terminal of 80 columns."""
 
@@ -105,7 +125,7 @@ class RoundProgress:
 
     def __enter__(self) -> Self:
         self._start = self._clock()
-        if not self._quiet and self._console.is_terminal:
+        if not self._quiet and _draws_bars(self._console):
             self._display = _RoundDisplay(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
@@ -123,6 +143,7 @@ class RoundProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._display is not None:
+            self._display.refresh()  # in a notebook stopping does not draw the end
             self._display.stop()
             self._display = None
 
@@ -186,7 +207,7 @@ def task_progress(
     if quiet:
         yield lambda amount: None
         return
-    if not console.is_terminal:
+    if not _draws_bars(console):
         console.print(f"{description} ...", markup=False, highlight=False, soft_wrap=True)
         yield lambda amount: None
         return
@@ -195,3 +216,4 @@ def task_progress(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total)
         yield lambda amount: progress.update(task, advance=amount)
+        progress.refresh()  # in a notebook stopping does not draw the end

@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.registry import STOCK_PREFIX, by_path, client_of, find, is_method
-from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, load_dataset, open_source
+from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, Source, load_dataset, open_source
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.split import Split, SplitFacts
@@ -35,16 +35,22 @@ def split_of(config: Config, interactions: Interactions) -> Split:
     )
 
 
-def split_into(folder: Path, config: Config, on_progress: Callable[[int, int], None] | None = None) -> Split:
+def split_into(
+    folder: Path,
+    config: Config,
+    on_progress: Callable[[int, int], None] | None = None,
+    source: Source | None = None,
+) -> Split:
     """The same straight into a folder and mapped from there: neither all rows nor all negatives are in memory.
 
     Args:
         folder: replaced when the split is complete.
         on_progress: told how many users are done, and of how many.
+        source: the data, where they are not those that the configuration names.
     """
     return split_to(
         folder,
-        open_source(*_where(config), **_how(config)),
+        source or open_source(*_where(config), **_how(config)),
         config.data.protocol,
         seed=config.run.seed,
         min_interactions=_fewest_interactions(config),
@@ -57,9 +63,10 @@ def _where(config: Config) -> tuple[str, Path | None]:
     return data.dataset, Path(data.data_dir) if data.data_dir else None
 
 
-def _how(config: Config) -> dict[str, Any]:
+def columns_of(config: Config) -> Columns:
+    """What a configuration says of the data's layout."""
     data = config.data
-    layout = Columns(
+    return Columns(
         user=data.user_column,
         item=data.item_column,
         rating=data.rating_column,
@@ -67,8 +74,12 @@ def _how(config: Config) -> dict[str, Any]:
         separator=data.separator,
         header=data.header,
     )
+
+
+def _how(config: Config) -> dict[str, Any]:
+    layout = columns_of(config)
     columns = None if layout == Columns() else layout
-    return {"columns": columns, "seed": config.run.seed, "synthetic": data.synthetic}
+    return {"columns": columns, "seed": config.run.seed, "synthetic": config.data.synthetic}
 
 
 def _fewest_interactions(config: Config) -> int:

@@ -1,0 +1,280 @@
+"""The flow of an experiment, from what was asked for to the report: the command line and the Python call share it.
+
+`plan` resolves and checks what was asked for; `prepare` claims the directory, reads the data and writes what a run
+starts from; `carry_out` trains, measures and reports. `reopen` gives the runs of a directory to go on with.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.data import Source
+from fedem_flwr.engine.device import resolve_device
+from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.controls import controls_of, per_user
+from fedem_flwr.experiment.outcome import diagnose, summarise
+from fedem_flwr.experiment.remarks import notes_of
+from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
+from fedem_flwr.network import NETWORK_FOLDER
+from fedem_flwr.nodes.host import SPLIT_FOLDER
+from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.report.html import write_report
+from fedem_flwr.report.progress import RoundProgress, task_progress
+from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.runtime.inputs import adapted, split_into
+from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
+from fedem_flwr.serving.served import ServedModel, look_at, with_served
+
+SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
+AGAINST = "against"  # folder of a run that holds the runs beside it
+_PATIENCE = 2.0  # seconds before a bar is shown
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What was asked for, resolved and checked; nothing has been read or written yet.
+
+    Attributes:
+        config: of the run.
+        others: of the runs beside it, on the same split.
+        width_given: whether model.dim was asked for, so that it is not lowered where there are few items.
+        federation: what is known of data that are on nodes elsewhere.
+    """
+
+    config: Config
+    others: tuple[Config, ...]
+    width_given: bool
+    federation: Federation | None = None
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A prepared run, and those beside it."""
+
+    main: PreparedRun
+    beside: tuple[PreparedRun, ...] = ()
+
+
+def plan(
+    tree: Tree, options: Tree, against: Sequence[Tree] = (), *, origin: str, federation: Federation | None = None
+) -> Experiment:
+    """Resolve what was asked for, and find out whether it can be carried out here.
+
+    Args:
+        tree: of an experiment file; its `methods` are one method and those beside it.
+        options: laid over it.
+        against: a `[method]` section for each run beside it.
+        origin: what errors call the source.
+
+    Raises:
+        InputError: a value, a method, a device or a network that will not do.
+    """
+    options = _over(federation, options)
+    tree = dict(tree)
+    methods = tree.pop("methods", [])
+    if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
+        raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")
+    if methods and "name" not in options.get("method", {}):
+        options = merge_trees(options, {"method": {"name": methods[0]}})
+        against = [*({"name": name} for name in methods[1:]), *against]
+    config = resolve(tree, options, origin)
+    each_once = [section for at, section in enumerate(against) if section not in against[:at]]
+    shared = {section: keys for section, keys in tree.items() if section in SHARED_SECTIONS}
+    common = {section: keys for section, keys in options.items() if section != "method"}
+    others = [resolve(shared, merge_trees(common, {"method": section}), origin) for section in each_once]
+    _check_names([other.method.name for other in others])
+    for each in (config, *others):  # before anything is read or written
+        check_run(each)
+    width_given = "dim" in merge_trees(tree, options).get("model", {})
+    return Experiment(config, tuple(others), width_given, federation)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = [name for at, name in enumerate(names) if name in names[:at]]
+    if twice:
+        raise InputError(f"two methods beside the run are called '{twice[0]}': give one another name (method.name)")
+
+
+def _over(known: Federation | None, options: Tree) -> Tree:
+    """Options for a run over data that are on nodes elsewhere: what these data are is given.
+
+    Raises:
+        InputError: other data were asked for, or nodes elsewhere without a word of what they hold.
+    """
+    elsewhere = options.get("network", {}).get("superlink")
+    if known is None:
+        if elsewhere:
+            raise InputError("--superlink: say what its nodes hold, with --federation (`fedem data shard` writes it)")
+        return options
+    if not elsewhere:
+        raise InputError("--federation describes nodes elsewhere: name their SuperLink with --superlink host:port")
+    facts = known.facts
+    for key in ("dataset", "protocol"):
+        asked = options.get("data", {}).get(key)
+        if asked not in (None, getattr(facts, key)):
+            raise InputError(f"--{key} {asked}: the nodes hold {getattr(facts, key)}; leave it out")
+    given = {"data": {"dataset": facts.dataset, "protocol": facts.protocol}, "run": {"seed": facts.seed}}
+    return merge_trees(given, options)
+
+
+def prepare(
+    asked: Experiment,
+    out: Path | None,
+    *,
+    overwrite: bool = False,
+    source: Source | None = None,
+    command: str = "",
+    console: Console | None = None,
+) -> Runs:
+    """Claim the directory, read and split the data, and write what the runs start from.
+
+    Args:
+        out: the run's directory; a new one under runs/ where None.
+        overwrite: replace a run that is there, once the new one's data have been read.
+        source: the data, where they are not those that the configuration names.
+        command: what the report says made the run; by default this process's `fedem` command.
+        console: where progress is shown; nowhere if None.
+
+    Raises:
+        InputError: the directory or the data will not do; then nothing is left behind.
+    """
+    config, others, known = asked.config, asked.others, asked.federation
+    directory = RunDirectory(out or default_run_path(config.data.dataset, config.method.name, config.data.protocol))
+    _claim(directory, overwrite=overwrite)
+    fresh = directory.path / f"{SPLIT_FOLDER}.new"
+    try:
+        split: Split | Federation = known or _split(config, fresh, source, console)
+        facts = split if isinstance(split, Split) else split.facts
+        config, *adapted_others = (
+            adapted(each, facts, dim_is_preset=not asked.width_given) for each in (config, *others)
+        )
+    except InputError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        with suppress(OSError):
+            directory.path.rmdir()  # unless there is something in it
+        raise
+    if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
+        directory.create(overwrite=True)
+        for name in (SPLIT_FOLDER, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):
+            shutil.rmtree(directory.path / name, ignore_errors=True)
+    if known is None:
+        fresh.rename(directory.path / SPLIT_FOLDER)
+        split = Split.load(directory.path / SPLIT_FOLDER)
+    places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in adapted_others]
+    made = zip(places, adapted_others, strict=True)
+    prepared = tuple(PreparedRun.create(place, other, split, command) for place, other in made)
+    main = PreparedRun.create(directory, config, split, command, saved=known is None)  # last: all is there to go on
+    return Runs(main, prepared)
+
+
+def _claim(directory: RunDirectory, *, overwrite: bool) -> None:
+    """Make sure that a run may be written there, and delete nothing yet.
+
+    Raises:
+        InputError: not writable, holds a run that may not be overwritten, or folders that are none of a run's.
+    """
+    held = directory.holds_run()
+    directory.create(resume=overwrite)
+    for name in (SPLIT_FOLDER, AGAINST):
+        if not held and (directory.path / name).exists():
+            raise InputError(f"{directory.path / name} exists and is no run's: choose another --out, or move it")
+
+
+def _split(config: Config, folder: Path, source: Source | None, console: Console | None) -> Split:
+    """Read the data and split them, with a bar where it takes a while."""
+    began, shown = time.monotonic(), 0
+    with ExitStack() as stack:
+        advance: Callable[[int], None] | None = None
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal advance, shown
+            if advance is None and time.monotonic() - began > _PATIENCE:
+                bar = task_progress(
+                    "reading and splitting, users", total, in_bytes=False, quiet=console is None, console=console
+                )
+                advance = stack.enter_context(bar)
+            if advance is not None:
+                advance(done - shown)
+                shown = done
+
+        return split_into(folder, config, on_progress, source)
+
+
+def reopen(run_dir: Path) -> Runs:
+    """The runs of a directory, those beside the main one included.
+
+    Raises:
+        InputError: it holds no run, or a damaged one.
+    """
+    directory = RunDirectory(run_dir).open()
+    runs = Runs(PreparedRun.open(directory), tuple(PreparedRun.open(place) for place in beside_of(directory)))
+    resolve_device(runs.main.config.run.device)
+    return runs
+
+
+def beside_of(directory: RunDirectory) -> list[RunDirectory]:
+    """The runs beside the one of a directory, by name."""
+    return [RunDirectory(path) for path in sorted((directory.path / AGAINST).glob("*")) if path.is_dir()]
+
+
+def carry_out(runs: Runs, *, console: Console | None = None, resume: bool = False) -> Path:
+    """Carry out the runs beside the main one, then that, and report them together.
+
+    Args:
+        console: where progress is shown; nowhere if None.
+        resume: go on from the newest checkpoints.
+
+    Returns:
+        The path of the report.
+    """
+    with _as_a_guest():
+        for other in runs.beside:
+            _carry_out(other, console, resume=resume)
+            write_report(other.directory.path)
+        _carry_out(runs.main, console, resume=resume)
+        return write_report(runs.main.directory.path, [other.directory.path for other in runs.beside])
+
+
+@contextmanager
+def _as_a_guest() -> Iterator[None]:
+    """Flower logs every step, where a run shows its own progress; afterwards log and threads are as before."""
+    log, threads = logging.getLogger("flwr"), torch.get_num_threads()
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        torch.set_num_threads(threads)
+
+
+def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> None:
+    """Train, compute the controls, write summary and diagnostics."""
+    config, directory, quiet = run.config, run.directory, console is None
+    point = checkpointed(directory) if resume else None
+    first, rounds = 1 if point is None else point.round + 1, config.run.rounds
+    title = config.method.name
+    with RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console) as progress:
+        outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
+    controls: dict[str, Any] = {}
+    if run.has_data:
+        title = "control: local-only"
+        with RoundProgress(rounds, description=title, quiet=quiet, console=console) as progress:
+            controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
+    lines = directory.read_metrics()
+    model = ServedModel.open(run)
+    comparison, lists = look_at(model, controls, per_user(run.split, config)) if run.has_data else (None, None)
+    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
+    directory.write_summary(summarise(run, lines, outcome, controls, comparison, notes_of(run, controls)))
