@@ -7,16 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from fedem_flwr.cli.options import experiment_tree, quiet_libraries
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
 from fedem_flwr.errors import InputError
-from fedem_flwr.experiment.controls import controls_of, per_user
-from fedem_flwr.experiment.outcome import diagnose, summarise
-from fedem_flwr.experiment.remarks import notes_of, opening
+from fedem_flwr.experiment.finish import finish
+from fedem_flwr.experiment.remarks import opening
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.methods.settings import resolve_device
 from fedem_flwr.network import NETWORK_FOLDER
@@ -29,7 +27,6 @@ from fedem_flwr.report.run_directory import RunDirectory, default_run_path
 from fedem_flwr.report.tables import result_table
 from fedem_flwr.runtime.inputs import adapted, check_method, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
-from fedem_flwr.serving.served import ServedModel, look_at, with_served
 
 SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
 _PATIENCE = 2.0  # seconds before a bar is shown
@@ -182,19 +179,10 @@ def _carry_out_all(main: PreparedRun, beside: Sequence[PreparedRun], *, quiet: b
 
 def _carry_out(run: PreparedRun, quiet: bool, *, resume: bool) -> None:
     """Train, compute the controls, write summary, diagnostics and report."""
-    config, directory = run.config, run.directory
-    point = checkpointed(directory) if resume else None
-    first = 1 if point is None else point.round + 1
-    name = config.method.name
-    with RoundProgress(config.run.rounds, first_round=first, description=name, quiet=quiet) as progress:
+    config = run.config
+    point = checkpointed(run.directory) if resume else None
+    first, rounds = 1 if point is None else point.round + 1, config.run.rounds
+    with RoundProgress(rounds, first_round=first, description=config.method.name, quiet=quiet) as progress:
         outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
-    controls: dict[str, Any] = {}
-    if run.has_data:
-        with RoundProgress(config.run.rounds, description="control: local-only", quiet=quiet) as progress:
-            controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
-    lines = directory.read_metrics()
-    model = ServedModel.open(run)
-    comparison, lists = look_at(model, controls, per_user(run.split, config)) if run.has_data else (None, None)
-    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
-    directory.write_summary(summarise(run, lines, outcome, controls, comparison, notes_of(run, controls)))
-    write_report(directory.path)
+    with RoundProgress(rounds, description="control: local-only", quiet=quiet or not run.has_data) as progress:
+        finish(run, outcome, lambda round_: progress.update(round_, {}))
