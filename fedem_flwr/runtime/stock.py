@@ -1,8 +1,8 @@
 """What a stock Flower strategy remembers from round to round, for checkpoints: momenta and the like.
 
-Flower's strategies offer no way of saving themselves. What those of Flower 1.41 keep are attributes that hold arrays
-by name (`m_t`, `v_t` of FedAdam) or in a list (`momentum_vector` of FedAvgM); the model itself is handed to them anew
-in every round.
+Flower's strategies offer no way of saving themselves. What those of Flower 1.41 and 1.42 keep are attributes that hold
+arrays by name (`m_t`, `v_t` of FedAdam) or in a list (`momentum_vector` of FedAvgM); the model itself is handed to them
+anew in every round.
 """
 
 from __future__ import annotations
