@@ -12,8 +12,9 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedem_flwr.config.registry import find
+from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
-from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
 
 
 class Hosts(Protocol):
@@ -31,7 +32,7 @@ class Hosts(Protocol):
 
 @dataclass(frozen=True)
 class OneHost:
-    """Nodes that all see the run's directory: given, or named by the context's run configuration."""
+    """Nodes that all see the run's directory: given, or named by the message."""
 
     host: NodeHost | None = None
 
@@ -41,15 +42,15 @@ class OneHost:
 
     def of(self, message: Message, context: Context) -> NodeHost:
         """The one."""
-        return self.host if self.host is not None else _host_from(context)
+        return self.host if self.host is not None else _host_from(message, context)
 
     def node(self, context: Context) -> int:
         """Flower's number of the partition."""
-        return int(context.node_config["partition-id"])
+        return _told(context, "partition-id")
 
 
 def build_client_app(hosts: NodeHost | Hosts | None = None) -> ClientApp:
-    """A ClientApp whose nodes are hosted by `hosts`, or described by the context.
+    """A ClientApp whose nodes are hosted by `hosts`, or described by context and message.
 
     Args:
         hosts: given where the process that makes the app also runs the clients, or hands it to Ray's actors.
@@ -96,11 +97,21 @@ def build_client_app(hosts: NodeHost | Hosts | None = None) -> ClientApp:
     return app
 
 
-def _host_from(context: Context) -> NodeHost:
-    settings = context.run_config
-    return NodeHost(
-        Path(str(settings["run-dir"])), int(context.node_config["num-partitions"]), int(settings["threads"])
-    )
+def _host_from(message: Message, context: Context) -> NodeHost:
+    told = message.content.config_records.get(RUN_RECORD)
+    if told is None:
+        raise FedemError("the message names no run directory, and the node has no shard: which data are its own?")
+    run_dir = Path(str(told["run-dir"]))
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise FedemError(f"{run_dir} of the server is not on this machine: give a run-dir that server and nodes share")
+    return NodeHost(run_dir, _told(context, "num-partitions"), int(context.run_config.get("threads", 0)))
+
+
+def _told(context: Context, key: str) -> int:
+    """A number of the node's configuration, which Flower's simulation gives, and whoever starts a SuperNode."""
+    if key not in context.node_config:
+        raise FedemError(f"the node has no {key}: start it with --node-config 'partition-id=I num-partitions=N'")
+    return int(context.node_config[key])
 
 
 def _shards_from(context: Context) -> Hosts:

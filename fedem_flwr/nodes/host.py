@@ -30,6 +30,7 @@ from fedem_flwr.protocol.splits import Split, user_rows
 SPLIT_FOLDER = "split"
 STATE_FOLDER = "checkpoint/nodes"
 CONFIG_FILE = "config.toml"
+RUN_RECORD = "run"  # of a message: `run-dir` is the run's directory, for nodes that see it and do not know of it
 
 
 def node_count(users: int, users_per_node: int) -> int:
