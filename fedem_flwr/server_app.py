@@ -25,6 +25,7 @@ from fedem_flwr.config import Tree, resolve
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.nodes.host import SPLIT_FOLDER
+from fedem_flwr.protocol.shards import FEDERATION_FOLDER
 from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
 from fedem_flwr.report.tables import result_table
@@ -50,12 +51,13 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Prepare or continue the run, carry it out over the nodes that Flower has, and finish it."""
     given = {name: value for name, value in context.run_config.items() if value}
-    run = _prepared(given, simulated=is_simulated(grid))
+    runtime = "ray" if is_simulated(grid) else "network"
+    run = _prepared(given, runtime)
     out, config, directory = Console(highlight=False, width=100), run.config, run.directory
     out.print(f"run directory: {directory.path}", soft_wrap=True)
     nodes = FlowerGrid(grid, directory.path)
     hosted = nodes.await_users(run.facts.users, config.network.join_timeout)
-    config = config.changed("run", users_per_node=hosted)
+    config = config.changed("run", users_per_node=hosted, runtime=runtime)
     directory.write_config(config.to_toml())
     run = replace(run, config=config)
     point, rounds = checkpointed(directory), config.run.rounds
@@ -69,9 +71,14 @@ def main(grid: Grid, context: Context) -> None:
     out.print(f"report: {report}", soft_wrap=True)
 
 
-def _prepared(given: Mapping[str, Any], *, simulated: bool) -> PreparedRun:
-    """The run in the directory that is named, or a new one in it, or in `runs/` where Flower's process works."""
-    tree: Tree = {"run": {"runtime": "ray", "device": "cpu"} if simulated else {"runtime": "network"}}
+def _prepared(given: Mapping[str, Any], runtime: str) -> PreparedRun:
+    """The run in the directory that is named, or a new one in it, or in `runs/` where Flower's process works.
+
+    Raises:
+        InputError: what is given fits nothing, or the run is `fedem`'s to continue.
+    """
+    # Flower's simulation gives its nodes no GPU unless it is told to.
+    tree: Tree = {"run": {"runtime": runtime, **({"device": "cpu"} if runtime == "ray" else {})}}
     for name, (section, key) in _KEYS.items():
         if name in given:
             tree.setdefault(section, {})[key] = given[name]
@@ -81,6 +88,9 @@ def _prepared(given: Mapping[str, Any], *, simulated: bool) -> PreparedRun:
     path = Path(str(named)) if named else default_run_path(data.dataset, config.method.name, data.protocol)
     directory = RunDirectory(path.absolute())
     if directory.holds_run():
+        if (directory.path / FEDERATION_FOLDER).is_dir():
+            raise InputError(f"{path} is a run over shards: continue it with `fedem resume {path}`")
+        print(f"goes on with the run in {directory.path}: its own settings hold, not those of now", flush=True)
         return PreparedRun.open(directory)
     directory.create()
     try:

@@ -30,6 +30,7 @@ from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.processes import Child, await_listening, free_port, running
 from fedem_flwr.nodes.host import STATE_FOLDER
+from fedem_flwr.protocol.shards import FEDERATION_FOLDER
 from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.run_directory import REPORT, SUMMARY, RunDirectory
 from fedem_flwr.runtime.flower import FlowerGrid
@@ -97,7 +98,7 @@ def assert_finished(run: Path, *, rounds: int, runtime: str) -> dict[str, Any]:
 
 
 def test_no_arguments_are_the_embedded_data_and_their_preset() -> None:
-    run = server_app._prepared({}, simulated=True)
+    run = server_app._prepared({}, "ray")
     assert run.config.data.dataset == "synthetic" and run.config.run.rounds > 1
     assert (run.config.run.runtime, run.config.run.device) == ("ray", "cpu")
     assert run.directory.path.parent == Path.cwd() / "runs"
@@ -135,11 +136,14 @@ def test_a_run_that_was_interrupted_goes_on(ratings: Path, tmp_path: Path, monke
         assert figures(one) == figures(other)
 
 
-def test_a_networked_run_of_flower_is_not_resumed_elsewhere(tmp_path: Path) -> None:
+def test_who_keeps_state_elsewhere_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     run = prepare(tmp_path / "run", config_of("fedmf", run={"runtime": "network", "users_per_node": 20}))
     (run.directory.path / STATE_FOLDER).mkdir(parents=True)
     with pytest.raises(InputError, match="flwr run"):
         carry_out_rounds(run, lambda line: None, resume=True)
+    (run.directory.path / FEDERATION_FOLDER).mkdir()
+    with pytest.raises(InputError, match="fedem resume"):
+        start({"run-dir": str(run.directory.path)})
 
 
 def test_users_without_a_node_are_waited_for_and_then_missed(tmp_path: Path) -> None:
