@@ -1,31 +1,50 @@
 # Everything a fresh machine with Python 3.11 or newer needs:
 #     make run     set up .venv and train on the embedded data set (ARGS="..." is passed to `fedem run`)
 #     make test    set up .venv with the developers' tools and run the tests (ARGS="..." is passed to pytest)
-# Set-up happens once; it is repeated when pyproject.toml or constraints.txt change.
+#     make test-flower FLOWER=1.41   the tests that touch Flower, on any of its admitted releases
+# Set-up happens once; it is repeated when pyproject.toml or the pins change.
 
 .DEFAULT_GOAL := help
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+CONSTRAINTS ?= constraints.txt
 # A candidate must run, be new enough and be able to make environments. The version of the pins comes first.
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 PYTHON_CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
+
+# Flower's releases: that of constraints.txt, and others with pins of their own, each in an environment of its own.
+FLOWER ?= $(shell sed -n 's/^flwr==\([0-9]*\.[0-9]*\)\..*/\1/p' constraints.txt)
+FLOWER_PINS = $(firstword $(wildcard constraints-flwr-$(FLOWER).txt) constraints.txt)
+FLOWER_VENV = $(if $(filter constraints.txt,$(FLOWER_PINS)),$(VENV),.venv-flwr-$(FLOWER))
+FLOWER_TESTS = $(shell grep -lE '^(from|import) flwr\b' tests/test_*.py)
 
 # No usage reports are sent from runs and tests started here.
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help run test lint format typecheck compose-config docker-lint ci clean
+.PHONY: help run test test-flower test-flower-here lint format typecheck compose-config docker-lint ci clean
 
 help:
-	@echo "make run | test | lint | format | typecheck | compose-config | docker-lint | ci | clean"
+	@echo "make run | test | test-flower | lint | format | typecheck | compose-config | docker-lint | ci | clean"
 
 run: $(VENV)/.installed
 	@$(BIN)/fedem run $(ARGS)
 
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Runtimes against each other, networks, `flwr run`; then whatever else names Flower.
+test-flower:
+	@grep -q '^flwr==$(FLOWER)\.' $(FLOWER_PINS) || \
+	    { echo "error: no pins for Flower $(FLOWER): write constraints-flwr-$(FLOWER).txt" >&2; exit 1; }
+	@$(MAKE) --no-print-directory test-flower-here VENV=$(FLOWER_VENV) CONSTRAINTS=$(FLOWER_PINS)
+
+test-flower-here: $(VENV)/.installed-dev
+	@$(BIN)/python -c 'import flwr; print("Flower", flwr.__version__)'
+	@$(BIN)/python -m pytest -m "ray or network" $(ARGS)
+	@$(BIN)/python -m pytest -m "not ray and not network" $(FLOWER_TESTS) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check .
@@ -53,7 +72,7 @@ ci:
 	@.ci/run
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis fedem_flwr.egg-info
+	rm -rf $(VENV) .venv-flwr-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis fedem_flwr.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -67,10 +86,10 @@ $(BIN)/python:
 	exit 1
 
 # The interpreter is an order-only prerequisite: its date, that of the system's Python, says nothing about the set-up.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed

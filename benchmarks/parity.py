@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedem_flwr.cli.run import options_tree
+from fedem_flwr.cli.options import options_tree
 from fedem_flwr.config import merge_trees, resolve
 from fedem_flwr.config.registry import find
 from fedem_flwr.experiment.rounds import carry_out_rounds

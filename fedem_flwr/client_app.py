@@ -9,37 +9,47 @@ import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedem_flwr.errors import FedemError
 from fedem_flwr.network.condense import condense, expand
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.trust import load_server_key
-from fedem_flwr.nodes.answering import Hosts, OneHost, build_client_app
-from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.nodes.answering import Hosts, build_client_app
+from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
 
 
 class FromContext:
-    """Nodes with a shard of their own, or nodes that all see the run's directory."""
+    """Nodes with a shard of their own, or nodes that all see the run's directory, which the message names."""
 
     def welcome(self, message: Message, context: Context) -> Mapping[str, np.ndarray]:
         """See `nodes.answering.Hosts`."""
-        return self._hosts(context).welcome(message, context)
+        return _shards_from(context).welcome(message, context) if "shard" in context.node_config else {}
 
     def of(self, message: Message, context: Context) -> NodeHost:
         """See `nodes.answering.Hosts`."""
-        return self._hosts(context).of(message, context)
+        if "shard" in context.node_config:
+            return _shards_from(context).of(message, context)
+        return _host_from(message, context)
 
     def node(self, context: Context) -> int:
         """See `nodes.answering.Hosts`."""
-        return self._hosts(context).node(context)
-
-    def _hosts(self, context: Context) -> Hosts:
-        return _shards_from(context) if "shard" in context.node_config else OneHost(_host_from(context))
+        return 0 if "shard" in context.node_config else _told(context, "partition-id")
 
 
-def _host_from(context: Context) -> NodeHost:
-    settings = context.run_config
-    return NodeHost(
-        Path(str(settings["run-dir"])), int(context.node_config["num-partitions"]), int(settings["threads"])
-    )
+def _host_from(message: Message, context: Context) -> NodeHost:
+    told = message.content.config_records.get(RUN_RECORD)
+    if told is None:
+        raise FedemError("the message names no run directory, and the node has no shard: which data are its own?")
+    run_dir = Path(str(told["run-dir"]))
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise FedemError(f"{run_dir} of the server is not on this machine: give a run-dir that server and nodes share")
+    return NodeHost(run_dir, _told(context, "num-partitions"), int(context.run_config.get("threads", 0)))
+
+
+def _told(context: Context, key: str) -> int:
+    """A number of the node's configuration, which Flower's simulation gives, and whoever starts a SuperNode."""
+    if key not in context.node_config:
+        raise FedemError(f"the node has no {key}: start it with --node-config 'partition-id=I num-partitions=N'")
+    return int(context.node_config[key])
 
 
 def _shards_from(context: Context) -> Hosts:

@@ -1,6 +1,7 @@
-"""The Flower ServerApp, for `flwr run`: carries out the run whose directory the run configuration names.
+"""The Flower ServerApp, for `flwr run`: one run, from its data to its report.
 
-    flwr run . --run-config 'run-dir="/shared/my-run" dataset="synthetic" method="fedmf"'
+    flwr run . --stream
+    flwr run . --stream --run-config 'dataset="/data/ratings.csv" method="fedmf" run-dir="/shared/my-run"'
 
 Server and nodes must see the run's directory. It is prepared here unless it holds a run already, which is then
 continued.
@@ -10,24 +11,37 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
 
-from fedem_flwr.config import resolve
+from fedem_flwr.config import Tree, resolve
 from fedem_flwr.errors import InputError
-from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.inputs import load_interactions, split_of
-from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.experiment.finish import finish
+from fedem_flwr.nodes.host import SPLIT_FOLDER
+from fedem_flwr.protocol.shards import FEDERATION_FOLDER
+from fedem_flwr.report.progress import RoundProgress
+from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.report.tables import result_table
+from fedem_flwr.runtime.flower import FlowerGrid, is_simulated
+from fedem_flwr.runtime.inputs import adapted, check_method, split_into
+from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
+from fedem_flwr.runtime.surroundings import peak_rss_bytes
 
-_OPTIONS = {
-    "dataset": "data",
-    "protocol": "data",
-    "data_dir": "data",
-    "method": "method",
-    "rounds": "run",
-    "seed": "run",
+_KEYS = {  # of the run configuration, but for run-dir and threads, which the nodes read
+    "dataset": ("data", "dataset"),
+    "data-dir": ("data", "data_dir"),
+    "protocol": ("data", "protocol"),
+    "method": ("method", "name"),
+    "rounds": ("run", "rounds"),
+    "seed": ("run", "seed"),
+    "device": ("run", "device"),
 }
 
 app = ServerApp()
@@ -35,23 +49,60 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Prepare or continue the run, over whatever nodes the grid reaches."""
+    """Prepare or continue the run, carry it out over the nodes that Flower has, and finish it."""
     given = {name: value for name, value in context.run_config.items() if value}
-    if not given.get("run-dir"):
-        raise InputError("the run configuration names no run-dir; give one that server and nodes can see")
-    directory = RunDirectory(Path(str(given["run-dir"])))
+    runtime = "ray" if is_simulated(grid) else "network"
+    run = _prepared(given, runtime)
+    out, config, directory = Console(highlight=False, width=100), run.config, run.directory
+    out.print(f"run directory: {directory.path}", soft_wrap=True)
+    nodes = FlowerGrid(grid, directory.path)
+    hosted = nodes.await_users(run.facts.users, config.network.join_timeout)
+    config = config.changed("run", users_per_node=hosted, runtime=runtime)
+    directory.write_config(config.to_toml())
+    run = replace(run, config=config)
+    point, rounds = checkpointed(directory), config.run.rounds
+    first = 1 if point is None else point.round + 1
+    with RoundProgress(rounds, first_round=first, description=config.method.name) as progress:
+        outcome = run.server(lambda line: progress.update(line["round"], line), resume=True)(nodes)
+    outcome = replace(outcome, peak_rss_bytes=peak_rss_bytes())
+    with RoundProgress(rounds, description="control: local-only") as progress:
+        report = finish(run, outcome, lambda round_: progress.update(round_, {}))
+    out.print(result_table(directory.read_summary(), []))
+    out.print(f"report: {report}", soft_wrap=True)
+
+
+def _prepared(given: Mapping[str, Any], runtime: str) -> PreparedRun:
+    """The run in the directory that is named, or a new one in it, or in `runs/` where Flower's process works.
+
+    Raises:
+        InputError: what is given fits nothing, or the run is `fedem`'s to continue.
+    """
+    # Flower's simulation gives its nodes no GPU unless it is told to.
+    tree: Tree = {"run": {"runtime": runtime, **({"device": "cpu"} if runtime == "ray" else {})}}
+    for name, (section, key) in _KEYS.items():
+        if name in given:
+            tree.setdefault(section, {})[key] = given[name]
+    config = resolve({}, tree, "the run configuration")
+    check_method(config)
+    named, data = given.get("run-dir"), config.data
+    path = Path(str(named)) if named else default_run_path(data.dataset, config.method.name, data.protocol)
+    directory = RunDirectory(path.absolute())
     if directory.holds_run():
-        prepared = PreparedRun.open(directory)
-    else:
-        options: dict[str, dict[str, object]] = {}
-        for name, section in _OPTIONS.items():
-            if given.get(name.replace("_", "-")):
-                key = "name" if name == "method" else name
-                options.setdefault(section, {})[key] = given[name.replace("_", "-")]
-        config = resolve({}, options, "the run configuration")
-        split = split_of(config, load_interactions(config))
-        command = shlex.join(
-            ["flwr", "run", ".", "--run-config", " ".join(f"{k}={json.dumps(v)}" for k, v in given.items())]
-        )
-        prepared = PreparedRun.create(directory.create(), config, split, command)
-    prepared.server(lambda _: None, resume=True)(grid)
+        if (directory.path / FEDERATION_FOLDER).is_dir():
+            raise InputError(f"{path} is a run over shards: continue it with `fedem resume {path}`")
+        print(f"goes on with the run in {directory.path}: its own settings hold, not those of now", flush=True)
+        return PreparedRun.open(directory)
+    directory.create()
+    try:
+        split = split_into(directory.path / SPLIT_FOLDER, config)
+        config = adapted(config, split, dim_is_preset=True)
+    except InputError:
+        with suppress(OSError):
+            directory.path.rmdir()  # unless there is something in it
+        raise
+    return PreparedRun.create(directory, config, split, _command(given), saved=True)
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    settings = " ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
+    return shlex.join(["flwr", "run", ".", *(["--run-config", settings] if settings else [])])

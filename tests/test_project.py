@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fedem_flwr", "strategies", "clients")
 MAX_LINES = 300
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+PINS = sorted(ROOT.glob("constraints*.txt"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Where packages come from is the machine's business: no option or address of an index belongs in the project.
 INDEX = re.compile(
@@ -40,9 +41,9 @@ def source_files() -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def pins() -> dict[str, Version]:
+def pins(path: Path = ROOT / "constraints.txt") -> dict[str, Version]:
     """Constraints by canonical name; a line that is not an exact public pin fails here."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] != "#"]
+    lines = [line for line in path.read_text().splitlines() if line[:1] != "#"]
     matches = [re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)", line) for line in lines]
     assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
     return {canonicalize_name(match[1]): Version(match[2]) for match in matches if match}
@@ -120,11 +121,21 @@ def test_no_file_names_a_package_index() -> None:
     assert found == []
 
 
+@pytest.mark.parametrize("path", PINS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("requirement", direct_dependencies(), ids=lambda requirement: requirement.name)
-def test_direct_dependency_is_pinned_inside_its_range(requirement: Requirement) -> None:
-    pinned = pins()
+def test_direct_dependency_is_pinned_inside_its_range(requirement: Requirement, path: Path) -> None:
+    pinned = pins(path)
     assert canonicalize_name(requirement.name) in pinned
     assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_every_admitted_release_of_flower_has_pins() -> None:
+    (flower,) = (found for found in direct_dependencies() if found.name == "flwr")
+    minors = [f"1.{minor}" for minor in range(100) if flower.specifier.contains(f"1.{minor}.0")]
+    pinned = {path.name: "{0.major}.{0.minor}".format(pins(path)["flwr"]) for path in PINS}
+    assert sorted(pinned.values()) == minors
+    beside = {name for name in pinned if name != "constraints.txt"}
+    assert beside == {f"constraints-flwr-{pinned[name]}.txt" for name in beside}
 
 
 def test_installed_versions_are_the_pinned_ones() -> None:

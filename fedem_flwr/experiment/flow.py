@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,9 +21,7 @@ from fedem_flwr.config import Config, Tree, merge_trees, resolve
 from fedem_flwr.data import Source
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
-from fedem_flwr.experiment.controls import controls_of, per_user
-from fedem_flwr.experiment.outcome import diagnose, summarise
-from fedem_flwr.experiment.remarks import notes_of
+from fedem_flwr.experiment.finish import finish
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.nodes.host import SPLIT_FOLDER
@@ -35,7 +32,6 @@ from fedem_flwr.report.progress import RoundProgress, task_progress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
 from fedem_flwr.runtime.inputs import adapted, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
-from fedem_flwr.serving.served import ServedModel, look_at, with_served
 
 SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
 AGAINST = "against"  # folder of a run that holds the runs beside it
@@ -242,9 +238,9 @@ def carry_out(runs: Runs, *, console: Console | None = None, resume: bool = Fals
     with _as_a_guest():
         for other in runs.beside:
             _carry_out(other, console, resume=resume)
-            write_report(other.directory.path)
-        _carry_out(runs.main, console, resume=resume)
-        return write_report(runs.main.directory.path, [other.directory.path for other in runs.beside])
+        report = _carry_out(runs.main, console, resume=resume)
+        beside = [other.directory.path for other in runs.beside]
+        return write_report(runs.main.directory.path, beside) if beside else report
 
 
 @contextmanager
@@ -260,21 +256,14 @@ def _as_a_guest() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> None:
-    """Train, compute the controls, write summary and diagnostics."""
+def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> Path:
+    """Train, and leave behind what every run does; returns the report."""
     config, directory, quiet = run.config, run.directory, console is None
     point = checkpointed(directory) if resume else None
     first, rounds = 1 if point is None else point.round + 1, config.run.rounds
     title = config.method.name
     with RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console) as progress:
         outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
-    controls: dict[str, Any] = {}
-    if run.has_data:
-        title = "control: local-only"
-        with RoundProgress(rounds, description=title, quiet=quiet, console=console) as progress:
-            controls = controls_of(run.split, config, lambda round_: progress.update(round_, {}))
-    lines = directory.read_metrics()
-    model = ServedModel.open(run)
-    comparison, lists = look_at(model, controls, per_user(run.split, config)) if run.has_data else (None, None)
-    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
-    directory.write_summary(summarise(run, lines, outcome, controls, comparison, notes_of(run, controls)))
+    quiet = quiet or not run.has_data
+    with RoundProgress(rounds, description="control: local-only", quiet=quiet, console=console) as progress:
+        return finish(run, outcome, lambda round_: progress.update(round_, {}))

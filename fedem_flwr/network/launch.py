@@ -82,6 +82,11 @@ def _spread(run: PreparedRun, folder: Path) -> int:
     place = run.directory.path / FEDERATION_FOLDER
     if place.is_dir():
         return len(Federation.load(place).shards)
+    if (run.directory.path / STATE_FOLDER).exists():
+        raise InputError(
+            f"{run.directory.path} is a run of `flwr run`, whose nodes keep their state in it: go on with "
+            f"flwr run . --run-config 'run-dir=\"{run.directory.path.resolve()}\"'"
+        )
     if run.config.network.superlink:
         raise InputError("nodes that run elsewhere hold shards of their own: name their description with --federation")
     federation = write_shards(run.split, run.nodes, folder)

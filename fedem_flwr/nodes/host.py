@@ -33,6 +33,7 @@ SPLIT_FOLDER = "split"
 STATE_FOLDER = "checkpoint/nodes"
 CONFIG_FILE = "config.toml"
 STATE_FORMAT = 2  # of what is stored of a cohort: tensors by part
+RUN_RECORD = "run"  # of a message: `run-dir` is the run's directory, for nodes that see it and do not know of it
 
 
 def node_count(users: int, users_per_node: int) -> int:

@@ -8,9 +8,11 @@ without a run fails.
 from __future__ import annotations
 
 import base64
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
@@ -209,18 +211,16 @@ def _verdict_marks(summary: Json) -> list[tuple[str, str, str]]:
 
 def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
     """Return the report of a run as the text of one HTML page; see ``write_report``."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, StrictUndefined
 
     run = _load(RunDirectory(run_dir))
     others = [_load(RunDirectory(path)) for path in against]
     for other in others:
         _check_comparable(run.summary, other.summary, other.directory.path)
-    loader = PackageLoader("fedem_flwr.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = tomllib.loads(files("fedem_flwr.report").joinpath("templates/report.toml").read_text("utf-8"))["page"]
     failures, failure_count = _failures(run.diagnostics)
-    return environment.get_template("report.html.j2").render(
+    return environment.from_string(page).render(
         title=title_text(run.summary) if run.summary else f"{run.directory.path.name} (unfinished)",
         verdict=verdict(run.summary).sentence if run.summary else "This run has not finished: there is no result yet.",
         marks=_verdict_marks(run.summary) if run.summary else [],

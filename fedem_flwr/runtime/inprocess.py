@@ -18,7 +18,7 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-# Message() reads here who is sending; Flower 1.41 has no public way of saying it outside its own runtimes.
+# Message() reads here who is sending; Flower (1.42) has no public way of saying it outside its own runtimes.
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.errors import FedemError, InputError

@@ -124,7 +124,7 @@ class SimulationGrid(OrderedGrid):
             FedemError: a message is to a node that does not exist.
         """
         known = set(self._grid.get_node_ids())
-        return list(self._grid.push_messages(_checked(messages, known)))
+        return list(self._grid.push_messages([*_checked(messages, known)]))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies that are there, to messages with these ids."""

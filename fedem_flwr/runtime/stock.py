@@ -1,8 +1,8 @@
 """Any Flower strategy in the loop: what it lacks to be met, watched, stopped and resumed.
 
-Flower's strategies offer no way of saving themselves. What those of Flower 1.41 keep are attributes that hold arrays
-by name (`m_t`, `v_t` of FedAdam) or in a list (`momentum_vector` of FedAvgM); the model itself is handed to them anew
-in every round.
+Flower's strategies offer no way of saving themselves. What those of Flower 1.41 and 1.42 keep are attributes that hold
+arrays by name (`m_t`, `v_t` of FedAdam) or in a list (`momentum_vector` of FedAvgM); the model itself is handed to them
+anew in every round.
 """
 
 from __future__ import annotations
