@@ -74,24 +74,37 @@ class HostClient(NumPyClient):
         edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
         return 0.0, len(self.users), dict(evaluate_cohort(scorer, self.host.split, edges))
 
-    def asked(self, participants: np.ndarray) -> IntArray:
-        """(k',) positions of those whose sums go up: nobody where a single user's would, unless that is allowed."""
-        if len(participants) == 1 and not self.host.config.ials.individual_uploads:
-            participants = participants[:0]
-        return np.asarray(self.positions(participants).cpu())
+    def asked(self, participants: np.ndarray, least: int = 1) -> IntArray:
+        """(k',) positions of those whose sum goes up: nobody where the node's policy says so.
 
-    def withheld(self, participants: np.ndarray) -> dict[str, Scalar]:
-        """The metric that says that a participant's sums did not go up (see `asked`); empty otherwise."""
-        return {"withheld": 1.0} if len(participants) and not len(self.asked(participants)) else {}
+        Args:
+            least: training items without which a user adds nothing to the sum, and so hides nobody in it.
+        """
+        return self.enough(np.asarray(self.positions(participants).cpu()), least)
+
+    def enough(self, who: IntArray, least: int = 1) -> IntArray:
+        """The same of positions."""
+        policy = self.host.policy
+        if policy.smallest_sum > 1:
+            who = who[self.host.history(self.node).counts()[who] >= least]
+        return who if policy.sends(who) else who[:0]
+
+    def withheld(self, participants: np.ndarray, least: int = 1) -> dict[str, Scalar]:
+        """The metric that says how many participants' sum did not go up (see `asked`); empty if it did."""
+        if not len(participants) or len(self.asked(participants, least)):
+            return {}
+        return {"withheld": float(len(participants))}
 
     def positions(self, users: np.ndarray) -> torch.Tensor:
         """(k',) where users stand in this cohort.
 
         Raises:
-            ValueError: a user that this node does not host.
+            ValueError: a user that this node does not host, or one that is named twice.
         """
         first = self.users[0] if len(self.users) else 0
         position = users - first
         if len(users) and (position.min() < 0 or position.max() >= len(self.users)):
             raise ValueError(f"node {self.node} was asked for a user that it does not host")
+        if len(users) > 1 and np.bincount(position).max() > 1:
+            raise ValueError(f"node {self.node} was asked for a user more than once")
         return as_tensor(position.astype(np.int64), self.host.device())

@@ -19,6 +19,7 @@ import torch
 from clients.base import Arrays, HostClient, Scalar
 from fedem_flwr.engine.cohort import Cohort, TrainResult
 from fedem_flwr.engine.merge import GlobalTables
+from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import evaluate_cohort
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.nodes.host import as_tensor
@@ -55,7 +56,13 @@ class CohortClient(HostClient):
         if config.get("evaluate"):
             metrics |= evaluate_cohort(scorer, self.host.split)
         upload_kind = str(config["upload"])
-        result = cohort.train(self.positions(participants), downloaded, round_, sums=upload_kind != "tables")
+        sums, who = upload_kind != "tables", self.positions(participants)
+        if sums:
+            metrics |= self.withheld(participants)
+            who = as_tensor(self.asked(participants), self.host.device())
+        elif len(uploaders) and not self.host.policy.single_users:
+            raise FedemError(self.host.policy.refusal("the server"))
+        result = cohort.train(who, downloaded, round_, sums=sums)
         upload = self.pack(upload_kind, cohort, result, uploaders)
         self.keep(round_, cohort, config)
         samples = int(result.samples.sum())
@@ -99,5 +106,6 @@ class CohortClient(HostClient):
         sums = result.sums
         if sums is None:
             raise ValueError(f"no sums were collected for the upload '{upload}'")
-        first, second = (sums.mean_table(), sums.weight) if upload == "average" else (sums.touched, sums.count)
-        return [first.float().cpu().numpy(), second.float().reshape(-1).cpu().numpy()]
+        if upload == "average":
+            return [sums.mean_table().float().cpu().numpy(), sums.weight.long().reshape(-1).cpu().numpy()]
+        return [sums.touched.float().cpu().numpy(), sums.count.int().cpu().numpy()]

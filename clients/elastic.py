@@ -90,7 +90,7 @@ class ElasticFedialsClient(FedialsClient):
         if tables is None:
             raise ValueError("ρ cannot be fitted before there are groups")
         own = self._own(plug, tables)
-        if not len(self.asked(self.users)):
+        if not len(self.asked(self.users, 2)):  # of fewer items nothing is held out
             return plug.nothing(), 0.0, 0
         evidence = self.merge(plug, tables, own).evidence(history, tables, own)
         if plug.settings["upload"] == "theta":
@@ -107,7 +107,7 @@ class ElasticFedialsClient(FedialsClient):
         chosen = self.merge(plug, tables, 1.0).users(history, who)
         group = plug.sums_of(tables.choose(chosen)).cpu().numpy()
         found = [table_sums(table, history, who[group == g], self.objective()) for g, table in enumerate(tables.groups)]
-        members = np.bincount(group, minlength=len(found)).astype(np.float32)
+        members = np.bincount(group, minlength=len(found)).astype(np.int64)
         packed = [self.pack(sums) for sums in found]
         items = np.concatenate([g * self.host.split.items + part[0].astype(np.int64) for g, part in enumerate(packed)])
         rows, counts = (np.concatenate([part[at] for part in packed]) for at in (1, 2))
@@ -133,7 +133,7 @@ class ElasticFedMFClient(CohortClient):
         if config.get("evaluate"):
             metrics |= evaluate_cohort(scorer, self.host.split)
         who = self.asked(parameters[0])
-        samples = int(cohort.histories.counts()[self.positions(parameters[0])].sum())
+        samples = int(cohort.histories.counts()[self.index(who)].sum())
         if kind == "cluster":
             arrays, loss = plug.cluster(cohort.state.user[self.index(who)], who), 0.0
         elif kind in ("curve", "theta"):
@@ -173,7 +173,7 @@ class ElasticFedMFClient(CohortClient):
         if scorer.merging is None:
             raise ValueError("ρ cannot be fitted before there are groups")
         tables, state = scorer.merging[0], scorer.cohort.state
-        if not len(self.asked(self.users)):
+        if not len(self.asked(self.users, 2)):
             return plug.nothing(), 0.0, 0
         held = plug.held(self.host.history(self.node))
         users, round_ = state.user, int(plug.settings["server-round"])

@@ -66,9 +66,9 @@ class ElasticMessage:
         return bool(self.settings["hold"])
 
     def sums_of(self, group: Tensor) -> Tensor:
-        """The groups that users' sums go up under: their own, unless a sum would be a single user's."""
-        config = self.client.host.config
-        return group if config.ials.individual_uploads else crowded(group, config.elastic.groups)
+        """The groups that users' sums go up under: their own, unless a sum would be of too few users."""
+        host = self.client.host
+        return crowded(group, host.config.elastic.groups, host.policy.smallest_sum)
 
     def cluster(self, users: Tensor, who: IntArray) -> Arrays:
         """Sums of embeddings (k', d) by group; by keyed lot among a few of the users where there are no centres yet."""
@@ -79,25 +79,24 @@ class ElasticMessage:
         else:
             codes = torch.from_numpy(np.asarray(self.client.users[who])).to(users.device)
             drawn = keyed_uniform(seed, "elastic/seeds", codes) < float(self.settings["seeds"])
+            drawn &= len(self.client.enough(who[drawn.cpu().numpy()])) > 0
             users, group = users[drawn], keyed_integers(groups, seed, "elastic/groups", codes)[drawn]
-            if len(users) == 1 and not config.ials.individual_uploads:
-                users, group = users[:0], group[:0]
         sums, members = centre_sums(users, self.sums_of(group), groups)
-        return [sums.float().cpu().numpy(), members.float().cpu().numpy()]
+        return [sums.float().cpu().numpy(), members.cpu().numpy()]
 
     def theta(self, evidence: Evidence, tables: Tables) -> tuple[Arrays, float]:
         """Gradient of Θ with the number of held-out items behind it, and their loss."""
         gradient, loss = self.weights(self.tensor("theta")).gradient(evidence, tables)
-        return [gradient.float().cpu().numpy(), np.array([evidence.held.counts().sum()], np.float32)], loss
+        return [gradient.float().cpu().numpy(), np.array([evidence.held.counts().sum()], np.int64)], loss
 
     def curve(self, curve: Tensor, held: HeldOut) -> tuple[Arrays, float]:
         """Sums of the users' curves with the number of held-out items behind them, and the loss under the last ρ."""
         total = curve.sum(0)
-        sums = [total.float().cpu().numpy(), np.array([held.counts().sum()], np.float32)]
+        sums = [total.float().cpu().numpy(), np.array([held.counts().sum()], np.int64)]
         return sums, float(total[-1])
 
     def nothing(self) -> Arrays:
         """What goes up in a round that fits ρ where it would be a single user's."""
         theta, rhos = self.arrays["theta"], self.client.host.config.elastic.rhos
         length = len(theta) if self.settings["upload"] == "theta" else len(rhos)
-        return [np.zeros(length, np.float32), np.zeros(1, np.float32)]
+        return [np.zeros(length, np.float32), np.zeros(1, np.int64)]

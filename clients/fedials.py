@@ -25,11 +25,12 @@ class FedialsClient(HostClient):
 
     DOWNLOAD: ClassVar[tuple[str, ...]] = ("participants", "uploaders", "table")
     UPLOADS: ClassVar[dict[str, tuple[str, ...]]] = {"sums": ("items", "rows", "counts", "gram")}
+    LEAST: ClassVar[dict[str, int]] = {}  # items without which a user adds nothing to a kind of upload; else 1
     LOCAL_ONLY: ClassVar[bool] = False  # a table of one's own history alone knows no other item
 
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Evaluate what was received, train the participants, and return their sums."""
-        metrics: dict[str, Scalar] = self.withheld(parameters[0])
+        metrics: dict[str, Scalar] = self.withheld(parameters[0], self.least(config))
         if config.get("evaluate"):
             metrics |= evaluate_cohort(self.model(0, parameters, config), self.host.split)
         if config.get("tune") or config.get("mix"):
@@ -39,7 +40,7 @@ class FedialsClient(HostClient):
 
     def train(self, parameters: Arrays, config: Mapping[str, Scalar]) -> tuple[Arrays, int, float | None]:
         """Solve the participants; returns their sums, the number of samples and the loss over them, if any."""
-        who = self.asked(parameters[0])
+        who = self.asked(parameters[0], self.least(config))
         sums = table_sums(self.tensor(parameters[2]), self.host.history(self.node), who, self.objective())
         return self.pack(sums), sums.samples, sums.error
 
@@ -64,6 +65,10 @@ class FedialsClient(HostClient):
         later = self.host.config.evaluation.test_history == "all"
         newest = np.asarray(self.host.split.validation[self.host.split.rows(self.users)]) if later else None
         return HistoryScorer(self.host.history(self.node), self.host.device(), components, newest)
+
+    def least(self, config: Mapping[str, Scalar]) -> int:
+        """See `LEAST`."""
+        return self.LEAST.get(str(config["upload"]), 1)
 
     def objective(self) -> Objective:
         """a and λ."""

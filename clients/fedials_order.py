@@ -35,9 +35,11 @@ class FedialsOrderClient(FedialsClient):
         "order": ("items", "rows", "weights", "positions"),
     }
 
+    LEAST: ClassVar[dict[str, int]] = {"pairs": 2, "order": 2}
+
     def train(self, parameters: Arrays, config: Mapping[str, Scalar]) -> tuple[Arrays, int, float | None]:
         """The sums of the phase."""
-        history, who = self.host.history(self.node), self.asked(parameters[0])
+        history, who = self.host.history(self.node), self.asked(parameters[0], self.least(config))
         if config["upload"] == "pairs":
             pairs = pair_sums(history, who)
             return [pairs.pairs, pairs.gram.astype(np.float32), pairs.cross.astype(np.float32)], len(who), None

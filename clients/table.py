@@ -44,6 +44,8 @@ class TableClient(CohortClient):
         """Train every user from the downloaded table; return the mean table and the samples behind it."""
         round_ = int(config["server-round"])
         scorer = self.model(round_ - 1, parameters, config)
+        if not len(self.asked(self.users)):  # again an error: no table is so empty that it does not count
+            raise FedemError(f"node {self.node} hosts too few users: it {self.host.policy.words}")
         cohort, downloaded = scorer.cohort, scorer.tables
         result = cohort.train(self.positions(self.users), downloaded, round_, sums=True)
         self.keep(round_, cohort, config)

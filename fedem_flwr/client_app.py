@@ -107,14 +107,17 @@ def _shards_from(context: Context) -> Hosts:
     """Of Flower's own SuperNode, whose every message meets a new process: `--node-config 'shard="..." state="..."'`."""
     from fedem_flwr.network.host import ShardHosts
     from fedem_flwr.network.trust import load_server_key
+    from fedem_flwr.nodes.policy import NodePolicy
 
     told = context.node_config
-    key = told.get("server-key")
+    key, least = told.get("server-key"), told.get("smallest-sum")
+    individual = told.get("allow-individual-uploads") is True
     return ShardHosts(
         Path(str(told["shard"])),
         Path(str(told["state"])),
         load_server_key(Path(str(key))) if key else None,
         threads=int(told.get("threads", 0)),
+        policy=NodePolicy.networked(None if least is None else int(least), single_users=individual),
         resident=False,
     )
 

@@ -96,8 +96,13 @@ class CohortStrategy(NodeRoster, Strategy):
         return {}
 
     def caveats(self) -> list[str]:
-        """What a reader of the results must be warned of."""
-        return []
+        """What a reader of the results must be warned of: sums that are a single user's."""
+        if self.config.run.users_per_node != 1 or self.upload == "tables":
+            return []
+        return [
+            "run.users_per_node = 1: what a node sends is a single user's, and shows its embedding up to sign, or its "
+            "rows. Networked nodes refuse that unless they were started with --allow-individual-uploads."
+        ]
 
     def evaluates(self, round_: int) -> bool:
         """Whether a round's model is evaluated; the last round's is in any case."""

@@ -38,7 +38,7 @@ class ElasticFedials(Elastic, Fedials):
     def joint(self, uploaders: np.ndarray) -> dict[str, Spec]:
         """The global table's sums and the groups'."""
         groups, dim = self.elastic.groups, self.config.model.dim
-        more = {"group-grams": Spec((groups, dim, dim)), "members": Spec((groups,))}
+        more = {"group-grams": Spec((groups, dim, dim)), "members": Spec((groups,), "int64")}
         return {**Fedials.expected(self, uploaders), **super().joint(uploaders), **more}
 
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
@@ -48,9 +48,11 @@ class ElasticFedials(Elastic, Fedials):
             return fault
         rows = {"rows": arrays["rows"]}
         fault = sparse_problem(arrays["items"], arrays["counts"], rows, self.items, len(uploaders))
-        members = arrays["members"]
+        members, group = arrays["members"], arrays["group-items"] // self.items
         if not fault and (bool((members < 0).any()) or members.sum() > len(uploaders)):
             fault = "'members' are not these users"
+        if not fault and bool((arrays["group-counts"] > members[group]).any()):
+            fault = "'group-counts' are of more users than their groups have"
         return fault or self.too_large(arrays, ("rows", "gram", "group-rows", "group-grams"), len(uploaders))
 
     def receive_joint(self, arrays: Named, participants: np.ndarray) -> None:

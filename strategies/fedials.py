@@ -15,7 +15,6 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.config import Config
 from fedem_flwr.engine.ials import TableSums
-from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.settings_grid import SettingsGrid
 from fedem_flwr.messages.wire import plain_numbers
 from fedem_flwr.models.mf import initial_table
@@ -35,11 +34,6 @@ class Fedials(CohortStrategy):
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         model, self.ials, self.fold_in = config.model, config.ials, config.fold_in
-        if config.run.users_per_node == 1 and not self.ials.individual_uploads:
-            raise InputError(
-                "run.users_per_node = 1: a single user's sums show its embedding up to sign. Host more users a node, "
-                "or allow it: --set ials.individual_uploads=true"
-            )
         refuse_fraction(config)
         self.table = initial_table(items, model.dim, model.init_std, config.run.seed).double()  # (m, d)
         self.counts = torch.zeros(items, dtype=torch.float64)  # c and P: means over rounds, of sums scaled to all users
@@ -105,8 +99,8 @@ class Fedials(CohortStrategy):
         return ""
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
-        """Add a cohort's sums to the round's. An empty upload of a single participant was withheld."""
-        if len(participants) == 1 and not len(arrays["items"]) and not self.ials.individual_uploads:
+        """Add a cohort's sums to the round's. An empty upload was withheld."""
+        if not len(arrays["items"]):
             return
         items = torch.from_numpy(arrays["items"].astype(np.int64))
         self._sums.gradient.index_add_(0, items, as_tensor(arrays["rows"]).double())
@@ -152,15 +146,6 @@ class Fedials(CohortStrategy):
     def chosen_from(self, sums: dict[str, float], round_: int) -> dict[str, float]:
         """Choose by a round's sums; returns those that are not of a grid."""
         return self.tuning.take(sums, round_)
-
-    def caveats(self) -> list[str]:
-        """Individual uploads."""
-        if not self.ials.individual_uploads:
-            return []
-        return [
-            "individual_uploads is on: a single user's upload shows its embedding up to sign. Sums over more users "
-            "hide more (a row that only one of them touched still shows it), secure aggregation all but the total."
-        ]
 
     def diagnostics(self) -> dict[str, object]:
         """The grid of the fold-in."""

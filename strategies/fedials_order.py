@@ -113,8 +113,8 @@ class FedialsOrder(Fedials):
         fault = CohortStrategy.problem(self, arrays, uploaders)
         if self.upload == "pairs" and self.map:
             return fault or self.map.problem(arrays) or self.too_large(arrays, _PAIR_SUMS, len(uploaders))
-        most = len(uploaders) * self.order.window
-        return fault or self.encoder.problem(arrays, most) or self.too_large(arrays, ("rows", "weights"), most)
+        fault = fault or self.encoder.problem(arrays, len(uploaders) * self.order.window)
+        return fault or self.too_large(arrays, ("rows", "weights"), int(arrays["positions"][0]))
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
         """Add a cohort's sums to the round's."""

@@ -50,24 +50,26 @@ class FedMF(CohortStrategy):
         """Row sums and their counts, or a mean table and its weight."""
         table = (self.items, self.config.model.dim)
         if self.upload == "rows":
-            return {"rows": Spec(table), "counts": Spec((self.items,))}
-        return {"table": Spec(table, bounded=True), "weight": Spec((1,))}
+            return {"rows": Spec(table), "counts": Spec((self.items,), "int32")}
+        return {"table": Spec(table, bounded=True), "weight": Spec((1,), "int64")}
 
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
-        """Also refuse counts that this cohort cannot have, and row sums whose mean is too large."""
+        """Also refuse counts that this cohort cannot have, rows of nobody, and row sums whose mean is too large."""
         fault = super().problem(arrays, uploaders)
         if fault:
             return fault
         if self.upload == "rows":
-            name, most = "counts", float(len(uploaders))
+            name, most = "counts", len(uploaders)
+            if arrays["rows"][arrays["counts"] == 0].any():
+                return "'rows' has rows that no user is behind"
             size = float(norms(arrays["rows"] / np.maximum(arrays["counts"], 1)[:, None]).max())
             if size > self.config.aggregate.max_norm:
                 return f"'rows' has a mean of norm {size:.3g}, more than {self.config.aggregate.max_norm:.3g}"
         else:
             samples = int(self.samples[uploaders].sum())
-            name, most = "weight", float(samples * (1 + self.config.local.negatives))
-        if arrays[name].min(initial=0) < 0 or arrays[name].max(initial=0) > most * (1 + 1e-6):
-            return f"'{name}' is not between 0 and {most:g}"
+            name, most = "weight", samples * (1 + self.config.local.negatives)
+        if arrays[name].min(initial=0) < 0 or arrays[name].max(initial=0) > most:
+            return f"'{name}' is not between 0 and {most}"
         return ""
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:

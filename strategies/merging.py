@@ -16,13 +16,13 @@ import torch
 from fedem_flwr.aggregation.adam import ServerAdam
 from fedem_flwr.aggregation.groups import moved_centres
 from fedem_flwr.config import Config
-from fedem_flwr.errors import InputError
 from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.nodes.host import as_tensor
 from strategies.base import CohortStrategy
 from strategies.phases import Schedule
 from strategies.uploads import Named, Spec, sparse_problem
 
+_ROUNDING = 1e-5  # of sums of floats
 _SEEDS = 20  # users that a group's first centre is the mean of
 
 
@@ -40,11 +40,6 @@ class Elastic(CohortStrategy):
         super().__init__(config, items)
         self.elastic, dim = config.elastic, config.model.dim
         self.schedule = Schedule.of(config.run.rounds, config.elastic)
-        if config.run.users_per_node == 1 and not config.ials.individual_uploads:
-            raise InputError(
-                "run.users_per_node = 1: sums for a group would be a single user's. Host more users a node, or allow "
-                "it: --set ials.individual_uploads=true"
-            )
         self._plain = self.upload
         self.groups = torch.empty((0, items, dim), dtype=self.table.dtype)  # (G, m, d) once there are any
         self.centres = torch.empty((0, dim))
@@ -88,9 +83,9 @@ class Elastic(CohortStrategy):
 
     def expected(self, uploaders: np.ndarray) -> dict[str, Spec]:
         """What the phase asks for."""
-        groups, dim, one = self.elastic.groups, self.config.model.dim, Spec((1,))
+        groups, dim, one = self.elastic.groups, self.config.model.dim, Spec((1,), "int64")
         if self.upload == "cluster":
-            return {"centres": Spec((groups, dim)), "members": Spec((groups,))}
+            return {"centres": Spec((groups, dim)), "members": Spec((groups,), "int64")}
         if self.upload == "curve":
             return {"curve": Spec((len(self.elastic.rhos),)), "items": one}
         if self.upload == "theta":
@@ -121,7 +116,24 @@ class Elastic(CohortStrategy):
             most, size = arrays["members"], np.linalg.norm(arrays["centres"], axis=1)
             wrong = bool((most < 0).any()) or most.sum() > len(uploaders) or bool((size > most * (1 + 1e-5)).any())
             return "'centres' are not sums of this node's users" if wrong else ""
-        return "" if arrays["items"][0] >= 0 else "'items' is negative"
+        return self.unfit(arrays, uploaders)
+
+    def unfit(self, arrays: Named, uploaders: np.ndarray) -> str:
+        """What is wrong with sums that ρ is fitted on; empty if these users' held-out items can give them."""
+        items, hosted = int(arrays["items"][0]), len(self._fellows(uploaders))
+        most = self.elastic.hold_out * hosted
+        if not 0 <= items <= most:
+            return f"'items' is {items}, not between 0 and {most}"
+        values = arrays[self.upload]
+        each = np.log2(1 + self.items) if self.upload == "curve" else self.config.aggregate.max_norm
+        least = 0.0 if self.upload == "curve" else -each
+        wrong = bool((values < least * items).any() or (values > each * items * (1 + _ROUNDING)).any())
+        return f"'{self.upload}' cannot be of {items} held-out items" if wrong else ""
+
+    def _fellows(self, uploaders: np.ndarray) -> np.ndarray:
+        """The users of the node that hosts these: all of them fit ρ."""
+        hosts = (users for users in self._nodes.values() if len(uploaders) and uploaders[0] in users)
+        return next(hosts, uploaders)
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
         """Add a node's sums to the round's."""
@@ -135,7 +147,8 @@ class Elastic(CohortStrategy):
         new = as_tensor(arrays[name]).double()
         self._total = self._total + new if self._total.shape == new.shape else new
         if self.upload == "cluster":
-            self.members = self.members + as_tensor(arrays[weight]) if self._behind else as_tensor(arrays[weight])
+            members = as_tensor(arrays[weight]).float()
+            self.members = self.members + members if self._behind else members
         self._behind += float(arrays[weight].sum())
         return None
 

@@ -57,6 +57,8 @@ class OrderEncoder:
         fault = sparse_problem(items, np.ones(len(items)), {"rows": arrays["rows"]}, self.m, 1)
         if not fault and not 0 <= positions <= most:
             fault = f"'positions' is {positions}, not between 0 and {most}"
+        if not fault and not positions and (arrays["rows"].any() or arrays["weights"].any()):
+            fault = "gradients of no position"
         return fault
 
     def receive(self, arrays: Named) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedem_flwr.engine.transitions import directional_map
+from fedem_flwr.engine.transitions import WINDOWS, directional_map
 from fedem_flwr.errors import InputError
 from strategies.uploads import Named, Spec
 
+_OLDEST, _LAST = WINDOWS.decay_before ** (WINDOWS.before - 1), WINDOWS.decay_after ** (WINDOWS.after - 1)
+_ROUNDED = 1 - 1e-5
+_LEAST = {"pair-gram": _OLDEST**2 * _ROUNDED, "pair-cross": _OLDEST * _LAST * _ROUNDED}  # of one position that counts
 MOST_ITEMS = 10_000  # the sums are two dense m × m tables: 1.6 GB at this size
 
 
@@ -47,6 +50,12 @@ class OrderMap:
                 return f"'{name}' has {len(arrays[name])} values for {len(pairs)} pairs"
             if float(arrays[name].min(initial=0.0)) < 0:
                 return f"'{name}' has negative sums"
+            if bool(((arrays[name] > 0) & (arrays[name] < _LEAST[name])).any()):
+                return f"'{name}' has sums that are less than a single position's"
+        rows, columns = np.divmod(pairs, self.m)
+        known = rows[(rows == columns) & (arrays["pair-gram"] > 0)]
+        if not np.isin(rows[arrays["pair-cross"] > 0], known).all():
+            return "'pair-cross' has items that 'pair-gram' does not know"
         return ""
 
     def receive(self, arrays: Named) -> None:

@@ -15,7 +15,7 @@ from fedem_flwr.evaluation.ranking import METRICS
 from fedem_flwr.messages.wire import unpack_arrays
 
 Named = dict[str, np.ndarray]
-_WHOLE = frozenset({"users", "nonfinite", "num-examples"})
+_WHOLE = frozenset({"users", "nonfinite", "num-examples", "withheld"})
 _SANE = 1e18
 _ROUNDING = 1e-9  # of sums of floats
 _MOST_SAMPLES = 2**31  # of a user; a larger number can only be a mistake
@@ -154,10 +154,8 @@ def metrics_problem(metrics: Mapping[str, float], hosted: int) -> str:
 def _most(name: str, metrics: Mapping[str, float], hosted: int) -> float | None:
     """The largest that a metric sum may be; None where any number will do. Names are those of `evaluation`."""
     prefix, _, last = name.rpartition("/")
-    if last == "users":
+    if last in ("users", "withheld"):
         return hosted
-    if last == "withheld":
-        return 1
     if last in _WHOLE:
         return math.inf
     if prefix == "rho":

@@ -72,9 +72,10 @@ def run(
         resolve_device(each.run.device)
         check_method(each)
         if each.run.runtime == "network":
-            from fedem_flwr.network.launch import check_network  # brings Flower's network clients
+            from fedem_flwr.network.launch import check_network, check_privacy  # brings Flower's network clients
 
             check_network(each.network)
+            check_privacy(each)
         elif each.network.superlink:
             raise InputError("--superlink goes with --runtime network")
     directory = RunDirectory(out or default_run_path(config.data.dataset, config.method.name, config.data.protocol))

@@ -13,11 +13,17 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.models.encoder import Encoder
 
+_ONE_TABLE_FOR_ALL = ("average", "rows")  # aggregate.weights
+
 
 def keeps_own_tables(config: Config) -> bool:
     """Whether users keep item tables between rounds: not where one table for all replaces them every round."""
-    one_table_for_all = config.aggregate.weights in ("average", "rows")
-    return not (config.merge.mode == "replace" and one_table_for_all)
+    return not (config.merge.mode == "replace" and config.aggregate.weights in _ONE_TABLE_FOR_ALL)
+
+
+def uploads_single_tables(config: Config) -> bool:
+    """Whether the configuration says that single users' tables go up: those that are mixed with one weight a client."""
+    return config.merge.mode != "none" and config.aggregate.weights not in _ONE_TABLE_FOR_ALL
 
 
 def cohort_settings(config: Config) -> CohortSettings:

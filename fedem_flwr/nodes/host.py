@@ -23,6 +23,7 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
 from fedem_flwr.methods.settings import cohort_settings, resolve_device
+from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import user_range
 from fedem_flwr.protocol.splits import Split, user_rows
@@ -69,12 +70,14 @@ class NodeHost:
         nodes: how many nodes the users are spread over.
         threads: torch threads for the process; 0 leaves them.
         resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
+        policy: what may go up; a simulation's unless it is said.
     """
 
     run_dir: Path
     nodes: int
     threads: int = 0
     resident: bool = False
+    policy: NodePolicy = field(default_factory=NodePolicy.simulation)
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _histories: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
 
