@@ -207,7 +207,7 @@ class FaultWorld:
         """A node's process."""
         name = f"node-{node}"
         shard, state = self.folder / "shards" / name, self.folder / "state" / name
-        command = node_command(self.through, self.trusted, node, shard, state, threads=1, individual=False)
+        command = node_command(self.through, self.trusted, node, shard, state, threads=1, individual=True)
         if in_hub():
             command = ["ip", "netns", "exec", f"fedem-{name}", *command]
         environment = {"FLWR_HOME": str(self.folder / "flower"), "OMP_NUM_THREADS": "1"}

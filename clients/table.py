@@ -48,7 +48,7 @@ class TableClient(HostClient):
         round_ = int(config["server-round"])
         scorer = self.model(round_ - 1, parameters, config)
         if not self.host.policy.sends(self.users[scorer.counts() > 0]):
-            raise FedemError(self.host.policy.refusal("the server"))
+            raise FedemError(f"node {self.node} hosts too few users: it {self.host.policy.words}")
         cohort: Cohort = scorer.cohort
         result = cohort.train(cohort.everyone, scorer.downloads, round_, sums=True)
         durable, keep_from = bool(config.get("persist")), int(config.get("keep-from", 0))

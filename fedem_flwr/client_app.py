@@ -15,6 +15,7 @@ from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.trust import load_server_key
 from fedem_flwr.nodes.answering import Hosts, build_client_app
 from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
+from fedem_flwr.nodes.policy import NodePolicy
 
 
 class FromContext:
@@ -55,12 +56,14 @@ def _told(context: Context, key: str) -> int:
 def _shards_from(context: Context) -> Hosts:
     """Of Flower's own SuperNode, whose every message meets a new process: `--node-config 'shard="..." state="..."'`."""
     told = context.node_config
-    key = told.get("server-key")
+    key, least = told.get("server-key"), told.get("smallest-sum")
+    individual = told.get("allow-individual-uploads") is True
     return ShardHosts(
         Path(str(told["shard"])),
         Path(str(told["state"])),
         load_server_key(Path(str(key))) if key else None,
         threads=int(told.get("threads", 0)),
+        policy=NodePolicy.networked(None if least is None else int(least), single_users=individual),
         resident=False,
     )
 

@@ -18,6 +18,7 @@ from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.introduction import NetworkWelcome
 from fedem_flwr.nodes.answering import build_client_app
+from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.run_directory import RunDirectory
@@ -27,6 +28,8 @@ from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
 
 IDS = 8  # numbers that nodes may come under: 0 to 7
+
+ANYTHING = NodePolicy.networked(single_users=True)  # goes up
 
 # What becomes of the message of a training round (round, attempt, node): "" is nothing special.
 Fate = Callable[[int, int, int], str]
@@ -49,6 +52,7 @@ class FederatedGrid(InProcessGrid):
             lost; "error", "nan": what it replies.
         before: called with the number of each look for nodes: 1 before round 1, 2 before round 2 if round 1 was not
             repeated, and so on; 0 once at the start.
+        policy: of the nodes; fedem needs one that lets single users' tables go.
     """
 
     def __init__(
@@ -58,9 +62,10 @@ class FederatedGrid(InProcessGrid):
         nodes: int,
         fate: Fate = lambda round_, attempt, node: "",
         before: Callable[[FederatedGrid, int], None] = lambda grid, look: None,
+        policy: NodePolicy = ANYTHING,
     ) -> None:
         super().__init__(self._reply, nodes=IDS, run_config={})  # type: ignore[arg-type]
-        self.shards, self.folder, self.fate, self.before = shards, folder, fate, before
+        self.shards, self.folder, self.fate, self.before, self.policy = shards, folder, fate, before, policy
         self.there: dict[int, str] = {}  # sessions
         self.attempts: Counter[int] = Counter()  # by round
         self.greeted: list[int] = []  # nodes, as often as they were
@@ -74,7 +79,8 @@ class FederatedGrid(InProcessGrid):
         named = self.shards / "shards" / f"node-{node if shard is None else shard}"
         where = shard if isinstance(shard, Path) else named
         state = self.folder / (disk or where.name)
-        self._apps[node] = build_client_app(ShardHosts(where, state, threads=1, device="cpu"))
+        hosts = ShardHosts(where, state, threads=1, device="cpu", policy=self.policy)
+        self._apps[node] = build_client_app(hosts)
         self._starts += 1
         self.there[node] = f"session {self._starts}"
 

@@ -182,6 +182,7 @@ def fedem_commands(service: dict[str, Any]) -> list[list[str]]:
 def test_fedem_takes_its_commands(overlays: tuple[str, ...]) -> None:
     root, seen = typer.main.get_command(app), []
     options = {"FEDEM_RUN_OPTIONS": "--rounds 3", "FEDEM_SHARD_OPTIONS": "--seed 1"}
+    options["FEDEM_NODE_OPTIONS"] = "--smallest-sum 3 --allow-individual-uploads"
     for name, service in services(*overlays, **options).items():
         for words in fedem_commands(service) if name != "superlink" else []:
             context, command, left, path = typer.Context(root), root, words, []

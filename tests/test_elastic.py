@@ -33,6 +33,7 @@ from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.models.adapter import Adapter
+from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inprocess import task_identity
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -198,14 +199,12 @@ def test_the_adapters_gradient_is_a_difference_quotient() -> None:
     assert checked > 5
 
 
-@given(st.lists(st.integers(0, 4), min_size=2, max_size=20))
-def test_nobody_is_alone_in_a_sum(groups: list[int]) -> None:
-    moved = crowded(torch.tensor(groups), 5)
+@given(st.lists(st.integers(0, 4), min_size=4, max_size=20), st.integers(1, 4))
+def test_no_sum_is_of_too_few(groups: list[int], smallest: int) -> None:
+    moved = crowded(torch.tensor(groups), 5, smallest)
     sizes = torch.bincount(moved, minlength=5)
-    kept = [g for g in groups if groups.count(g) > 1]
-    assert 1 not in sizes.tolist()
-    if kept:
-        assert all(int(to) == was for to, was in zip(moved, groups, strict=True) if groups.count(was) > 1)
+    assert all(size == 0 or size >= smallest for size in sizes.tolist())
+    assert all(int(to) == was for to, was in zip(moved, groups, strict=True) if groups.count(was) >= smallest)
 
 
 def test_a_client_without_evidence_goes_with_the_others() -> None:
@@ -321,7 +320,6 @@ def test_the_spread_of_users_over_nodes_changes_nothing(method: str, merge: str,
                 merge,
                 run={"users_per_node": each},
                 data={"synthetic": {"users": 21}},
-                ials={"individual_uploads": True},
                 evaluation={"every": 100},
             ),
         )
@@ -337,11 +335,10 @@ def test_the_spread_of_users_over_nodes_changes_nothing(method: str, merge: str,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_sum_of_a_group_is_a_single_users(method: str, tmp_path: Path) -> None:
-    _, grid = carry_out_watched(tmp_path, small(method, "client", run={"users_per_node": 5}))
+    config = small(method, "client", run={"users_per_node": 5})
+    _, grid = carry_out_watched(tmp_path, config, policy=NodePolicy.networked())
     seen = [crossing.arrays["members"] for crossing in grid.up if "members" in crossing.arrays]
     assert seen and all(1 not in members.tolist() for members in seen)
-    with pytest.raises(InputError, match="individual_uploads"):
-        carry_out(tmp_path / "one", small(method, "client", run={"users_per_node": 1}))
 
 
 def test_too_few_rounds_are_one_line(tmp_path: Path) -> None:

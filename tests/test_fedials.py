@@ -37,6 +37,7 @@ from fedem_flwr.evaluation.ranking import evaluate_scores
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.models.mf import initial_table
+from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.runtime.inputs import adapted, build_strategy, load_interactions, split_of
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -58,10 +59,9 @@ def train(crossings: list[Crossing]) -> list[Crossing]:
 
 
 def test_results_do_not_depend_on_users_a_node(tmp_path: Path) -> None:
-    allowed = {"individual_uploads": True}
-    whole = carry_out(tmp_path / "n", settings(ials=allowed))
+    whole = carry_out(tmp_path / "n", settings())
     for each, nodes in ((1, USERS), (7, 6)):
-        parts = carry_out(tmp_path / str(each), settings(ials=allowed, run={"users_per_node": each}))
+        parts = carry_out(tmp_path / str(each), settings(run={"users_per_node": each}))
         assert parts.run.nodes == nodes and parts.outcome.failures == []
         assert np.abs(whole.server["table"] - parts.server["table"]).max() < 1e-5
         for line, twin in zip(whole.lines, parts.lines, strict=True):
@@ -69,14 +69,6 @@ def test_results_do_not_depend_on_users_a_node(tmp_path: Path) -> None:
             assert line["train_loss"] == pytest.approx(twin["train_loss"], abs=1e-5)
             assert (line["validation"], line["test"]) == (twin["validation"], twin["test"])
     assert np.abs(whole.server["table"]).max() > 0.1
-
-
-def test_one_user_a_node_must_be_allowed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"run.users_per_node = 1: .*individual_uploads=true") as refused:
-        build_strategy(settings(run={"users_per_node": 1}), 60)
-    assert "\n" not in str(refused.value)
-    warnings = [getattr(build_strategy(settings(ials={"individual_uploads": x}), 60), "caveats")() for x in (0, 1)]  # noqa: B009
-    assert warnings[0] == [] and len(warnings[1]) == 1 and "individual_uploads" in warnings[1][0]
 
 
 def test_uploads_are_sums_of_all_participants() -> None:
@@ -90,7 +82,8 @@ def test_uploads_are_sums_of_all_participants() -> None:
 def test_the_server_steps_as_written(share: float, each: int, rate: float | None, tmp_path: Path) -> None:
     """With 3 users a node the last hosts one alone; with 2, many are drawn alone: nothing of those goes up."""
     some = {"participants": share, "users_per_node": each, "rounds": 4}
-    run, grid = carry_out_watched(tmp_path / "run", settings(run=some, ials={"rate": rate} if rate else {}))
+    config = settings(run=some, ials={"rate": rate} if rate else {})
+    run, grid = carry_out_watched(tmp_path / "run", config, policy=NodePolicy.networked())
     config, split = run.run.config, run.run.split
     table = initial_table(split.items, DIM, config.model.init_std, config.run.seed).double().numpy()
     counts, gram, lone = np.zeros(split.items), np.zeros((DIM, DIM)), 0
@@ -128,7 +121,7 @@ def test_the_server_steps_as_written(share: float, each: int, rate: float | None
 
 def test_a_round_of_which_nothing_goes_up_changes_nothing(tmp_path: Path) -> None:
     config = settings(run={"participants": 0.03, "users_per_node": 5, "rounds": 2})  # one user
-    run = carry_out(tmp_path / "run", config)
+    run, _ = carry_out_watched(tmp_path / "run", config, policy=NodePolicy.networked())
     start = initial_table(run.run.split.items, DIM, config.model.init_std, 0).numpy()
     np.testing.assert_array_equal(run.server["table"], start.astype(np.float64))
     assert [line["evaluated_users"] for line in run.lines] == [USERS] * 2 and run.outcome.failures == []

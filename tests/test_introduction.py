@@ -67,7 +67,7 @@ TAMPERED: dict[str, Mapping[str, Any]] = {
     "fewer resumes": {"resumes": [2]},
     "none": {"resumes": []},
     "order": {"resumes": [5, 2]},
-    "config": {"config": config_of("fedmf").changed("ials", individual_uploads=True).to_toml()},
+    "config": {"config": config_of("fedmf").changed("privacy", individual_uploads=True).to_toml()},
     "a space": {"config": config_of("fedmf").to_toml() + " "},
     "facts": {"facts": json.dumps({"dataset": "synthetic", "protocol": "paper", "users": 40, "items": 60})},
     "round": {"round": 8},
@@ -155,7 +155,7 @@ def test_the_roster_says_who_hosts_whom(federation: Federation, trust: Path, tmp
 
 def test_the_greeting_is_what_nodes_believe(federation: Federation, trust: Path, shards: Path, tmp_path: Path) -> None:
     signing, known = ServerTrust.load(trust).signing_key, load_server_key(trust / "server.pub")
-    config = config_of("fedem")
+    config = config_of("fedials")
     welcome = NetworkWelcome(RUN, KEY, (3,), config.to_toml(), federation, None, signing)
     record = welcome.greeting(4).config_records[GREETING]
     told = Introduction.read(record, RUN, known)

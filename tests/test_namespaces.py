@@ -156,7 +156,10 @@ def finished_rounds(run: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("overlays", [(), (INSECURE,)], ids=["secure", "insecure"])
 def test_the_commands_of_compose_train_over_a_network(overlays: tuple[str, ...], tmp_path: Path) -> None:
-    compose = project(*overlays, FEDEM_DATASET="/data/tiny.csv", FEDEM_RUN_OPTIONS=f"--rounds {ROUNDS} --quiet")
+    variables = {"FEDEM_DATASET": "/data/tiny.csv", "FEDEM_RUN_OPTIONS": f"--rounds {ROUNDS} --quiet"}
+    if overlays:  # one of the two: uploads of single users
+        variables |= {"FEDEM_METHOD": "fedem", "FEDEM_NODE_OPTIONS": "--allow-individual-uploads"}
+    compose = project(*overlays, **variables)
     told = {name: process(compose, name, tmp_path) for name in ("setup", *SERVICES)}
     tiny_data(told["setup"].mounts["/data"] / "tiny.csv")
     run = told["server"].mounts["/runs"] / compose["services"]["server"]["environment"]["FEDEM_RUN"]

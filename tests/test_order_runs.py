@@ -148,7 +148,6 @@ def test_the_fold_in_is_chosen_even_after_a_single_round_of_the_table(tmp_path: 
         ({"order": {"rounds": 8}}, r"order.rounds = 8 .*run.rounds = 8"),
         ({"order": {"rounds": 1, "map": 4}}, r"order.rounds = 1 .*the map"),
         ({"order": {"heads": 3}}, r"order.heads = 3 does not divide model.dim = 8"),
-        ({"run": {"users_per_node": 1}}, "individual_uploads"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(sections: dict[str, Any], reason: str) -> None:

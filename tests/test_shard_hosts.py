@@ -83,15 +83,6 @@ def test_a_node_refuses_another_run(
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
 
 
-def test_single_users_sums_leave_a_node_only_where_that_is_allowed(
-    told: Introduction, shards: Path, tmp_path: Path
-) -> None:
-    asks = replace(told, config=config_of("fedials").changed("ials", individual_uploads=True).to_toml())
-    with pytest.raises(FedemError, match="--allow-individual-uploads"):
-        greet(ShardHosts(shards / "shards" / "node-0", tmp_path), asks)
-    assert greet(ShardHosts(shards / "shards" / "node-0", tmp_path, individual_uploads=True), asks) == 0
-
-
 def test_only_the_run_that_was_introduced_last(told: Introduction, shards: Path, tmp_path: Path) -> None:
     def started() -> ShardHosts:
         return ShardHosts(shards / "shards" / "node-0", tmp_path, device="cpu")

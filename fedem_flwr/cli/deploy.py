@@ -16,6 +16,9 @@ Superlink = Annotated[str, typer.Option(help="the SuperLink, as host:port")]
 Certs = Annotated[Path | None, typer.Option(help="folder made by `fedem deploy certs`")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="plain HTTP and unknown nodes: for trying things out")]
 Folder = Annotated[Path, typer.Option("--dir", help="folder of the deployment")]
+Individual = Annotated[
+    bool, typer.Option("--allow-individual-uploads", help="let uploads of single users go up: their sums, their tables")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="only the result")]
 
 DEPLOYMENT = Path("deployment")
@@ -52,6 +55,7 @@ def up(
         int | None, typer.Option(min=0, max=65535, help="its port; 0: any that is free; default: 8000")
     ] = None,
     insecure: Insecure = False,
+    allow_individual_uploads: Individual = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a SuperLink and its nodes, which go on until `down`; what runs already is left alone."""
@@ -65,6 +69,7 @@ def up(
         host,
         port,
         insecure=insecure,
+        individual_uploads=allow_individual_uploads,
         quiet=quiet,
     )
 
@@ -100,9 +105,11 @@ def node(
     insecure: Insecure = False,
     threads: Annotated[int, typer.Option(min=0, help="torch threads; 0: torch's own choice")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    allow_individual_uploads: Annotated[
-        bool, typer.Option("--allow-individual-uploads", help="let a single user's sums leave this node")
-    ] = False,
+    smallest_sum: Annotated[
+        int | None,
+        typer.Option(min=1, help="fewest users whose sum goes up; default: 2, or 1 with --allow-individual-uploads"),
+    ] = None,
+    allow_individual_uploads: Individual = False,
     keep_runs: Annotated[int, typer.Option(min=1, help="keep the private state of so many runs, the newest")] = 5,
     admission: Annotated[
         float, typer.Option(min=0, help="seconds to wait until the SuperLink admits this node")
@@ -123,6 +130,7 @@ def node(
         insecure=insecure,
         threads=threads,
         device=device,
+        smallest_sum=smallest_sum,
         individual_uploads=allow_individual_uploads,
         keep_runs=keep_runs,
         admission=admission,

@@ -51,6 +51,7 @@ def up(
     port: int | None,
     *,
     insecure: bool,
+    individual_uploads: bool,
     quiet: bool,
 ) -> None:
     """Start a deployment, made anew where there is none."""
@@ -62,6 +63,7 @@ def up(
     new = deployment is None
     if deployment is None:
         given = {"data": {key: value for key, value in data.items() if value is not None}}
+        given["privacy"] = {"individual_uploads": individual_uploads}
         if seed is not None:
             given["run"] = {"seed": seed}
         where = HOST if host is None else host, PORT if port is None else port
@@ -70,6 +72,7 @@ def up(
         has = deployment.address
         asked = {"--nodes": (nodes, deployment.nodes), "--host": (host and host.strip("[]"), has.host)}
         asked |= {"--port": (port or None, has.port), "--insecure": (insecure or None, deployment.insecure)}
+        asked |= {"--allow-individual-uploads": (individual_uploads or None, deployment.individual_uploads)}
         differs = [f"{option} {there}" for option, (want, there) in asked.items() if want not in (None, there)]
         differs += ["data of its own"] if any(value is not None for value in (*data.values(), seed)) else []
         if differs:
@@ -124,6 +127,7 @@ def node(
     insecure: bool,
     threads: int,
     device: str,
+    smallest_sum: int | None,
     individual_uploads: bool,
     keep_runs: int,
     admission: float,
@@ -135,7 +139,9 @@ def node(
     from fedem_flwr.network.link import Address, quiet_http
     from fedem_flwr.network.node import NodeOptions, run_node
     from fedem_flwr.network.trust import NodeTrust
+    from fedem_flwr.nodes.policy import NodePolicy
 
+    policy = NodePolicy.networked(smallest_sum, single_users=individual_uploads)
     _log_to_stderr(name)
     quiet_http()
     if not shard.is_dir():
@@ -147,7 +153,7 @@ def node(
         _warn_of_plaintext(address)
     resolve_device(device)
     server_key = None if trust is None else trust.server_key
-    hosts = ShardHosts(shard, state, server_key, threads, device, individual_uploads, keep_runs=keep_runs)
+    hosts = ShardHosts(shard, state, server_key, threads, device, policy, keep_runs=keep_runs)
     keys = None if trust is None else trust.keys
     run_node(NodeOptions(address, keys, hosts, admission=admission, health=health), _stop_on_signals())
 

@@ -32,12 +32,14 @@ from fedem_flwr.config.sections import (
     ModelConfig,
     NetworkConfig,
     OrderConfig,
+    PrivacyConfig,
     RunConfig,
     Section,
 )
 from fedem_flwr.errors import InputError, suggest
 
 Tree = dict[str, Any]
+_MOVED = {"ials.individual_uploads": "privacy.individual_uploads"}
 DEFAULT_METHOD = "fedials"  # where the data set's file names none
 
 
@@ -56,6 +58,7 @@ class Config(Section):
     elastic: ElasticConfig = ElasticConfig()
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_toml(self) -> str:
@@ -99,6 +102,10 @@ def _explain(error: Any, model: type[Section], origin: str, above: tuple[str, ..
     path = [str(part) for part in error["loc"]]
     where = ".".join((*above, *path))
     if error["type"] == "extra_forbidden":
+        if where in _MOVED:
+            return (
+                f"{origin}: '{where}' is '{_MOVED[where]}' now, for nodes that are started here; simulations need none"
+            )
         valid = _fields_at(model, path[:-1])
         return f"{origin}: unknown key '{where}'{suggest(path[-1], valid)}"
     return f"{origin}: {where} = {error['input']!r}: {error['msg'].lower()}"

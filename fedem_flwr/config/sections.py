@@ -132,9 +132,6 @@ class IalsConfig(Section):
     rate: float | None = Field(
         None, gt=0, le=1, description="η; default: 1 with everybody, else max(1 / round, participants ** 0.9)"
     )
-    individual_uploads: bool = Field(
-        False, description="let a single user's sums go up: they show its embedding up to sign (no secure aggregation)"
-    )
 
 
 class FoldInConfig(Section):
@@ -224,8 +221,8 @@ class ElasticConfig(Section):
 class RunConfig(Section):
     """How the run is carried out.
 
-    Nothing here changes what is computed, apart from seed, rounds and participants; and users_per_node, where a node's
-    only participant is withheld (`ials.individual_uploads`) or a method is one of nodes.
+    Nothing here changes what is computed, apart from seed, rounds and participants; and users_per_node, where networked
+    nodes withhold the sums of too few users or a method is one of nodes.
     """
 
     rounds: int = Field(30, ge=1, description="T")
@@ -265,6 +262,20 @@ class NetworkConfig(Section):
     )
     database: bool = Field(
         False, description="the SuperLink started here keeps messages in a file: killed, it goes on, but each is slower"
+    )
+
+
+class PrivacyConfig(Section):
+    """What the nodes that are started on this machine may send; a simulation's send everything.
+
+    A node has a policy of its own, given when it is started, and looks at nothing here: neither the server of a run nor
+    nodes that run already change with it.
+    """
+
+    individual_uploads: bool = Field(
+        False,
+        description="`fedem run --runtime network` starts its nodes with `--allow-individual-uploads`, as `deploy up` "
+        "does with that option: uploads of a single user go up, which show its embedding up to sign, or its table",
     )
 
 

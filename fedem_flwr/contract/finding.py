@@ -9,6 +9,13 @@ from fedem_flwr.contract.method import Method
 TRAINED_UNDER_FLOWER = "fedmf"  # what clients train under a Flower strategy that knows of no method
 
 
+def uploads_single_users(config: Config) -> bool:
+    """Whether the method asks for single users' own values, which nodes may refuse."""
+    method = method_of(config, 1)
+    fields = (field for phase in method.phases() for field in phase.task.fields().values())
+    return method.federated and any(field.each for field in fields)
+
+
 def method_of(config: Config, items: int) -> Method:
     """The method that devices carry out.
 

@@ -64,13 +64,13 @@ def summarise(
 
 
 def _withheld(lines: list[Line]) -> list[str]:
-    """Say how many participants trained nothing, because each was its node's only one."""
+    """Say how many participants trained nothing, because they were too few for a sum that their node sends."""
     withheld, asked = (sum(line.get(key, 0) for line in lines) for key in ("withheld", "participants"))
     if not withheld:
         return []
     return [
-        f"{withheld:,} of {asked:,} participations were withheld: a node's only participant of a round sends nothing, "
-        "as its sums would be its own. Host more users a node, or allow it: --set ials.individual_uploads=true"
+        f"{withheld:,} of {asked:,} participations were withheld: a networked node sends no sum over fewer users than "
+        "its --smallest-sum (default: 2), so these trained nothing. Host more users a node, or let more take part"
     ]
 
 

@@ -30,9 +30,10 @@ def check_run(config: Config) -> None:
     resolve_device(config.run.device)
     check_method(config)
     if config.run.runtime == "network":
-        from fedem_flwr.network.launch import check_network  # brings Flower's network clients
+        from fedem_flwr.network.launch import check_network, check_privacy  # brings Flower's network clients
 
         check_network(config.network)
+        check_privacy(config)
     elif config.network.superlink:
         raise InputError("--superlink goes with --runtime network")
 

@@ -47,7 +47,11 @@ def node_command(
     individual: bool,
     device: str = "auto",
 ) -> list[str]:
-    """One of our nodes."""
+    """One of our nodes.
+
+    Args:
+        individual: whether it lets uploads of single users go.
+    """
     command = [*FEDEM, "deploy", "node", "--superlink", address.place, "--shard", str(shard), "--state", str(state)]
     command += [*trusted.address_flags, "--name", f"node-{node}", "--threads", str(threads), "--device", device]
     return command + (["--allow-individual-uploads"] if individual else [])

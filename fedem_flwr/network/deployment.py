@@ -61,12 +61,14 @@ class Deployment:
 
     Attributes:
         folder: absolute. address: where the SuperLink listens. nodes: how many.
+        individual_uploads: whether the nodes let uploads of single users go.
     """
 
     folder: Path
     address: Address
     nodes: int
     insecure: bool
+    individual_uploads: bool = False
 
     @classmethod
     def open(cls, folder: Path) -> Deployment | None:
@@ -85,7 +87,8 @@ class Deployment:
             told = json.loads(record.read_text(encoding="utf-8"))
             insecure = bool(told["insecure"])
             ca = None if insecure else (folder / "certs" / "ca.crt").read_bytes()
-            return cls(folder, Address(str(told["address"]), ca), int(told["nodes"]), insecure)
+            individual = bool(told.get("individual_uploads", False))
+            return cls(folder, Address(str(told["address"]), ca), int(told["nodes"]), insecure, individual)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{record} is damaged ({error}): remove {folder} and start anew") from None
 
@@ -116,7 +119,7 @@ class Deployment:
         """Split and cut the data, and make the keys; a folder is there whole or not at all.
 
         Args:
-            options: of the configuration: data and seed.
+            options: of the configuration: data, seed and privacy.
 
         Raises:
             InputError: the data cannot be had or cut up so, the host is none of this machine's, or the port is taken.
@@ -136,7 +139,7 @@ class Deployment:
             else:
                 make_certificates(work / "certs", nodes, () if host in _ANYWHERE else (host,))
             work.chmod(0o700)  # interactions, private state, and what crosses the SuperLink
-            record = {"address": address.place, "nodes": nodes, "insecure": insecure}
+            record = {"address": address.place, "nodes": nodes, "insecure": insecure, **config.privacy.model_dump()}
             write_atomically(work / _RECORD, json.dumps(record, indent=2) + "\n")
         return cls.existing(folder)
 
@@ -161,7 +164,8 @@ class Deployment:
         for node in range(self.nodes):
             name = f"node-{node}"
             shard, state = self.folder / SHARDS_FOLDER / name, self.folder / "state" / name
-            command = node_command(self.local, self.trusted, node, shard, state, threads=1, individual=False)
+            individual = self.individual_uploads
+            command = node_command(self.local, self.trusted, node, shard, state, threads=1, individual=individual)
             made.append(Child(name, command, self.folder / "logs" / f"{name}.log", {**home, "OMP_NUM_THREADS": "1"}))
         return made
 

@@ -23,11 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import ConfigRecord, Context, Message
 
 from fedem_flwr.config import Config, build
+from fedem_flwr.contract.finding import uploads_single_users
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.errors import FedemError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.network.introduction import GREETING, Introduction
 from fedem_flwr.nodes.host import NodeHost, node_name
+from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.split import Split
 
@@ -82,7 +84,7 @@ class ShardHosts:
         shard_dir: the node's data, made by `fedem data shard`. state_dir: its own, nobody else's.
         server_key: whose introductions are believed; None believes any.
         threads, device: what this node computes with.
-        individual_uploads: whether a single user's sums may leave the node, if a run asks for that.
+        policy: what may go up, whatever a run asks for.
         resident: keep cohorts in memory between messages; for processes that live on.
         keep_runs: of how many runs the state is kept, the newest ones.
     """
@@ -92,7 +94,7 @@ class ShardHosts:
     server_key: Ed25519PublicKey | None = None
     threads: int = 0
     device: str = "auto"
-    individual_uploads: bool = False
+    policy: NodePolicy = field(default_factory=NodePolicy.networked)
     resident: bool = True
     keep_runs: int = 5
     _hosts: dict[int, ShardHost] = field(default_factory=dict, repr=False)  # by Flower's number of the run
@@ -158,14 +160,13 @@ class ShardHosts:
 
     def _acceptable(self, told: Introduction) -> Config:
         try:
-            config = build(tomllib.loads(told.config), "the server's configuration")
+            tree = tomllib.loads(told.config)
+            _refuse_paths(tree)
+            config = build(tree, "the server's configuration")
         except tomllib.TOMLDecodeError as error:
             raise FedemError(f"the server's configuration is no TOML: {error}") from None
-        if config.ials.individual_uploads and not self.individual_uploads:
-            raise FedemError(
-                "the run asks for single users' sums (ials.individual_uploads), which show their embeddings: this node "
-                "refuses; start it with --allow-individual-uploads to let them go"
-            )
+        if uploads_single_users(config) and not self.policy.single_users:
+            raise FedemError(self.policy.refusal(f"the run (method '{config.method.name}')"))
         shard = self.shard
         facts = {"dataset": shard.dataset, "protocol": shard.protocol, "users": shard.users, "items": shard.items}
         wrong = [name for name, value in facts.items() if told.facts.get(name) != value]
@@ -202,4 +203,20 @@ class ShardHosts:
 
     def _host(self, folder: Path, config: Config) -> ShardHost:
         config = config.changed("run", device=self.device)
-        return ShardHost(folder, 1, self.threads, self.resident, shard=self.shard, settings=config)
+        return ShardHost(folder, 1, self.threads, self.resident, self.policy, shard=self.shard, settings=config)
+
+
+def _refuse_paths(tree: Mapping[str, Any]) -> None:
+    """A server names methods that are installed here; what it could import by a path of its choice is no method.
+
+    Raises:
+        FedemError: a strategy or a client is named by its path.
+    """
+    method = tree.get("method", {})
+    for key in ("strategy", "client"):
+        named = str(method.get(key, "")) if isinstance(method, Mapping) else ""
+        if ":" in named:
+            raise FedemError(
+                f"the server names method.{key} = '{named}' by a path: this node takes names only; install the package "
+                "with its entry point here"
+            )

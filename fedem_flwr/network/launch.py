@@ -20,7 +20,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedem_flwr.config import Config
 from fedem_flwr.config.sections import NetworkConfig
+from fedem_flwr.contract.finding import uploads_single_users
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.network.commands import Trusted, node_command, server_command, superlink_command
@@ -112,7 +114,7 @@ def _start_here(run: PreparedRun, folder: Path, nodes: int) -> Launched:
     home = {"FLWR_HOME": str(folder / "flower")}
     superlink = Child("SuperLink", command, logs / "superlink.log", home)
     threads = max(1, run.config.run.threads)
-    individual = run.config.ials.individual_uploads
+    individual = run.config.privacy.individual_uploads
     children = []
     for node in range(nodes):
         shard, state = folder / SHARDS_FOLDER / f"node-{node}", folder / "nodes" / f"node-{node}"
@@ -172,6 +174,26 @@ def check_network(network: NetworkConfig) -> None:
         ServerTrust.load(trusted.folder)
     else:
         read_secret(secret)
+
+
+def check_privacy(config: Config) -> None:
+    """Refuse what the nodes that would be started here do not send, before anything is written.
+
+    Raises:
+        InputError: every upload would be a single user's, and that is not allowed.
+    """
+    if config.network.superlink or config.privacy.individual_uploads:
+        return
+    if uploads_single_users(config):
+        reason = f"method '{config.method.name}' uploads single users' tables"
+    elif config.run.users_per_node == 1:
+        reason = "run.users_per_node = 1 makes every upload a single user's"
+    else:
+        return
+    raise InputError(
+        f"{reason}, which networked nodes refuse: allow it for those that this run starts, with "
+        "--set privacy.individual_uploads=true, or use another runtime"
+    )
 
 
 def _watch(launched: Launched, lines: _Lines) -> None:

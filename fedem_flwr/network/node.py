@@ -68,6 +68,7 @@ def run_node(options: NodeOptions, stopped: threading.Event) -> None:
     """
     shard = options.hosts.shard  # first of all: what is wrong with it is said before anybody waits for this node
     log.info("hosts users %s–%s of %s", shard.first, shard.first + len(shard.validation) - 1, shard.dataset)
+    log.info(options.hosts.policy.words)
     app = build_client_app(options.hosts)
     with _only_one(options.hosts.state_dir):
         while (link := _admitted(options, stopped)) is not None:

@@ -38,6 +38,9 @@ class Merged(Protocol):
         """Keep the participants' curves (k', R) where clients keep anything."""
 
 
+_ROUNDING = 1e-5  # of sums of floats
+
+
 class MergingTask(Task):
     """A phase of a method with merging."""
 
@@ -96,6 +99,19 @@ class FitTask(MergingTask):
     """A phase that fits something on the participants' held-out items."""
 
     behind = Field((1,), "int64", least=0)
+    least_items = 2  # of fewer, nothing is held out
+
+    def most_behind(self, users: int) -> int:
+        """Held-out items that so many users can have."""
+        return self.merging.config.elastic.hold_out * users
+
+    def misfit(self, name: str, arrays: dict[str, np.ndarray], users: int, least: float, most: float) -> str:
+        """What is wrong with sums over held-out items, each of which adds from `least` to `most` to an entry."""
+        items, values, limit = int(arrays["behind"][0]), arrays[name], self.most_behind(users)
+        if items > limit:
+            return f"'behind' is {items}, not between 0 and {limit}"
+        wrong = (values < least * items - _ROUNDING).any() or (values > most * items * (1 + _ROUNDING)).any()
+        return f"'{name}' cannot be of {items} held-out items" if bool(wrong) else ""
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """See the subclasses."""
@@ -116,6 +132,10 @@ class Curve(FitTask):
     def fields(self) -> dict[str, Field]:
         """A sum for each ρ, and the number of held-out items behind it."""
         return {"curve": Field((len(self.merging.config.elastic.rhos),)), "behind": self.behind}
+
+    def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
+        """Losses that these users' held-out items cannot have: log2(1 + rank) is at most that of the whole catalogue."""
+        return self.misfit("curve", arrays, users, 0.0, float(np.log2(1 + self.merging.items)))
 
     def fitted(self, device: Device, asked: Asked, evidence: Evidence) -> tuple[dict[str, np.ndarray], float]:
         """The loss is that under the last ρ."""
@@ -146,6 +166,11 @@ class Theta(FitTask):
         config = self.merging.config
         size = Adapter(config.model.dim, config.elastic.hidden).parameters
         return {"theta": Field((size,)), "behind": self.behind}
+
+    def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
+        """A gradient that is not sane."""
+        limit = self.merging.config.aggregate.max_norm
+        return self.misfit("theta", arrays, users, -limit, limit)
 
     def fitted(self, device: Device, asked: Asked, evidence: Evidence) -> tuple[dict[str, np.ndarray], float]:
         """See `engine.elastic.ItemWeights`."""

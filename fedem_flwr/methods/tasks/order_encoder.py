@@ -63,7 +63,10 @@ class OrderEncoder(Task):
     def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
         """Positions that these users cannot have."""
         positions, most = int(arrays["positions"][0]), users * self.order.window
-        return "" if positions <= most else f"'positions' is {positions}, not between 0 and {most}"
+        if positions > most:
+            return f"'positions' is {positions}, not between 0 and {most}"
+        idle = not positions and (arrays["rows"].any() or arrays["weights"].any())
+        return "gradients of no position" if idle else ""
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """A step of Adam on the mean gradient of a position."""

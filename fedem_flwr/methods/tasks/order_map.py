@@ -9,10 +9,13 @@ import torch
 
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload, indexed
 from fedem_flwr.contract.phases import NothingMade
-from fedem_flwr.engine.transitions import directional_map, pair_sums
+from fedem_flwr.engine.transitions import WINDOWS, directional_map, pair_sums
 from fedem_flwr.errors import InputError
 
 MOST_ITEMS = 10_000  # the sums are two dense m × m tables: 1.6 GB at this size
+_OLDEST, _LAST = WINDOWS.decay_before ** (WINDOWS.before - 1), WINDOWS.decay_after ** (WINDOWS.after - 1)
+_ROUNDED = 1 - 1e-5
+_LEAST = {"pair-gram": _OLDEST**2 * _ROUNDED, "pair-cross": _OLDEST * _LAST * _ROUNDED}  # of one position that counts
 _TYPICAL_PAIRS = 20  # of a position: pairs with the items before it
 
 
@@ -55,6 +58,17 @@ class OrderMap(Task):
         sums = pair_sums(device.history, asked.who)
         gram, cross = sums.gram.astype(np.float32), sums.cross.astype(np.float32)
         return Upload({"pairs": sums.pairs, "pair-gram": gram, "pair-cross": cross}, len(asked.who))
+
+    def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
+        """Sums that are less than a single position's, or of items that nobody has."""
+        for name, least in _LEAST.items():
+            if bool(((arrays[name] > 0) & (arrays[name] < least)).any()):
+                return f"'{name}' has sums that are less than a single position's"
+        rows, columns = np.divmod(arrays["pairs"], self.items)
+        known = rows[(rows == columns) & (arrays["pair-gram"] > 0)]
+        if not np.isin(rows[arrays["pair-cross"] > 0], known).all():
+            return "'pair-cross' has items that 'pair-gram' does not know"
+        return ""
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """Make the map.
