@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clients.base import Arrays, HostClient, Scalar
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.elastic import Evidence, ItemWeights, Tables, centre_sums, crowded
 from fedem_flwr.engine.elastic_scores import item_rho
 from fedem_flwr.engine.held_out import HeldOut, hold_out
@@ -73,7 +74,8 @@ class ElasticMessage:
     def cluster(self, users: Tensor, who: IntArray) -> Arrays:
         """Sums of embeddings (k', d) by group; by keyed lot among a few of the users where there are no centres yet."""
         config, centres = self.client.host.config, self.tensor("centres")
-        groups, seed = config.elastic.groups, config.run.seed
+        groups, secret = config.elastic.groups, self.client.host.secret(self.client.node)
+        seed = Draws(config.run.seed, secret).own_seed
         if len(centres):
             group = (users @ centres.T).argmax(1)
         else:

@@ -43,7 +43,8 @@ class FedialsOrderClient(FedialsClient):
             return [pairs.pairs, pairs.gram.astype(np.float32), pairs.cross.astype(np.float32)], len(who), None
         if config["upload"] == "order":
             rows, weights = (self.tensor(array) for array in parameters[3:5])
-            sums = order_sums(order_task(self.host.config), weights, rows, history, who, int(config["server-round"]))
+            task = order_task(self.host.config, self.host.secret(self.node))
+            sums = order_sums(task, weights, rows, history, who, int(config["server-round"]))
             return self.pack_order(sums), sums.positions, sums.loss
         return super().train(parameters, config)
 

@@ -29,6 +29,7 @@ from fedem_flwr.config.sections import (
     ModelConfig,
     NetworkConfig,
     OrderConfig,
+    PrivacyConfig,
     RunConfig,
     Section,
 )
@@ -51,6 +52,7 @@ class Config(Section):
     fold_in: FoldInConfig = FoldInConfig()
     order: OrderConfig = OrderConfig()
     elastic: ElasticConfig = ElasticConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -206,6 +206,23 @@ class ElasticConfig(Section):
     )
 
 
+class PrivacyConfig(Section):
+    """What a curious server can make of the uploads."""
+
+    secret_draws: bool = Field(
+        False,
+        description="key what clients draw by a secret of their node instead of `run.seed`, and add decoys; results "
+        "are then the node's own: other runs, runtimes and spreads over nodes differ",
+    )
+    decoys: float = Field(
+        4.0,
+        ge=0,
+        le=100,
+        description="with `secret_draws`: negatives for each positive that are the same in every round, beside the "
+        "fresh ones",
+    )
+
+
 class RunConfig(Section):
     """How the run is carried out.
 

@@ -8,12 +8,14 @@ Two schedules of FedEM (AAAI 2026) differ in where merging stands:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.local import AdapterStep, Block, LocalSettings, MergedStep, PlainStep, train_epochs
 from fedem_flwr.engine.merge import GlobalTables, Merge, pooled
 from fedem_flwr.engine.parallel import budget, in_parallel
@@ -33,6 +35,7 @@ class CohortSettings:
         dim: d. init_std: standard deviation of the initial embeddings.
         own_tables: whether each user keeps an item table of its own between rounds (no: it is replaced every round).
         adapter_epochs: epochs of Eq. 11 under the `paper` schedule.
+        secret: of the node; see `draws.Draws`.
     """
 
     dim: int
@@ -43,6 +46,7 @@ class CohortSettings:
     local: LocalSettings
     own_tables: bool
     adapter_epochs: int
+    secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass
@@ -179,7 +183,7 @@ class Cohort:
             self.overwrite(who[received], tables)
         through_merge = merge.learned or (merge.mode == "static" and settings.schedule == "released")
         merging = received.cpu() & through_merge
-        size = self.histories.counts()[who].cpu() * (1 + settings.local.negatives)
+        size = self.histories.sizes(settings.local.negatives)[who].cpu()
         batches = (size + settings.local.batch_size - 1) // settings.local.batch_size
         touched = size.clamp(max=self.histories.items)
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.state.user.device)
@@ -194,7 +198,7 @@ class Cohort:
             loss[index.to(loss.device)] = trained.loss
             if collected is not None and trained.start is not None:
                 _add_rows(collected, trained.block, trained.start)
-        size = size.to(loss.device)
+        size = self.histories.counts()[who].to(loss.device) * (1 + settings.local.negatives)  # decoys do not count
         if collected is not None:
             self._add_whole_tables(collected, who, size, tables)
         return TrainResult(loss, size, collected)
@@ -221,13 +225,14 @@ class Cohort:
         self, who: Tensor, tables: GlobalTables | None, round_: int, merging: bool, sums: bool
     ) -> _Trained:
         settings, state, local = self.settings, self.state, self.settings.local
-        samples = draw_samples(self.histories, who, local.negatives, settings.seed, round_)
+        draws = Draws(settings.seed, settings.secret)
+        samples = draw_samples(self.histories, who, local.negatives, draws, round_)
         block = self._gather(who, tables, samples, merging)
         start = block.rows.clone() if sums else None
-        run = {"seed": settings.seed, "round_": round_}
+        run = partial(train_epochs, draws=draws, round_=round_)
         if merging and tables is not None and settings.schedule == "paper":
             adapter = AdapterStep(block, local, settings.merge)  # Eq. 11
-            train_epochs(adapter, block, local, epochs=settings.adapter_epochs, first_epoch=local.epochs, **run)
+            run(adapter, block, local, epochs=settings.adapter_epochs, first_epoch=local.epochs)
             if state.adapter is not None and block.theta is not None:
                 state.adapter[who] = block.theta
             self.overwrite(who, tables)  # Eq. 10, with the new Θ
@@ -237,7 +242,7 @@ class Cohort:
             if merging and settings.schedule == "released"
             else PlainStep(block, local)
         )
-        loss = train_epochs(step, block, local, epochs=local.epochs, **run)
+        loss = run(step, block, local, epochs=local.epochs)
         state.user[who] = block.user
         if state.adapter is not None and block.theta is not None:
             state.adapter[who] = block.theta
@@ -285,7 +290,7 @@ def _add_rows(sums: RowSums, block: Block, start: Tensor) -> None:
     samples = block.samples
     t = samples.touched.shape[1]
     real = torch.arange(t, device=start.device) < samples.touched_count.unsqueeze(1)
-    items, weight = samples.touched[real], samples.size.double()
+    items, weight = samples.touched[real], samples.weight.double()
     change = (block.rows - start).double() * weight.view(-1, 1, 1)
     sums.weighted.index_add_(0, items, change[real])
     sums.touched.index_add_(0, items, block.rows[real].double())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.merge import Merge
 from fedem_flwr.engine.optimizer import CohortAdam
 from fedem_flwr.engine.samples import RoundSamples, shuffled_rows
@@ -69,7 +70,7 @@ class Block:
         s = self.samples
         return Block(
             self.users[index],
-            RoundSamples(s.touched[index], s.touched_count[index], s.sign[index], s.row[index], s.size[index]),
+            RoundSamples(*(x[index] for x in (s.touched, s.touched_count, s.sign, s.row, s.size, s.weight))),
             self.user[index],
             self.rows[index],
             None if self.glob is None else self.glob[index],
@@ -230,7 +231,7 @@ class MergedStep(AdapterStep):
 
 
 def train_epochs(
-    step: Step, block: Block, settings: LocalSettings, *, epochs: int, seed: int, round_: int, first_epoch: int = 0
+    step: Step, block: Block, settings: LocalSettings, *, epochs: int, draws: Draws, round_: int, first_epoch: int = 0
 ) -> Tensor:
     """Run a step over shuffled batches; `block`'s tensors are trained in place.
 
@@ -250,7 +251,7 @@ def train_epochs(
     current = block
     for epoch in range(epochs):
         samples = current.samples
-        order = shuffled_rows(samples, current.users, seed, round_, first_epoch + epoch)
+        order = shuffled_rows(samples, current.users, draws, round_, first_epoch + epoch)
         order = pad(order, (0, -order.shape[1] % settings.batch_size))  # every batch has the same width in every block
         for start in range(0, order.shape[1], settings.batch_size):
             row = order[:, start : start + settings.batch_size]

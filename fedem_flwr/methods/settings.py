@@ -20,8 +20,8 @@ def keeps_own_tables(config: Config) -> bool:
     return not (config.merge.mode == "replace" and one_table_for_all)
 
 
-def cohort_settings(config: Config) -> CohortSettings:
-    """The method, as a client's pure core wants it."""
+def cohort_settings(config: Config, secret: bytes = b"") -> CohortSettings:
+    """The method, as a client's pure core wants it; with the secret of the node whose draws it keys."""
     local, merge = config.local, config.merge
     return CohortSettings(
         dim=config.model.dim,
@@ -40,11 +40,12 @@ def cohort_settings(config: Config) -> CohortSettings:
         ),
         own_tables=keeps_own_tables(config),
         adapter_epochs=merge.epochs,
+        secret=secret,
     )
 
 
-def order_task(config: Config) -> OrderTask:
-    """The order component's training.
+def order_task(config: Config, secret: bytes = b"") -> OrderTask:
+    """The order component's training; with the secret of the node whose draws it keys.
 
     Raises:
         InputError: the heads do not divide the width.
@@ -53,7 +54,7 @@ def order_task(config: Config) -> OrderTask:
     if dim % order.heads:
         raise InputError(f"order.heads = {order.heads} does not divide model.dim = {dim}: choose a divisor")
     encoder = Encoder(dim, order.layers, order.heads, order.window, order.dropout)
-    return OrderTask(encoder, order.negatives, order.fine_tune, config.run.seed)
+    return OrderTask(encoder, order.negatives, order.fine_tune, config.run.seed, secret)
 
 
 DEVICES = ("auto", "cpu", "cuda")

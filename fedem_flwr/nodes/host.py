@@ -19,10 +19,12 @@ from torch import Tensor
 
 from fedem_flwr.config import Config, load_resolved
 from fedem_flwr.engine.cohort import Cohort, CohortState
+from fedem_flwr.engine.decoys import with_decoys
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
 from fedem_flwr.methods.settings import cohort_settings, resolve_device
+from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import user_range
 from fedem_flwr.protocol.splits import Split, user_rows
@@ -69,12 +71,14 @@ class NodeHost:
         nodes: how many nodes the users are spread over.
         threads: torch threads for the process; 0 leaves them.
         resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
+        trains: whether users train here; who only scores needs no secret of theirs.
     """
 
     run_dir: Path
     nodes: int
     threads: int = 0
     resident: bool = False
+    trains: bool = True
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _histories: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
 
@@ -102,8 +106,18 @@ class NodeHost:
     def histories(self, node: int) -> TrainingItems:
         """What the node's users interacted with; sliced once."""
         if node not in self._histories:
-            self._histories[node] = slice_histories(self.split, self.users(node), self.device())
+            found = slice_histories(self.split, self.users(node), self.device())
+            secret = self.secret(node)
+            self._histories[node] = with_decoys(found, secret, self.config.privacy.decoys) if secret else found
         return self._histories[node]
+
+    def secret(self, node: int) -> bytes:
+        """What keys the draws of the node's users in the seed's place; empty unless `privacy.secret_draws`."""
+        return secret_of(self.secret_file(node)) if self.trains and self.config.privacy.secret_draws else b""
+
+    def secret_file(self, node: int) -> Path:
+        """Beside the node's state, so that a run that is resumed draws as before."""
+        return self.state_dir / node_name(node) / SECRET_FILE
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
@@ -122,7 +136,7 @@ class NodeHost:
         if node in self._cohorts and self._cohorts[node][0] <= round_:
             return self._cohorts[node][1]
         device, histories = self.device(), self.histories(node)
-        settings = cohort_settings(self.config)
+        settings = cohort_settings(self.config, self.secret(node))
         stored = self._store().load(node_name(node), round_)
         if stored is None:
             state = CohortState.initial(len(histories.users), self.split.items, settings, device)
