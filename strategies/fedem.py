@@ -112,6 +112,16 @@ class FedEM(CohortStrategy):
         """See `state`."""
         self.receivers, self.tables = state["receivers"], state["tables"]
 
+    def caveats(self) -> list[str]:
+        """What the server learns of single users."""
+        if not self.federated:
+            return []
+        return [
+            "The server sees a table of each user: a single upload shows which items that user has met, and the rows "
+            "that a few of its uploads have in common do so, too. privacy.secret_draws does not hide it. Sums over "
+            "many users do (fedmf, fedials); secure aggregation is to come"
+        ]
+
     def diagnostics(self) -> dict[str, object]:
         """The last round's weights: each client's own, how many are not zero, and a sample of the matrix."""
         if self._weights is None:
