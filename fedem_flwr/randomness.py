@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +60,25 @@ def keyed_bits(seed: int, purpose: str, *coordinates: Coordinate) -> Tensor:
     for coordinate in coordinates:
         state = _mix(state + (torch.as_tensor(coordinate, dtype=torch.int64, device=device) + 1) * _GOLDEN)
     return _shift_right(state, 1)
+
+
+def secret_bits(secret: bytes, purpose: str, coordinates: Sequence[int], users: Tensor, count: int) -> Tensor:
+    """Uniform 63-bit integers that nobody can foresee without the secret: SHAKE-128 (FIPS 202), a stream for each user.
+
+    The other draws here are quick, but who sees some of them can work out the rest.
+
+    Args:
+        secret: 16 random bytes.
+        purpose, coordinates: what the draw is for, and when.
+        users: (k,) int64. count: numbers of each; a longer stream begins like a shorter one.
+
+    Returns:
+        int64 (k, count) in [0, 2**63), on the users' device.
+    """
+    head = secret + ":".join([purpose, *map(str, coordinates)]).encode()
+    streams = (hashlib.shake_128(head + f":{user}".encode()).digest(8 * count) for user in users.tolist())
+    bits = np.frombuffer(bytearray(b"".join(streams)), "<u8") >> np.uint64(1)
+    return torch.from_numpy(bits.astype(np.int64)).view(len(users), count).to(users.device)
 
 
 def keyed_uniform(seed: int, purpose: str, *coordinates: Coordinate) -> Tensor:

@@ -14,6 +14,7 @@ from fedem_flwr.aggregation import average_rows
 from fedem_flwr.data.interactions import Interactions, first_appearance
 from fedem_flwr.engine import cohort as cohort_module
 from fedem_flwr.engine.cohort import Cohort, CohortSettings, CohortState, RowSums, Schedule
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.local import LocalSettings
 from fedem_flwr.engine.merge import GlobalTables, Merge, MergeMode
 from fedem_flwr.engine.samples import TrainingItems, draw_samples
@@ -137,7 +138,7 @@ def sums_by_hand(cohort: Cohort, who: Tensor, tables: Tensor, round_: int) -> Ro
     weighted, touched = torch.zeros(m, d, dtype=torch.float64), torch.zeros(m, d, dtype=torch.float64)
     count, weight = torch.zeros(m, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for u, table in zip(who, tables.double(), strict=True):
-        samples = draw_samples(cohort.histories, u[None], 4, 0, round_)
+        samples = draw_samples(cohort.histories, u[None], 4, Draws(0), round_)
         items = samples.touched[0, : int(samples.touched_count)]
         weighted += int(samples.size) * table
         weight += int(samples.size)

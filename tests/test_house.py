@@ -24,6 +24,7 @@ ROOMS = [
         "aggregation",
         "engine",
         "evaluation",
+        "privacy",
     ),
     *("contract", "methods", "report", "messages", "nodes", "clients", "strategies", "runtime", "serving", "network"),
     *("experiment", "cli", "apps"),

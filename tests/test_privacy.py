@@ -152,8 +152,8 @@ def windows(values: np.ndarray, width: int) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["fedem", "fedmf"])
-def test_a_lone_users_upload_does_not_mark_its_positives(method: str, tmp_path: Path) -> None:
-    """A row that moved was sampled; negatives are among them, more than there are positives."""
+def test_the_touched_rows_of_one_round_hold_more_than_positives(method: str, tmp_path: Path) -> None:
+    """A row that moved was sampled; negatives are among them. That hides little: see test_intersection.py."""
     split, grid, _ = watched(method, 1, tmp_path / "run")
     replies = [c for c in grid.up if c.kind == "train" and c.round == "1"]
     assert len(replies) == USERS

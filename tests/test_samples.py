@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.samples import (
     RoundSamples,
     TrainingItems,
@@ -26,6 +27,7 @@ from fedem_flwr.engine.samples import (
 from fedem_flwr.errors import InputError
 
 Lists = Sequence[Sequence[int]]
+ZERO = Draws(0)
 
 
 def csr(rows: Lists) -> tuple[Tensor, Tensor]:
@@ -67,7 +69,7 @@ def worlds(draw: st.DrawFn) -> TrainingItems:
 @settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 5), st.integers(1, 9))
 def test_samples_hold_what_they_must(histories: TrainingItems, each: int, round_: int) -> None:
-    samples = draw_samples(histories, everyone(histories), each, 0, round_)
+    samples = draw_samples(histories, everyone(histories), each, ZERO, round_)
     m = histories.items
     for u in range(len(histories.users)):
         p0, p1 = histories.positive_offsets[u : u + 2].tolist()
@@ -96,22 +98,22 @@ def test_samples_do_not_depend_on_the_cohort(histories: TrainingItems, each: int
     """Nor on padding: a short user beside a long one draws what it draws alone."""
     k = len(histories.users)
     subset = data.draw(st.permutations(range(k)).map(lambda order: order[: max(1, k - 1)]))
-    together = draw_samples(histories, torch.tensor(subset), each, 7, 2)
+    together = draw_samples(histories, torch.tensor(subset), each, Draws(7), 2)
     names = histories.users[torch.tensor(subset)]
     for place, u in enumerate(subset):
-        alone = draw_samples(histories, torch.tensor([u]), each, 7, 2)
+        alone = draw_samples(histories, torch.tensor([u]), each, Draws(7), 2)
         assert items_of(alone, 0) == items_of(together, place)
         for epoch in (0, 1):
             size = int(alone.size[0])
-            order = shuffled_rows(alone, histories.users[[u]], 7, 2, epoch)[0, :size]
-            shared = shuffled_rows(together, names, 7, 2, epoch)[place, :size]
+            order = shuffled_rows(alone, histories.users[[u]], Draws(7), 2, epoch)[0, :size]
+            shared = shuffled_rows(together, names, Draws(7), 2, epoch)[place, :size]
             assert torch.equal(order, shared)
 
 
 def test_rounds_users_and_seeds_draw_different_samples() -> None:
     histories = histories_of([list(range(10))] * 2, 400, users=[3, 8])
     draws = [
-        tuple(items_of(draw_samples(histories, everyone(histories), 4, seed, round_), u))
+        tuple(items_of(draw_samples(histories, everyone(histories), 4, Draws(seed), round_), u))
         for seed, round_, u in itertools.product((0, 1), (1, 2), (0, 1))
     ]
     assert len(set(draws)) == len(draws)
@@ -122,7 +124,7 @@ def test_every_set_of_negatives_is_equally_likely(each: int, forbidden: list[int
     m, positions = 7, 12_000
     padded = torch.tensor([[*forbidden, 2 * m]])
     allowed = [i for i in range(m) if i not in forbidden]
-    drawn = draw_negatives(padded, torch.tensor([len(allowed)]), positions, each, 1, 1, torch.tensor([4]))[0]
+    drawn = draw_negatives(padded, torch.tensor([len(allowed)]), positions, each, Draws(1), 1, torch.tensor([4]))[0]
     counts = Counter(tuple(sorted(row)) for row in drawn.tolist())
     possible = list(itertools.combinations(allowed, each))
     assert set(counts) <= set(possible)
@@ -132,7 +134,7 @@ def test_every_set_of_negatives_is_equally_likely(each: int, forbidden: list[int
 
 def test_draws_of_two_positives_are_independent() -> None:
     histories = histories_of([[0, 1]] * 6000, 6)
-    samples = draw_samples(histories, everyone(histories), 1, 0, 1)
+    samples = draw_samples(histories, everyone(histories), 1, ZERO, 1)
     items = samples.touched.gather(1, samples.row)  # positive, negative, positive, negative
     pairs = (items[:, 1] - 2) * 4 + items[:, 3] - 2
     assert stats.chisquare(np.bincount(pairs.numpy(), minlength=16)).pvalue > 1e-3
@@ -140,7 +142,7 @@ def test_draws_of_two_positives_are_independent() -> None:
 
 def test_a_tiny_catalogue_repeats_items_where_it_must() -> None:
     histories = histories_of([[0], [0, 1, 2], [0, 1, 2, 3]], 4)
-    samples = draw_samples(histories, everyone(histories), 5, 0, 1)
+    samples = draw_samples(histories, everyone(histories), 5, ZERO, 1)
     first, second, third = (items_of(samples, u) for u in range(3))
     assert first[0] == 0 and set(first[1:]) == {1, 2, 3}
     assert second[:1] + second[6:7] + second[12:13] == [0, 1, 2]
@@ -150,7 +152,7 @@ def test_a_tiny_catalogue_repeats_items_where_it_must() -> None:
 
 
 def test_duplicate_positives_are_samples_of_one_row() -> None:
-    samples = draw_samples(histories_of([[3, 3, 3, 1]], 40), torch.tensor([0]), 2, 0, 1)
+    samples = draw_samples(histories_of([[3, 3, 3, 1]], 40), torch.tensor([0]), 2, ZERO, 1)
     drawn = items_of(samples, 0)
     assert drawn[::3] == [3, 3, 3, 1] and int(samples.size) == 12
     assert samples.touched[0, : samples.touched_count[0]].tolist() == sorted(set(drawn))
@@ -160,8 +162,8 @@ def test_duplicate_positives_are_samples_of_one_row() -> None:
 @settings(deadline=None, max_examples=40)
 @given(worlds(), st.integers(0, 3))
 def test_an_epoch_visits_each_sample_once(histories: TrainingItems, each: int) -> None:
-    samples = draw_samples(histories, everyone(histories), each, 0, 1)
-    epochs = [shuffled_rows(samples, histories.users, 0, 1, epoch) for epoch in range(2)]
+    samples = draw_samples(histories, everyone(histories), each, ZERO, 1)
+    epochs = [shuffled_rows(samples, histories.users, ZERO, 1, epoch) for epoch in range(2)]
     for u in range(len(histories.users)):
         size = int(samples.size[u])
         for order in epochs:
@@ -172,8 +174,8 @@ def test_an_epoch_visits_each_sample_once(histories: TrainingItems, each: int) -
 
 def test_sample_orders_are_uniform_and_differ_between_epochs() -> None:
     k = 6000
-    samples = draw_samples(histories_of([[5, 1, 3]] * k, 6), torch.arange(k), 0, 0, 1)
-    first, second = (shuffled_rows(samples, torch.arange(k), 0, 1, epoch) for epoch in (0, 1))
+    samples = draw_samples(histories_of([[5, 1, 3]] * k, 6), torch.arange(k), 0, ZERO, 1)
+    first, second = (shuffled_rows(samples, torch.arange(k), ZERO, 1, epoch) for epoch in (0, 1))
     counts = Counter(map(tuple, first.tolist()))
     assert len(counts) == 6 and stats.chisquare(list(counts.values())).pvalue > 1e-3
     assert abs(float((first == second).all(1).double().mean()) - 1 / 6) < 0.02
@@ -182,9 +184,9 @@ def test_sample_orders_are_uniform_and_differ_between_epochs() -> None:
 def test_a_user_with_more_samples_than_the_shuffle_key_holds_is_refused() -> None:
     size = 2**20 + 1
     one = torch.ones(1, 1)
-    samples = RoundSamples(one.long(), one[0].long(), one, torch.zeros(1, size).long(), torch.tensor([size]))
+    samples = RoundSamples(one.long(), one[0].long(), one, torch.zeros(1, size).long(), *[torch.tensor([size])] * 2)
     with pytest.raises(InputError, match="lower local"):
-        shuffled_rows(samples, torch.tensor([0]), 0, 1, 0)
+        shuffled_rows(samples, torch.tensor([0]), ZERO, 1, 0)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=4), min_size=1, max_size=5), st.data())

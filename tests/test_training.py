@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from fedem_flwr.engine import cohort as cohort_module
 from fedem_flwr.engine.cohort import Cohort, CohortSettings, CohortState, Schedule
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.local import LocalSettings
 from fedem_flwr.engine.merge import GlobalTables, Merge, MergeMode
 from fedem_flwr.engine.optimizer import CohortAdam
@@ -166,11 +167,11 @@ def twins(histories: TrainingItems, settings: CohortSettings, tables: GlobalTabl
         glob = tables.tables[slot] if tables is not None and slot >= 0 else None
         assert state.table is not None
         client = Client(nn.Parameter(state.user[u]), nn.Parameter(state.table[u]), net, glob, settings)
-        alone = draw_samples(histories, torch.tensor([u]), 3, settings.seed, round_)
+        alone = draw_samples(histories, torch.tensor([u]), 3, Draws(settings.seed), round_)
         size, name = int(alone.size[0]), histories.users[[u]]
         orders = []
         for epoch in range(settings.local.epochs + settings.adapter_epochs):
-            row = shuffled_rows(alone, name, settings.seed, round_, epoch)[0, :size]
+            row = shuffled_rows(alone, name, Draws(settings.seed), round_, epoch)[0, :size]
             orders.append((alone.touched[0, row], alone.sign[0, row].double()))
         client.train(orders[: settings.local.epochs], orders[settings.local.epochs :])
         clients.append(client)

@@ -266,16 +266,28 @@ class NetworkConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """What the nodes that are started on this machine may send; a simulation's send everything.
+    """What uploads tell of single users.
 
-    A node has a policy of its own, given when it is started, and looks at nothing here: neither the server of a run nor
-    nodes that run already change with it.
+    What a node sends is its own policy, given when it is started: neither the server of a run nor nodes that run
+    already change with `individual_uploads`. A simulation's nodes send everything.
     """
 
     individual_uploads: bool = Field(
         False,
         description="`fedem run --runtime network` starts its nodes with `--allow-individual-uploads`, as `deploy up` "
         "does with that option: uploads of a single user go up, which show its embedding up to sign, or its table",
+    )
+    secret_draws: bool = Field(
+        False,
+        description="key what clients draw by a secret of their node instead of `run.seed`, and add decoys; results "
+        "are then the node's own: other runs, runtimes and spreads over nodes differ",
+    )
+    decoys: float = Field(
+        4.0,
+        ge=0,
+        le=100,
+        description="with `secret_draws`: negatives for each positive that are the same in every round, beside the "
+        "fresh ones",
     )
 
 

@@ -39,6 +39,7 @@ class Device:
         open_history, open_cohort: read the data and the state when first asked for.
         newest: (k,) validation items, where they count as history when the test item is scored; else None.
         smallest_sum: users that must be behind whatever is summed up and sent.
+        secret: of the node, which keys its users' draws; see `engine.draws.Draws`.
     """
 
     users: IntArray
@@ -49,6 +50,7 @@ class Device:
     open_cohort: Callable[[], Cohort]
     newest: IntArray | None = None
     smallest_sum: int = 1
+    secret: bytes = field(default=b"", repr=False)
 
     @cached_property
     def history(self) -> History:

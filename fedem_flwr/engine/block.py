@@ -46,7 +46,7 @@ class Block:
         s = self.samples
         return Block(
             self.users[index],
-            RoundSamples(s.touched[index], s.touched_count[index], s.sign[index], s.row[index], s.size[index]),
+            RoundSamples(*(x[index] for x in (s.touched, s.touched_count, s.sign, s.row, s.size, s.weight))),
             {name: value[index] for name, value in self.parts.items()},
             self.axes,
             {name: value[index] for name, value in self.received.items()},

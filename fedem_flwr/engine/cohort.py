@@ -11,6 +11,7 @@ from torch import Tensor
 from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.contribution import Collector, Contribution, PartSum
 from fedem_flwr.engine.downloads import Download, Downloads, alike
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import train_epochs
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merge import pooled
@@ -103,7 +104,7 @@ class Cohort:
             sums: add up the parts that go up as sums.
         """
         learner = self.learner
-        size = self.data.counts()[who].cpu() * (1 + learner.local.negatives)
+        size = self.data.sizes(learner.local.negatives)[who].cpu()
         merging = self._before_training(who, downloads)
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
         collector = Collector(self.parts, self.data.items, self.device, round_, learner.stages()) if sums else None
@@ -113,7 +114,7 @@ class Cohort:
             loss[index.to(loss.device)] = trained.loss
             if collector is not None:
                 collector.add(_contribution(trained, collector))
-        size = size.to(loss.device)
+        size = self.data.counts()[who].to(loss.device) * (1 + learner.local.negatives)  # decoys do not count
         if collector is not None:
             for name in collector.whole():
                 collector.complete(name, self._whole(name, who, size, downloads))
@@ -191,19 +192,18 @@ class Cohort:
 
     def _train_block(self, who: Tensor, downloads: Downloads, round_: int, merging: bool, keep: bool) -> Trained:
         learner, local = self.learner, self.learner.local
-        samples = draw_samples(self.data, who, local.negatives, learner.seed, round_)
+        draws = Draws(learner.seed, self.data.secret)
+        samples = draw_samples(self.data, who, local.negatives, draws, round_)
         through = merging and learner.merge.schedule == "released"
         block = self.block_of(who, downloads, samples, merging=merging)
         before = {name: block.parts[name].clone() for name in self._going_up()} if keep else {}
         if merging and not through:  # Eq. 11, then Eq. 10 with the new Θ
             step, epochs = learner.adapter_step(block), learner.merge.epochs
-            train_epochs(step, block, local, epochs=epochs, first_epoch=local.epochs, seed=learner.seed, round_=round_)
+            train_epochs(step, block, local, epochs=epochs, first_epoch=local.epochs, draws=draws, round_=round_)
             self.state["adapter"][who] = block.parts["adapter"]
             self.overwrite(who, downloads)
             block = self.block_of(who, downloads, samples, merging=False)
-        loss = train_epochs(
-            learner.step(block, round_), block, local, epochs=local.epochs, seed=learner.seed, round_=round_
-        )
+        loss = train_epochs(learner.step(block, round_), block, local, epochs=local.epochs, draws=draws, round_=round_)
         self.write_back(who, block)
         return Trained(loss, who, block, before)
 
@@ -249,4 +249,4 @@ def _contribution(trained: Trained, collector: Collector) -> Contribution:
     rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
     values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
     samples = block.samples
-    return Contribution(block.users, samples.size, samples.touched, block.real, rows, trained.before, values)
+    return Contribution(block.users, samples.weight, samples.touched, block.real, rows, trained.before, values)

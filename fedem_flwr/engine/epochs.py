@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedem_flwr.engine.block import Block
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.samples import shuffled_rows
 
 
@@ -41,7 +42,7 @@ class Step(Protocol):
 
 
 def train_epochs(
-    step: Step, block: Block, settings: LocalSettings, *, epochs: int, seed: int, round_: int, first_epoch: int = 0
+    step: Step, block: Block, settings: LocalSettings, *, epochs: int, draws: Draws, round_: int, first_epoch: int = 0
 ) -> Tensor:
     """Run a step over shuffled batches; `block`'s tensors are trained in place.
 
@@ -61,7 +62,7 @@ def train_epochs(
     current = block
     for epoch in range(epochs):
         samples = current.samples
-        order = shuffled_rows(samples, current.users, seed, round_, first_epoch + epoch)
+        order = shuffled_rows(samples, current.users, draws, round_, first_epoch + epoch)
         order = pad(order, (0, -order.shape[1] % settings.batch_size))  # every batch has the same width in every block
         for start in range(0, order.shape[1], settings.batch_size):
             row = order[:, start : start + settings.batch_size]

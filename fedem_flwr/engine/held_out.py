@@ -82,4 +82,4 @@ def without(histories: TrainingItems, held: HeldOut) -> TrainingItems:
     left = np.append(0, np.cumsum(np.bincount(owner[kept], minlength=len(offsets) - 1)))
     arrays = (held.rest.offsets, held.rest.values, left, items[kept])
     tensors = [torch.from_numpy(np.asarray(array, np.int64)).to(device) for array in arrays]
-    return TrainingItems(histories.users, m, *tensors)
+    return TrainingItems(histories.users, m, *tensors, decoys=histories.decoys, secret=histories.secret)

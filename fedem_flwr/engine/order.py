@@ -7,16 +7,16 @@ the cohort leave: of the encoder's weights and of the touched item rows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.history import History, IntArray
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.models.encoder import Dropout, Encoder
-from fedem_flwr.randomness import keyed_integers
 
 _BLOCK = 32  # users whose activations are held at a time, in one worker
 _LEAST = 2  # items of a sequence: one to predict from, one to predict
@@ -30,13 +30,19 @@ class OrderTask:
         encoder: its shape.
         negatives: drawn for each user and round, shared by its positions; 0 is the whole catalogue.
         rows: whether the item rows learn too.
-        seed: keys the draws.
+        seed, secret: key the draws; see `draws.Draws`.
     """
 
     encoder: Encoder
     negatives: int
     rows: bool
     seed: int
+    secret: bytes = field(default=b"", repr=False)
+
+    @property
+    def draws(self) -> Draws:
+        """The key of the clients' draws."""
+        return Draws(self.seed, self.secret)
 
 
 @dataclass
@@ -98,11 +104,10 @@ def _block(task: OrderTask, weights: Tensor, rows: Tensor, items: Tensor, users:
     before, after = items[:, :-1], items[:, 1:]  # (k, l)
     real = before < m
     gathered = table[before.clamp(max=m - 1)]
-    drop = Dropout(task.encoder.dropout, task.seed, round_, users)
+    drop = Dropout(task.encoder.dropout, task.draws.own_seed, round_, users)
     hidden = task.encoder.hidden(own, gathered, real, drop)  # (k, l, d)
     if task.negatives:
-        drawn = torch.arange(task.negatives, device=users.device)
-        negatives = keyed_integers(m, task.seed, "order/negatives", round_, users[:, None], drawn)  # (k, s)
+        negatives = task.draws.bits("order/negatives", (round_,), users, task.negatives) % m  # (k, s)
         wrong = hidden @ table[negatives].mT + math.log(m / task.negatives)  # (k, l, s): each stands for m / s items
         wrong = wrong.masked_fill(negatives[:, None, :] == after[:, :, None], -math.inf)
         right = (hidden * table[after.clamp(max=m - 1)]).sum(-1, keepdim=True)

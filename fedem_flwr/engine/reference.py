@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedem_flwr.engine.block import Trained
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.optimizer import Update
 from fedem_flwr.engine.samples import RoundSamples, draw_samples, shuffled_rows
 
@@ -99,7 +100,8 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
         who: (1,) its position. merging: whether it trains through a merge. keep: return its rows before, too.
     """
     learner, merge = cohort.learner, cohort.learner.merge
-    samples = draw_samples(cohort.data, who, learner.local.negatives, learner.seed, round_)
+    draws = Draws(learner.seed, cohort.data.secret)
+    samples = draw_samples(cohort.data, who, learner.local.negatives, draws, round_)
     values = {name: value[0] for name, value in cohort.seen(who, downloads, merge=False)[0].items()}
     received = downloads[learner.merged].of(who)[0] if merging else None
     block = cohort.block_of(who, downloads, samples, merging=False)
@@ -108,7 +110,17 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
     through = merging and merge.schedule == "released"
     adapter = [Update({"adapter": merge.lr})] if merging and merge.learned else []
     if merging and not through:  # Eq. 11, Eq. 10
-        _epochs(client, adapter, client.through_merge, samples, block.users, round_, merge.epochs, learner.local.epochs)
+        _epochs(
+            client,
+            adapter,
+            client.through_merge,
+            samples,
+            block.users,
+            draws,
+            round_,
+            merge.epochs,
+            learner.local.epochs,
+        )
         everything = torch.arange(cohort.data.items)
         with torch.no_grad():
             merged = client.through_merge(client.values, everything)[learner.merged]
@@ -116,7 +128,7 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
             cohort.state[learner.merged][who] = merged.unsqueeze(0)
     rows = client.through_merge if through else client.plain
     updates = [*(adapter if through else []), *learner.updates(round_)]
-    loss = _epochs(client, updates, rows, samples, block.users, round_, learner.local.epochs, 0)
+    loss = _epochs(client, updates, rows, samples, block.users, draws, round_, learner.local.epochs, 0)
     touched = samples.touched[0]
     for name, value in client.values.items():
         trained = value.detach()
@@ -131,6 +143,7 @@ def _epochs(
     rows: Rows,
     samples: RoundSamples,
     users: Tensor,
+    draws: Draws,
     round_: int,
     epochs: int,
     first_epoch: int,
@@ -140,7 +153,7 @@ def _epochs(
     optimisers = [(update, client.optimiser(update)) for update in updates]
     total = mean = 0.0
     for epoch in range(epochs):
-        order = shuffled_rows(samples, users, client.learner.seed, round_, first_epoch + epoch)[0, :count]
+        order = shuffled_rows(samples, users, draws, round_, first_epoch + epoch)[0, :count]
         for batch in order.split(local.batch_size):
             items, sign = samples.touched[0][batch], samples.sign[0][batch]
             losses = [client.step(update, optimiser, rows, items, sign) for update, optimiser in optimisers]

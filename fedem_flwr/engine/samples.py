@@ -1,19 +1,20 @@
 """The samples of a local round: positives, freshly drawn negatives, touched rows, and the order of the batches.
 
-Every draw is keyed by (seed, round, user, position), so a user gets the same samples in any cohort, node or runtime.
+Every draw is keyed by (seed, round, user, position), so a user gets the same samples in any cohort, node or runtime;
+with a node's secret in the seed's place, on that node only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.errors import InputError
-from fedem_flwr.randomness import keyed_bits, keyed_integers
 
 _POSITION_BITS = 20  # a user's samples in one round: at most 2**20
 _LANES = (
@@ -30,6 +31,8 @@ class TrainingItems:
         items: m, the catalogue's size.
         positive_offsets, positive_items: CSR of the training items.
         forbidden_offsets, forbidden_items: CSR, sorted and unique inside a user.
+        decoys: offsets and items of a CSR, or None: drawn as negatives in every round (see `engine.decoys`).
+        secret: of the node; see `engine.draws.Draws`.
     """
 
     users: Tensor
@@ -38,10 +41,17 @@ class TrainingItems:
     positive_items: Tensor
     forbidden_offsets: Tensor
     forbidden_items: Tensor
+    decoys: tuple[Tensor, Tensor] | None = field(default=None, kw_only=True)
+    secret: bytes = field(default=b"", kw_only=True, repr=False)
 
     def counts(self) -> Tensor:
         """(k,) training positives of each user."""
         return self.positive_offsets.diff()
+
+    def sizes(self, negatives: int) -> Tensor:
+        """(k,) samples of each user in a round."""
+        size = self.counts() * (1 + negatives)
+        return size if self.decoys is None else size + self.decoys[0].diff()
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class RoundSamples:
         sign: (k, t) −1 where the row is a positive, +1 otherwise.
         row: (k, s) the touched row of every sample; padding is 0.
         size: (k,) how many of the s samples are real.
+        weight: (k,) how many a user counts for in means: decoys, of which the server knows nothing, do not count.
     """
 
     touched: Tensor
@@ -61,6 +72,7 @@ class RoundSamples:
     sign: Tensor
     row: Tensor
     size: Tensor
+    weight: Tensor
 
 
 def padded_rows(offsets: Tensor, values: Tensor, rows: Tensor, fill: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +87,7 @@ def padded_rows(offsets: Tensor, values: Tensor, rows: Tensor, fill: int) -> tup
 
 
 def draw_negatives(
-    forbidden: Tensor, allowed: Tensor, positives: int, each: int, seed: int, round_: int, users: Tensor
+    forbidden: Tensor, allowed: Tensor, positives: int, each: int, draws: Draws, round_: int, users: Tensor
 ) -> Tensor:
     """Draw `each` distinct negatives for every positive, uniformly from the items that are not forbidden.
 
@@ -84,20 +96,19 @@ def draw_negatives(
         allowed: (k,) how many items are not forbidden; where fewer than `each`, items repeat.
         positives: p, the padded number of positives.
         each: negatives a positive.
-        seed, round_, users (k,): the key of the draws.
+        draws, round_, users (k,): the key of the draws.
 
     Returns:
         (k, p, each) items. Exact sampling without replacement inside one positive: the j-th draw is uniform over the
         items that are left, and is shifted past those already taken, in ascending order.
     """
     k = users.shape[0]
-    position = torch.arange(positives, device=users.device)
     if not each:
-        return position.new_empty((k, positives, 0))
+        return users.new_empty((k, positives, 0))
     taken: list[Tensor] = []  # (k, p) each, ascending
     for j in range(each):
         left = (allowed - j).clamp(min=1)[:, None]
-        draw = keyed_integers(left, seed, "train/negatives", round_, users[:, None], position, j)
+        draw = draws.bits("train/negatives", (round_,), users, positives, (j,)) % left
         for earlier in taken:
             draw = draw + (draw >= earlier)
         draw = torch.minimum(draw, (allowed - 1).clamp(min=0)[:, None])  # only where items must repeat
@@ -110,8 +121,8 @@ def draw_negatives(
     return (flat + torch.searchsorted(gaps, flat, right=True)).view_as(ranks)
 
 
-def draw_samples(histories: TrainingItems, rows: Tensor, negatives: int, seed: int, round_: int) -> RoundSamples:
-    """Positives and fresh negatives of the cohort's users `rows` (k,), for one round: the D_u of Eq. 2."""
+def draw_samples(histories: TrainingItems, rows: Tensor, negatives: int, draws: Draws, round_: int) -> RoundSamples:
+    """Positives and fresh negatives of the cohort's users `rows` (k,), for one round: the D_u of Eq. 2; and decoys."""
     users = histories.users[rows]
     positives, real = padded_rows(histories.positive_offsets, histories.positive_items, rows, 0)
     m = histories.items
@@ -119,12 +130,12 @@ def draw_samples(histories: TrainingItems, rows: Tensor, negatives: int, seed: i
     allowed = m - (forbidden < m).sum(1)
     k, p = positives.shape
     # A positive and its negatives lie side by side, so the real samples are a prefix of each row.
-    drawn = draw_negatives(forbidden, allowed, p, negatives, seed, round_, users)
+    drawn = draw_negatives(forbidden, allowed, p, negatives, draws, round_, users)
     usable = (allowed > 0).view(-1, 1, 1)
     items = torch.cat([positives.unsqueeze(-1), torch.where(usable, drawn, positives.unsqueeze(-1))], dim=-1)
-    items = items.view(k, -1)  # (k, s)
-    size = real.sum(1) * (1 + negatives)
-    valid = real.unsqueeze(-1).expand(-1, -1, 1 + negatives).reshape(k, -1)
+    weight = real.sum(1) * (1 + negatives)
+    items, size = _behind(items.view(k, -1), weight, histories.decoys, rows)  # (k, s)
+    valid = torch.arange(items.shape[1], device=users.device) < size[:, None]
     # Equal items lie side by side in item order, and the place of an item's first sample counts the touched rows.
     ordered, position = _sorted_with_positions(torch.where(valid, items, m))  # (k, s); m is padding
     is_real = ordered < m
@@ -137,10 +148,24 @@ def draw_samples(histories: TrainingItems, rows: Tensor, negatives: int, seed: i
     touched = torch.zeros((k, width), dtype=torch.int64, device=users.device)
     touched[owner, slot[owner, column]] = ordered[owner, column]
     row = torch.zeros_like(items).scatter_(1, position, torch.where(is_real, slot, 0))
-    owner, column = (is_real & (position % (1 + negatives) == 0)).nonzero(as_tuple=True)
+    is_positive = (position % (1 + negatives) == 0) & (position < weight[:, None])  # decoys lie behind them
+    owner, column = (is_real & is_positive).nonzero(as_tuple=True)
     sign = torch.ones(touched.shape, device=users.device)
     sign[owner, slot[owner, column]] = -1.0
-    return RoundSamples(touched, touched_count, sign, row, size)
+    return RoundSamples(touched, touched_count, sign, row, size, weight)
+
+
+def _behind(items: Tensor, size: Tensor, decoys: tuple[Tensor, Tensor] | None, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples (k, s) and how many are real (k,), with the decoys behind the real ones."""
+    if decoys is None:
+        return items, size
+    values, real = padded_rows(*decoys, rows, 0)
+    grown = size + real.sum(1)
+    width = max(items.shape[1], int(grown.max()))
+    items = torch.nn.functional.pad(items, (0, width - items.shape[1]))
+    owner, column = real.nonzero(as_tuple=True)
+    items[owner, size[owner] + column] = values[owner, column]
+    return items, grown
 
 
 def _sorted_with_positions(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,12 +185,12 @@ def _sorted_with_positions(values: Tensor) -> tuple[Tensor, Tensor]:
     return ordered >> _POSITION_BITS, ordered & ((1 << _POSITION_BITS) - 1)
 
 
-def shuffled_rows(samples: RoundSamples, users: Tensor, seed: int, round_: int, epoch: int) -> Tensor:
+def shuffled_rows(samples: RoundSamples, users: Tensor, draws: Draws, round_: int, epoch: int) -> Tensor:
     """(k, s) touched rows in the epoch's sample order; the real samples come first, padding stays behind them."""
     position = torch.arange(samples.row.shape[1], device=users.device)
-    draws = keyed_bits(seed, "train/shuffle", round_, epoch, users[:, None], position) >> _POSITION_BITS
+    drawn = draws.bits("train/shuffle", (round_, epoch), users, len(position)) >> _POSITION_BITS
     padding = 1 << (63 - _POSITION_BITS)  # above every draw
-    _, order = _sorted_with_positions(draws.masked_fill_(position >= samples.size[:, None], padding - 1))
+    _, order = _sorted_with_positions(drawn.masked_fill_(position >= samples.size[:, None], padding - 1))
     return samples.row.gather(1, order)
 
 

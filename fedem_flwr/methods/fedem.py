@@ -69,6 +69,16 @@ class FedEM(Factorisation):
         alike = similarity(tables, settings.similarity, pca_sign=settings.pca_sign, saturate=settings.saturate)
         return aggregation_weights(settings.weights, shares, alike, settings.alpha)
 
+    def caveats(self) -> list[str]:
+        """What the server learns of single users."""
+        if not self.federated:
+            return []
+        return [
+            "The server sees a table of each user: a single upload shows which items that user has met, and the rows "
+            "that a few of its uploads have in common do so, too. privacy.secret_draws does not hide it. Sums over "
+            "many users do (fedmf, fedials); secure aggregation is to come"
+        ]
+
     def diagnostics(self, state: State) -> dict[str, object]:
         """The last round's weights: each client's own, how many are not zero, and a sample of the matrix."""
         if "weights-own" not in state:

@@ -1,5 +1,6 @@
 """A networked node's side of a run: its shard, its state folder, and the runs it has been introduced to.
 
+    STATE/draws.key                           keys its users' draws in every run (see `nodes.secret`)
     STATE/runs/KEY/run.json, config.toml      the run as its server introduced it
     STATE/runs/KEY/nodes/node-000003/...      private state, one file a round (see `runtime.state_store`)
 
@@ -30,6 +31,7 @@ from fedem_flwr.files import write_atomically
 from fedem_flwr.network.introduction import GREETING, Introduction
 from fedem_flwr.nodes.host import NodeHost, node_name
 from fedem_flwr.nodes.policy import NodePolicy
+from fedem_flwr.nodes.secret import SECRET_FILE
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.split import Split
 
@@ -69,6 +71,10 @@ class ShardHost(NodeHost):
     def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
         """Store the state of every round: this process may be killed in any."""
         super().keep(node, round_, cohort, durable=True, keep_from=keep_from)
+
+    def secret_file(self, node: int) -> Path:
+        """Of the node, not of the run: new decoys in every run would tell the history when runs are compared."""
+        return self.run_dir.parents[1] / SECRET_FILE
 
     @property
     def state_dir(self) -> Path:

@@ -20,11 +20,13 @@ from fedem_flwr.contract import Device, Method
 from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.decoys import with_decoys
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
 from fedem_flwr.nodes.policy import NodePolicy
+from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import user_range
 from fedem_flwr.protocol.splits import Split, user_rows
@@ -66,6 +68,7 @@ class NodeHost:
         threads: torch threads for the process; 0 leaves them.
         resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
         policy: what may go up; a simulation's unless it is said.
+        trains: whether users train here; who only scores needs no secret of theirs.
     """
 
     run_dir: Path
@@ -73,6 +76,7 @@ class NodeHost:
     threads: int = 0
     resident: bool = False
     policy: NodePolicy = field(default_factory=NodePolicy.simulation)
+    trains: bool = True
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
@@ -119,13 +123,23 @@ class NodeHost:
             lambda: self.cohort(node, round_),
             np.asarray(split.validation[split.rows(users)]) if later else None,
             self.policy.smallest_sum,
+            self.secret(node),
         )
 
     def data(self, node: int) -> TrainingItems:
         """What the node's users interacted with; sliced once."""
         if node not in self._data:
-            self._data[node] = slice_histories(self.split, self.users(node), self.device())
+            found, secret = slice_histories(self.split, self.users(node), self.device()), self.secret(node)
+            self._data[node] = with_decoys(found, secret, self.config.privacy.decoys) if secret else found
         return self._data[node]
+
+    def secret(self, node: int) -> bytes:
+        """What keys the draws of the node's users in the seed's place; empty unless `privacy.secret_draws`."""
+        return secret_of(self.secret_file(node)) if self.trains and self.config.privacy.secret_draws else b""
+
+    def secret_file(self, node: int) -> Path:
+        """Beside the node's state, so that a run that is resumed draws as before."""
+        return self.state_dir / node_name(node) / SECRET_FILE
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""

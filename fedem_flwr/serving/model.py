@@ -63,7 +63,7 @@ class CpuModel(ServedModel):
 
     def client(self, node: int) -> Any:
         """The client of a node, in this process."""
-        host = _CpuHost(self.run.directory.path.resolve(), self.run.nodes)
+        host = _CpuHost(self.run.directory.path.resolve(), self.run.nodes, trains=False)
         return client_of(self.run.config.method.strategy, self.run.config.method.client)(host, node)
 
     @property

@@ -45,7 +45,7 @@ class ServedModel:
 
     def client(self, node: int) -> Any:
         """The client of a node, in this process."""
-        host = NodeHost(self.run.directory.path.resolve(), self.run.nodes, self.run.config.run.threads)
+        host = NodeHost(self.run.directory.path.resolve(), self.run.nodes, self.run.config.run.threads, trains=False)
         return client_of(self.run.config.method.strategy, self.run.config.method.client)(host, node)
 
     def message(self, users: np.ndarray) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:

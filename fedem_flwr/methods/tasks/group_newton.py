@@ -69,12 +69,13 @@ class GroupStep(HeldOutStep):
         return Upload(arrays, plain.samples, plain.loss)
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:
-        """Members that are more than these users."""
-        return (
-            "'members' are not these users"
-            if arrays["members"].sum() > users
-            else super().problem(arrays, users, samples)
-        )
+        """Members that are more than these users, or counts that are more than a group's members."""
+        members, group = arrays["members"], arrays["group-items"] // self.method.items
+        if members.sum() > users:
+            return "'members' are not these users"
+        if bool((arrays["group-counts"] > members[group]).any()):
+            return "'group-counts' are of more users than their groups have"
+        return super().problem(arrays, users, samples)
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """The global table's step, then the groups'; with some of the users small ones, with running means."""

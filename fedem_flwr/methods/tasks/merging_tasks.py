@@ -13,6 +13,7 @@ from torch import Tensor
 from fedem_flwr.aggregation.adam import ServerAdam
 from fedem_flwr.aggregation.groups import moved_centres
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.elastic import Evidence, centre_sums, curves
 from fedem_flwr.engine.history import IntArray
 from fedem_flwr.methods.tasks.merging import Merging
@@ -63,7 +64,7 @@ class Cluster(MergingTask):
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """By keyed lot among a few of the users where there are no centres yet."""
         config = self.merging.config
-        groups, seed = config.elastic.groups, config.run.seed
+        groups, seed = config.elastic.groups, Draws(config.run.seed, device.secret).own_seed
         users, samples, loss = self.method.embeddings(device, asked)
         if asked.has("centres"):
             group = (users @ asked.tensor("centres").T).argmax(1)
@@ -134,7 +135,7 @@ class Curve(FitTask):
         return {"curve": Field((len(self.merging.config.elastic.rhos),)), "behind": self.behind}
 
     def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
-        """Losses that these users' held-out items cannot have: log2(1 + rank) is at most that of the whole catalogue."""
+        """Losses that these users' held-out items cannot have: log2(1 + rank) of the catalogue's last is the most."""
         return self.misfit("curve", arrays, users, 0.0, float(np.log2(1 + self.merging.items)))
 
     def fitted(self, device: Device, asked: Asked, evidence: Evidence) -> tuple[dict[str, np.ndarray], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -54,7 +55,8 @@ class OrderEncoder(Task):
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """See `engine.order.OrderSums`."""
         rows, weights = asked.tensor("rows"), asked.tensor("weights")
-        sums = order_sums(self.task, weights, rows, device.history, asked.who, asked.round)
+        task = replace(self.task, secret=device.secret)
+        sums = order_sums(task, weights, rows, device.history, asked.who, asked.round)
         touched = sums.touched.nonzero().squeeze(1)
         found = {"items": touched.int(), "rows": sums.rows[touched].float(), "weights": sums.weights.float()}
         arrays = {name: values.cpu().numpy() for name, values in found.items()}
