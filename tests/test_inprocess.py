@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,9 +88,15 @@ def test_a_client_cannot_change_what_others_are_sent() -> None:
     assert run_inprocess(echo_app(spoil), server, nodes=3, run_config={"scale": 1}) == [False] * 3
 
 
-def test_deadline_counts_the_nodes_time_only() -> None:
+def test_deadline_counts_the_nodes_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
     def slow(message: Message, context: Context) -> Message:
-        time.sleep(0.06)
+        sleep(0.06)
         return Message(RecordDict(), reply_to=message)
 
     def server(grid: Grid) -> tuple[int, int, int]:
@@ -98,12 +104,13 @@ def test_deadline_counts_the_nodes_time_only() -> None:
             count = 0
             messages = (plain_message(node) for node in grid.get_node_ids())
             for _ in grid.send_and_receive(messages, timeout=timeout):
-                time.sleep(pause)
+                sleep(pause)
                 count += 1
             return count
 
         return ask(0.0), ask(0.1), ask(1.0, pause=0.4)
 
+    monkeypatch.setattr(inprocess, "time", SimpleNamespace(perf_counter=lambda: now))
     assert run_inprocess(echo_app(slow), server, nodes=4, run_config={}) == (0, 2, 4)
 
 

@@ -43,12 +43,18 @@ class Page(HTMLParser):
         self.targets += [value or "" for name, value in attrs if name in loading]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the example run, pictures included."""
+    run = example_run(tmp_path_factory.mktemp("written") / "run")
+    path = write_report(run.path)
+    assert path == run.path / "report.html"
+    return path
+
+
 class TestReport:
-    def test_report_holds_everything(self, tmp_path: Path) -> None:
-        run = example_run(tmp_path / "run")
-        path = write_report(run.path)
-        text = path.read_text(encoding="utf-8")
-        assert path == run.path / "report.html"
+    def test_report_holds_everything(self, written: Path) -> None:
+        text = written.read_text(encoding="utf-8")
         assert text.count("data:image/svg+xml;base64,") == 4
         wanted = [
             "beats popularity: yes",
@@ -68,8 +74,8 @@ class TestReport:
         assert [words for words in wanted if words not in text] == []
         assert "This protocol leaks" not in text
 
-    def test_nothing_is_loaded_from_elsewhere(self, tmp_path: Path) -> None:
-        text = render_report(example_run(tmp_path / "run").path)
+    def test_nothing_is_loaded_from_elsewhere(self, written: Path) -> None:
+        text = written.read_text(encoding="utf-8")
         page = Page(text)
         assert len(page.targets) == 4
         assert all(target.startswith("data:image/svg+xml;base64,") for target in page.targets)
@@ -80,6 +86,7 @@ class TestReport:
             image = base64.b64decode(target.partition(",")[2])
             assert not re.search(rb'(href|src)="(?!#|data:)', image)
 
+    @pytest.mark.usefixtures("undrawn")
     def test_texts_are_escaped(self, tmp_path: Path) -> None:
         evil = "<script>alert(1)</script>"
         run = example_run(tmp_path / "run", dataset=evil, method=evil, command=evil, notes=[evil], runtime=evil)
@@ -93,6 +100,7 @@ class TestReport:
         assert evil not in text
         assert text.count("&lt;script&gt;") >= 9
 
+    @pytest.mark.usefixtures("undrawn")
     def test_a_leaking_protocol_is_called_one(self, tmp_path: Path) -> None:
         text = render_report(example_run(tmp_path / "run", protocol="paper", selected="best_test").path)
         assert "This protocol leaks: " in text
@@ -100,12 +108,8 @@ class TestReport:
 
     @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "summary.json", "diagnostics.json"])
     @pytest.mark.parametrize("damage", ["missing", "half"])
-    def test_each_file_may_be_missing_or_cut(
-        self, tmp_path: Path, name: str, damage: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(
-            "fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b""
-        )  # draw, do not encode
+    @pytest.mark.usefixtures("undrawn")
+    def test_each_file_may_be_missing_or_cut(self, tmp_path: Path, name: str, damage: str) -> None:
         run = example_run(tmp_path / "run")
         if damage == "missing":
             (run.path / name).unlink()
@@ -145,6 +149,7 @@ class TestReport:
         assert "beats popularity: not measured" in text
         assert not re.search(r"\bnan\b", text, flags=re.IGNORECASE)
 
+    @pytest.mark.usefixtures("undrawn")
     def test_sections_that_not_every_run_has(self, tmp_path: Path) -> None:
         run = example_run(tmp_path / "run", comparison=example_comparison(), warnings=["Half the users <left>."])
         bare = render_report(example_run(tmp_path / "bare").path)
@@ -177,10 +182,8 @@ class TestReport:
 
     @pytest.mark.parametrize("part", ["lists", "tuning"])
     @pytest.mark.parametrize("value", ["x", [], {}, {"rows": ["x"]}, {"rows": [{"a": None}], "chosen": 3}])
-    def test_odd_sections_do_not_spoil_the_report(
-        self, tmp_path: Path, part: str, value: object, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")
+    @pytest.mark.usefixtures("undrawn")
+    def test_odd_sections_do_not_spoil_the_report(self, tmp_path: Path, part: str, value: object) -> None:
         run = example_run(tmp_path / "run")
         run.write_diagnostics({part: value})
         assert "</html>" in render_report(run.path)
@@ -194,6 +197,7 @@ class TestReport:
         assert not any(chosen for _, chosen in grid.rows)
         assert grid.sentence == "Nothing was chosen."
 
+    @pytest.mark.usefixtures("undrawn")
     def test_rounds_without_an_evaluation_render(self, tmp_path: Path) -> None:
         run = example_run(tmp_path / "run")
         run.truncate_metrics(1)
@@ -207,10 +211,9 @@ class TestReport:
             write_report(tmp_path)
         assert list(tmp_path.iterdir()) == []
 
-    def test_against_draws_and_lists_the_other_run(self, tmp_path: Path) -> None:
-        run = example_run(tmp_path / "run")
+    def test_against_draws_and_lists_the_other_run(self, written: Path, tmp_path: Path) -> None:
         other = example_run(tmp_path / "other", method="fedmf")
-        alone, both = render_report(run.path), render_report(run.path, [other.path])
+        alone, both = written.read_text(encoding="utf-8"), render_report(written.parent, [other.path])
         assert "fedmf, best validation" in both
         assert "fedmf" not in alone
         assert Page(alone).targets[0] != Page(both).targets[0]  # the convergence plot

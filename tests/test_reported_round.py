@@ -40,6 +40,7 @@ def test_rounds_without_an_evaluation_are_not_chosen_and_not_called_a_loss() -> 
         selection.best_line([], "best_test")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_rounds_on_fewer_users_are_named(tmp_path: Path) -> None:
     lines = [metrics_line(n, evaluated_users=943 - 100 * (n in (2, 5))) for n in range(1, 7)]
     assert selection.partial_text([metrics_line(1)], 943) == ""

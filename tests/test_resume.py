@@ -77,10 +77,11 @@ def test_death_between_rare_checkpoints_and_with_some_participants(tmp_path: Pat
 
 
 def run_options(out: Path) -> list[str]:
-    some = ["--rounds=30", "--method=fedem", "--set=run.checkpoint_every=1", "--quiet", f"--out={out}"]
+    some = ["--rounds=12", "--method=fedem", "--set=run.checkpoint_every=1", "--quiet", f"--out={out}"]
     return ["run", *TINY_OPTIONS, *some]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_three_kills_at_random_moments(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     whole = tmp_path / "whole"

@@ -12,6 +12,8 @@ import pytest
 from dying import fedem, results
 from worlds import TINY_OPTIONS, config_of, prepare
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from flwr.serverapp import Grid
 from toy_app import by_partition, echo_app, orders, plain_message, three_rounds, toy_app
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime import inprocess, simulation, surroundings
+from fedem_flwr.runtime import inprocess, ordered, simulation, surroundings
 from fedem_flwr.runtime.inprocess import run_inprocess, task_identity
 from fedem_flwr.runtime.simulation import run_simulation_runtime
 
@@ -55,7 +57,13 @@ def test_environment_is_put_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert dict(os.environ) == before
 
 
-def test_replies_come_in_the_order_of_messages() -> None:
+def pass_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundredth of a second goes by with each look at the clock, however busy the machine is."""
+    ticks = itertools.count()
+    monkeypatch.setattr(ordered, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 100))
+
+
+def test_replies_come_in_the_order_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for Flower's grid hands replies out backwards, one a pull, and keeps the last for itself."""
 
     class Backwards(inprocess.InProcessGrid):
@@ -63,6 +71,7 @@ def test_replies_come_in_the_order_of_messages() -> None:
             ready = sorted(set(message_ids) - {"4"}, key=int)[-1:]
             return super().pull_messages(ready)
 
+    pass_time(monkeypatch)
     with task_identity():
         grid = simulation.SimulationGrid(
             Backwards(toy_app(), nodes=4, run_config={"scale": 1.0}), stopped := threading.Event()
@@ -86,6 +95,7 @@ def test_a_message_is_sent_again_while_a_process_restarts(monkeypatch: pytest.Mo
             return Message(Error(simulation.PROCESS_LOST, "died\n of  it"), reply_to=message)
         return Message(RecordDict(), reply_to=message)
 
+    pass_time(monkeypatch)
     monkeypatch.setattr(simulation, "RESTART_PAUSE", 0.01)
     monkeypatch.setattr(simulation, "RESTART_SECONDS", 0.3)
     with task_identity():
