@@ -1,6 +1,7 @@
 # Everything a fresh machine with Python 3.11 or newer needs:
 #     make run     set up .venv and train on the embedded data set (ARGS="..." is passed to `fedem run`)
-#     make test    set up .venv with the developers' tools and run the tests (ARGS="..." is passed to pytest)
+#     make test    set up .venv with the developers' tools and run the tests (ARGS="..." is passed to pytest;
+#                  WORKERS=0 runs them in one process)
 #     make test-flower FLOWER=1.41   the tests that touch Flower, on any of its admitted releases
 # Set-up happens once; it is repeated when pyproject.toml or the pins change.
 
@@ -9,6 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 CONSTRAINTS ?= constraints.txt
+WORKERS ?= 2
 # A candidate must run, be new enough and be able to make environments. The version of the pins comes first.
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 PYTHON_CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
@@ -33,7 +35,7 @@ run: $(VENV)/.installed
 	@$(BIN)/fedem run $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 # Runtimes against each other, networks, `flwr run`; then whatever else names Flower.
 test-flower:

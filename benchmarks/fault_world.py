@@ -223,7 +223,8 @@ class FaultWorld:
     def watching(self, name: str) -> dict[str, str]:
         """The environment of a process with a saboteur in it, who may also take notes."""
         notes = {"FEDEM_OPENED": str(self.folder / f"opened-{name}.txt")} if self.watched else {}
-        return {"PYTHONPATH": str(SABOTAGE), **notes}
+        found = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # a checkout that is not installed, say
+        return {"PYTHONPATH": os.pathsep.join(filter(None, [str(SABOTAGE), *found])), **notes}
 
     def _tend(self) -> None:
         """Start anew what has ended, as `restart: unless-stopped` does."""

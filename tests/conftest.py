@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before anything imports Flower, which decides then
 
 ROOT = Path(__file__).resolve().parent.parent
+ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests
+PROCESSES = "processes"
+
+# How long an example takes is the machine's business; what continuous integration changes beside that stays.
+settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
+
+
+def pytest_configure() -> None:
+    # A shell's background jobs ignore Ctrl-C, and so would every process that a test starts and interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if ONE_OF_SEVERAL:  # they share the cores
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share what they look at: one process runs them. What starts processes is one group, and first."""
+    if not ONE_OF_SEVERAL:
+        return
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(PROCESSES if starts_processes(item) else item.path.stem))
+    items.sort(key=lambda item: not starts_processes(item))
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Whether a test starts processes that want the whole machine, so that another such test had better wait."""
+    return any(item.get_closest_marker(mark) for mark in ("ray", "network"))
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +52,9 @@ def data_dir() -> Path:
         if candidate and (Path(candidate) / "filmtrust" / "ratings.dat").is_file():
             return Path(candidate)
     pytest.skip("real data sets not found: set FEDEM_DATA to the folder that holds filmtrust/, ml-100k/, ...")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of reports stay empty, where they are not what is tested: encoding them takes most of the time."""
+    monkeypatch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")

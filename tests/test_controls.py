@@ -1,51 +1,19 @@
-"""The controls: known answers, dense slow twins, how settings are chosen, published figures, and the cache."""
+"""The controls: known answers and dense slow twins."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
+from control_worlds import NAMES, WAYS, checkerboard, dense_ease, drifting
 
-from fedem_flwr.config.registry import BUILT_IN
-from fedem_flwr.data import Interactions, load_dataset
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation import METRICS, cached_controls, compute_controls, evaluate_scores, headline, linear, tuning
+from fedem_flwr.evaluation import METRICS, compute_controls, headline, linear
 from fedem_flwr.evaluation import controls as module
-from fedem_flwr.evaluation.control_cache import Measured
-from fedem_flwr.experiment import controls as runtime
-from fedem_flwr.protocol.split import Protocol, Split
-from fedem_flwr.protocol.splits import make_split
-from tests.worlds import config_of
-
-
-def checkerboard(users: int = 40, items: int = 60, seed: int = 0) -> Split:
-    """Two taste groups: even users take even items, odd users odd ones."""
-    rng = np.random.default_rng(seed)
-    taken = [rng.permutation(np.arange(user % 2, items, 2))[:14] for user in range(users)]
-    rows = np.concatenate(taken)
-    codes, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return make_split(
-        Interactions(
-            name="checkerboard",
-            user=np.repeat(np.arange(users), 14),
-            item=np.argsort(order)[inverse].astype(np.int64),
-            rating=None,
-            time=np.arange(len(rows), dtype=np.float64),
-            user_ids=np.array([f"u{user}" for user in range(users)]),
-            item_ids=np.array([f"i{code}" for code in codes[order]]),
-        ),
-        "strict",
-        seed=seed,
-    )
+from fedem_flwr.protocol.split import Protocol
 
 
 @pytest.mark.parametrize(("protocol", "first"), [("paper", 0.5), ("strict", 0.25)])
@@ -54,40 +22,6 @@ def test_the_headline_is_the_protocols_own(protocol: Protocol, first: float) -> 
     result = headline(protocol, full, sampled)
     assert all(result[name] == first for name in METRICS)
     assert result["full"] == full and result["sampled99"] == sampled
-
-
-NAMES = ("random", "popularity", "item_knn", "ease", "ease_recent")
-WAYS = ("full", "sampled99")
-
-
-def drifting(users: int = 60, items: int = 80, seed: int = 1) -> Split:
-    """Users who move on: a user's items are near a place in the catalogue that wanders with time."""
-    rng = np.random.default_rng(seed)
-    taken = []
-    for _ in range(users):
-        place, seen = float(rng.integers(items)), []
-        while len(seen) < 16:
-            place += rng.normal(0, 4)
-            item = round(place) % items
-            if item not in seen:
-                seen.append(item)
-        taken.append(seen)
-    rows = np.concatenate(taken)
-    codes, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return make_split(
-        Interactions(
-            name="drifting",
-            user=np.repeat(np.arange(users), 16),
-            item=np.argsort(order)[inverse].astype(np.int64),
-            rating=None,
-            time=np.arange(len(rows), dtype=np.float64),
-            user_ids=np.array([f"u{user}" for user in range(users)]),
-            item_ids=np.array([f"i{code}" for code in codes[order]]),
-        ),
-        "strict",
-        seed=seed,
-    )
 
 
 def test_every_control_has_the_summary_form() -> None:
@@ -135,12 +69,6 @@ def test_popularity_counts_users_not_rows() -> None:
     )
     result, _ = module.popularity_control(split)
     assert result["sampled99"]["mrr"] == pytest.approx((1 / 2 + 1 / 2) / 2)
-
-
-def dense_ease(matrix: NDArray[Any], ridge: float) -> NDArray[Any]:
-    """B as its paper writes it."""
-    inverse = np.linalg.inv(matrix.T @ matrix + ridge * np.eye(matrix.shape[1]))
-    return np.eye(matrix.shape[1]) - inverse / np.diag(inverse)
 
 
 @pytest.mark.parametrize("users", [25, 45, 90])
@@ -218,226 +146,3 @@ def test_ease_is_skipped_where_its_tables_would_not_fit(monkeypatch: pytest.Monk
     measured = module.measure_controls(checkerboard())
     assert [name for name in NAMES if "skipped" in measured.results[name]] == ["ease", "ease_recent"]
     assert tuple(measured.per_user) == NAMES[:3]
-
-
-# --- how settings are chosen --------------------------------------------------------------------------------
-
-
-def validation_gain(split: Split, scores: NDArray[Any], way: str) -> float:
-    everyone = np.arange(split.users)
-    found = evaluate_scores(split, everyone, torch.from_numpy(scores.astype(np.float32)), which="validation")
-    return found[way].means()["ndcg@10"]
-
-
-def test_settings_are_those_of_brute_force_over_the_grid() -> None:
-    split = drifting()
-    dense = split.train_csr().toarray().astype(np.float64)
-    controls = compute_controls(split)
-    for way in WAYS:
-        plain = {r: validation_gain(split, dense @ dense_ease(dense, r), way) for r in module.RIDGES}
-        assert plain[controls["ease"]["settings"][way]["lambda"]] == max(plain.values())
-        assert controls["ease"]["validation"][way]["ndcg@10"] == pytest.approx(max(plain.values()), abs=1e-9)
-        recent = {}
-        for ridge, half_life in itertools.product(module.RIDGES, module.HALF_LIVES):
-            rows = np.zeros_like(dense)
-            for user in range(split.users):
-                history = split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]]
-                for age, item in enumerate(history[::-1]):
-                    rows[user, item] = 0.5 ** (age / half_life)
-            recent[ridge, half_life] = validation_gain(split, rows @ dense_ease(dense, ridge), way)
-        chosen = controls["ease_recent"]["settings"][way]
-        key = (chosen["lambda"], chosen["half_life"] or float("inf"))
-        assert recent[key] == pytest.approx(max(recent.values()), abs=1e-9)
-        assert max(recent.values()) > max(plain.values()), "here the newest items say most"
-
-
-def test_a_ridge_that_is_given_is_not_chosen() -> None:
-    controls = compute_controls(drifting(), ease_lambda=7.0)
-    for name in ("ease", "ease_recent"):
-        assert {controls[name]["settings"][way]["lambda"] for way in WAYS} == {7.0}
-
-
-def test_an_infinite_half_life_is_ease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HALF_LIVES", (float("inf"),))
-    measured = module.measure_controls(drifting())
-    ease, recent = (dict(measured.results[name]) for name in ("ease", "ease_recent"))
-    assert recent.pop("settings")["full"] == {**ease.pop("settings")["full"], "half_life": None}
-    assert recent == ease
-    for metric, values in measured.per_user["ease"].items():
-        np.testing.assert_array_equal(measured.per_user["ease_recent"][metric], values)
-
-
-@pytest.mark.parametrize("changes", [{"protocol": "paper"}, {"has_times": False}])
-def test_recency_is_skipped_where_order_may_not_be_used(changes: dict[str, Any]) -> None:
-    measured = module.measure_controls(replace(drifting(), **changes))
-    assert list(measured.results["ease_recent"]) == ["skipped"]
-    assert "ease_recent" not in measured.per_user and "ndcg@10" in measured.results["ease"]
-
-
-def test_a_large_world_is_tuned_on_some_users_and_tested_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    split = drifting()
-    monkeypatch.setattr(tuning, "TUNING_USERS", 20)
-    users = tuning.tuning_users(split)
-    assert len(set(users.tolist())) == 20 and (np.diff(users) > 0).all()
-    assert module.measure_controls(split).per_user["ease"]["full/hr@10"].shape == (split.users,)
-
-
-def test_the_validation_item_becomes_history_for_the_test_item_only() -> None:
-    split = drifting()
-    short, long = compute_controls(split, 50.0), compute_controls(split, 50.0, "all")
-    for name in NAMES:
-        assert short[name]["validation"] == long[name]["validation"]
-        assert (short[name] == long[name]) == (name in ("random", "popularity"))
-    settings = long["ease_recent"]["settings"]["full"]
-    rows = linear.AgedItems.of(split, validation=True).rows(np.arange(split.users), settings["half_life"] or math.inf)
-    scores = linear.Ease(split.train_csr()).model(50.0)(rows)
-    expected = evaluate_scores(split, np.arange(split.users), scores, which="test")["full"].means()
-    assert long["ease_recent"]["full"] == expected
-
-
-# --- the cache ----------------------------------------------------------------------------------------------
-
-
-def count_computations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    computed: list[tuple[Any, ...]] = []
-    compute: Callable[..., Measured] = module.measure_controls
-
-    def counted(*arguments: Any) -> Measured:
-        computed.append(arguments[1:])
-        return compute(*arguments)
-
-    monkeypatch.setattr(module, "measure_controls", counted)
-    return computed
-
-
-def assert_same(one: Measured, other: Measured) -> None:
-    assert one.results == other.results
-    assert {name: list(metrics) for name, metrics in one.per_user.items()} == {
-        name: list(metrics) for name, metrics in other.per_user.items()
-    }
-    for name, metrics in one.per_user.items():
-        for metric, values in metrics.items():
-            np.testing.assert_array_equal(values, other.per_user[name][metric], strict=True)
-
-
-def test_the_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, split = count_computations(monkeypatch), checkerboard()
-    first = module.remembered_controls(split, tmp_path / "cache")
-    split.save(tmp_path / "split")
-    again = Split.load(tmp_path / "split")
-    assert_same(module.remembered_controls(again, tmp_path / "cache"), first)
-    assert cached_controls(again, tmp_path / "cache") == first.results
-    assert computed == [(None, "training")] and len(list((tmp_path / "cache").iterdir())) == 1
-    assert compute_controls(again) == first.results, "a loaded split, whose arrays are narrower, gives the same figures"
-
-
-def test_another_setting_or_split_is_another_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, split = count_computations(monkeypatch), checkerboard()
-    negatives = split.negatives.copy()
-    negatives[0, 0] = -1
-    cached_controls(split, tmp_path)
-    cached_controls(split, tmp_path, ease_lambda=100.0)
-    cached_controls(split, tmp_path, test_history="all")
-    cached_controls(replace(split, negatives=negatives), tmp_path)
-    cached_controls(replace(split, protocol="paper"), tmp_path)
-    assert len(computed) == len(list(tmp_path.iterdir())) == 5
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "a bit", "a list", "gone"])
-def test_a_damaged_entry_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
-    computed, split = count_computations(monkeypatch), checkerboard()
-    first = module.remembered_controls(split, tmp_path)
-    (entry,) = tmp_path.iterdir()
-    content = entry.read_bytes()
-    flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 1
-    damaged = {"cut": content[: len(content) // 2], "empty": b"", "a bit": bytes(flipped), "a list": b"[1, 2]"}
-    if damage == "gone":
-        entry.unlink()
-    else:
-        entry.write_bytes(damaged[damage])
-    assert_same(module.remembered_controls(split, tmp_path), first)
-    assert len(computed) == 2 and list(tmp_path.iterdir()) == [entry]
-    assert_same(module.remembered_controls(split, tmp_path), first)
-    assert len(computed) == 2
-
-
-# --- a run's controls ---------------------------------------------------------------------------------------
-
-
-def test_a_runs_controls_and_each_users_terms_are_computed_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    computed, split = count_computations(monkeypatch), checkerboard()
-    settings = {"controls": True, "test_history": "all", "cache_dir": str(tmp_path)}
-    config = config_of("fedmf", evaluation={**settings, "local_only": False})
-    controls = runtime.controls_of(split, config, lambda _: None)
-    assert tuple(controls) == (*NAMES, "local_only") and controls["local_only"] is None
-    terms = runtime.per_user(split, config)
-    assert set(terms) == set(NAMES) and computed == [(None, "all")]
-    assert terms["ease"]["full/hr@10"].mean() == pytest.approx(controls["ease"]["full"]["hr@10"])
-    assert runtime.per_user(split, config.changed("evaluation", controls=False)) == {}
-
-
-def test_local_only_is_left_out_where_clients_have_nothing_to_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of("fedmf", evaluation={"controls": False, "local_only": True})
-    monkeypatch.setattr(runtime, "cached_local_only", lambda *_: {"trained": True})
-    assert runtime.controls_of(checkerboard(), config, lambda _: None) == {"local_only": {"trained": True}}
-    monkeypatch.setitem(BUILT_IN["clients"], config.method.client, f"{__name__}:NothingToTrain")
-    assert runtime.controls_of(checkerboard(), config, lambda _: None) == {"local_only": None}
-
-
-class NothingToTrain:
-    """A client that keeps no local training."""
-
-    LOCAL_ONLY = False
-
-
-# --- figures on the real data sets --------------------------------------------------------------------------
-
-
-@pytest.mark.data
-def test_figures_on_ml_100k_strict(data_dir: Path) -> None:
-    controls = compute_controls(make_split(load_dataset("ml-100k", data_dir), "strict", seed=0))
-    expected = {
-        "random": (0.10, 0.045),
-        "popularity": (0.404, 0.221),
-        "item_knn": (0.590, 0.336),
-        "ease": (0.655, 0.381),
-        "ease_recent": (0.668, 0.413),
-    }
-    for name, figures in expected.items():
-        sampled = controls[name]["sampled99"]
-        assert (sampled["hr@10"], sampled["ndcg@10"]) == pytest.approx(figures, abs=0.02), name
-    popularity, recent = controls["popularity"], controls["ease_recent"]
-    assert popularity["hr@10"] == pytest.approx(0.082, abs=0.002), "the whole catalogue has no sampling error"
-    assert popularity["ndcg@10"] == pytest.approx(0.044, abs=0.002)
-    assert (recent["hr@10"], recent["ndcg@10"]) == pytest.approx((0.178, 0.095), abs=0.005)
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_figures_on_ml_1m_strict(data_dir: Path) -> None:
-    split = make_split(load_dataset("ml-1m", data_dir), "strict", seed=0)
-    found = module.ease_controls(split)
-    for name, full, sampled in (
-        ("ease", (0.098, 0.048), (0.701, 0.432)),
-        ("ease_recent", (0.187, 0.103), (0.727, 0.504)),
-    ):
-        result, _ = found[name]
-        assert (result["full"]["hr@10"], result["full"]["ndcg@10"]) == pytest.approx(full, abs=0.003), name
-        assert (result["sampled99"]["hr@10"], result["sampled99"]["ndcg@10"]) == pytest.approx(sampled, abs=0.01), name
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(
-    ("protocol", "popularity", "ease"),
-    [("paper", (0.666, 0.530), (0.689, 0.538)), ("strict", (0.907, 0.823), (0.945, 0.871))],
-)
-def test_figures_on_filmtrust(
-    data_dir: Path, protocol: Protocol, popularity: tuple[float, float], ease: tuple[float, float]
-) -> None:
-    controls = compute_controls(make_split(load_dataset("filmtrust", data_dir), protocol, seed=0))
-    for name, figures in (("popularity", popularity), ("ease", ease)):
-        sampled = controls[name]["sampled99"]
-        assert (sampled["hr@10"], sampled["ndcg@10"]) == pytest.approx(figures, abs=0.02), name

@@ -1,4 +1,4 @@
-"""Downloads against a server on the loopback interface that misbehaves on request, and safe unpacking."""
+"""Downloads against a server on the loopback interface that misbehaves on request."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import json
 import re
 import socket
 import threading
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from zipped import leftovers, zipped
 
 from fedem_flwr.data import KNOWN_DATASETS, fetch_dataset, find_dataset, load_dataset
 from fedem_flwr.data import known as known_module
-from fedem_flwr.data.download import checksum_mismatch, download, extract_member
+from fedem_flwr.data.download import checksum_mismatch, download
 from fedem_flwr.errors import InputError
 
 BODY = bytes(range(256)) * 4096  # 1 MiB, several blocks
@@ -87,10 +87,6 @@ def server() -> Iterator[Server]:
 
 def fetch(server: Server, target: Path, **options: object) -> str:
     return download(server.url, target, timeout=5, pause_seconds=0.0, **options)  # type: ignore[arg-type]
-
-
-def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("checksum", [None, SHA256, MD5])
@@ -220,52 +216,6 @@ def test_checksum_kinds(tmp_path: Path) -> None:
     assert checksum_mismatch(path, "md5:00") is not None
     with pytest.raises(ValueError, match="checksum must be"):
         checksum_mismatch(path, "crc:00")
-
-
-def zipped(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
-
-
-def test_extract_by_name_and_by_base_name(tmp_path: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", {"set/u.data": b"1 2\n", "set/README": b"no"})
-    for member in ("set/u.data", "u.data"):
-        target = extract_member(archive, member, tmp_path / "out")
-        assert target == tmp_path / "out" / "u.data"
-        assert target.read_bytes() == b"1 2\n"
-    with pytest.raises(InputError, match=r"no 'x\.dat' in the archive; it holds set/u\.data"):
-        extract_member(archive, "x.dat", tmp_path / "out")
-
-
-@pytest.mark.parametrize("evil", ["../evil", "/etc/evil", "set/../../evil", "..\\evil", "C:\\evil"])
-def test_extract_refuses_names_that_leave_the_folder(tmp_path: Path, evil: str) -> None:
-    archive = zipped(tmp_path / "a.zip", {evil: b"x"})
-    with pytest.raises(InputError, match="refusing"):
-        extract_member(archive, evil, tmp_path / "deep" / "out")
-    assert leftovers(tmp_path) == ["a.zip"]
-
-
-def test_extract_puts_a_hostile_member_under_its_base_name(tmp_path: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", {"../../ratings.txt": b"x"})
-    target = extract_member(archive, "ratings.txt", tmp_path / "deep" / "out")
-    assert target == tmp_path / "deep" / "out" / "ratings.txt"
-    assert leftovers(tmp_path) == ["a.zip", "deep"]
-
-
-def test_extract_damaged_archives(tmp_path: Path) -> None:
-    page = tmp_path / "page.zip"
-    page.write_bytes(b"<html>not found</html>")
-    with pytest.raises(InputError, match="not a zip archive"):
-        extract_member(page, "x", tmp_path / "out")
-    archive = zipped(tmp_path / "a.zip", {"x": BODY})
-    content = bytearray(archive.read_bytes())
-    content[200] ^= 0xFF
-    archive.write_bytes(content)
-    with pytest.raises(InputError, match="damaged"):
-        extract_member(archive, "x", tmp_path / "out")
-    assert leftovers(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("published", [True, False])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_resume import Crash, crash_at
+from dying import Crash, crash_at
 from worlds import (
     USERS,
     Done,

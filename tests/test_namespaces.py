@@ -153,6 +153,7 @@ def finished_rounds(run: Path) -> int:
     return -1
 
 
+@pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("overlays", [(), (INSECURE,)], ids=["secure", "insecure"])
 def test_the_commands_of_compose_train_over_a_network(overlays: tuple[str, ...], tmp_path: Path) -> None:

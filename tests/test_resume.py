@@ -2,75 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dying import Crash, crash_at, fedem, results
 from worlds import TINY_OPTIONS, WatchedGrid, carry_out, config_of, done, figures, largest_difference, node_of, prepare
 
-from fedem_flwr.cli import main
 from fedem_flwr.errors import FedemError
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 from fedem_flwr.runtime.inprocess import task_identity
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
-
-RESULTS = (
-    "metrics",
-    "rounds",
-    "users",
-    "items",
-    "interactions",
-    "bytes_up",
-    "bytes_down",
-    "node_bytes_up",
-    "node_bytes_down",
-    "failures",
-    "controls",
-)
-
-
-def results(directory: Path) -> dict[str, Any]:
-    """What of a summary must not change."""
-    summary = json.loads((directory / "summary.json").read_text())
-    return {key: summary[key] for key in RESULTS}
-
-
-def fedem(*arguments: str) -> int:
-    """Run the command line in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
-
-
-class Crash(BaseException):
-    """Stands for SIGKILL: nothing handles it."""
-
-
-def crash_at(call: int, patch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Let the process die in its `call`-th fsync; returns how many there were."""
-    calls, fsync = 0, os.fsync
-
-    def counted(handle: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise Crash
-        fsync(handle)
-
-    patch.setattr(os, "fsync", counted)
-    return lambda: calls
-
 
 STOCK = {"strategy": "flwr.FedAdam", "client": "table"}
 MOMENTUM = {
@@ -128,10 +77,11 @@ def test_death_between_rare_checkpoints_and_with_some_participants(tmp_path: Pat
 
 
 def run_options(out: Path) -> list[str]:
-    some = ["--rounds=30", "--method=fedem", "--set=run.checkpoint_every=1", "--quiet", f"--out={out}"]
+    some = ["--rounds=12", "--method=fedem", "--set=run.checkpoint_every=1", "--quiet", f"--out={out}"]
     return ["run", *TINY_OPTIONS, *some]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_three_kills_at_random_moments(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     whole = tmp_path / "whole"
@@ -156,47 +106,6 @@ def await_file(path: Path, process: subprocess.Popen[Any]) -> None:
     while not path.exists():
         assert process.poll() is None, "the run ended before it began"
         time.sleep(0.01)
-
-
-# ---- in this process, through the command line
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with another beside it; tests copy it."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    options = ["--rounds=3", "--method=fedem", "--against=fedmf", "--quiet", f"--out={out}"]
-    assert fedem("run", *TINY_OPTIONS, *options, "--set=run.checkpoint_every=2") == 0
-    return out
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
-
-
-def test_resuming_a_finished_run_changes_nothing(copied: Path, finished: Path) -> None:
-    assert fedem("resume", str(copied), "--quiet") == 0
-    assert results(copied) == results(finished)
-    assert (copied / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
-    diagnostics = [json.loads((path / "diagnostics.json").read_text()) for path in (copied, finished)]
-    assert diagnostics[0] == diagnostics[1] and diagnostics[0]["weights"]["own"]
-    commands = [json.loads((path / "summary.json").read_text())["command"] for path in (copied, finished)]
-    assert commands[0] == commands[1]
-
-
-def test_the_command_is_the_one_that_started_the_run(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["fedem", "resume", "it"])
-    (copied / "command.txt").write_text("fedem run --rounds 3\n")
-    (copied / "summary.json").unlink()
-    assert fedem("resume", str(copied), "--quiet") == 0
-    assert json.loads((copied / "summary.json").read_text())["command"] == "fedem run --rounds 3"
-    (copied / "command.txt").unlink()  # of an older version
-    assert fedem("resume", str(copied), "--quiet") == 0
-    monkeypatch.setattr(sys, "argv", ["fedem", "run", "a b.toml"])
-    assert prepare(tmp_path / "new", config_of("fedmf")).directory.read_command() == "fedem run 'a b.toml'"
 
 
 def test_states_of_a_round_that_died_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,69 +152,3 @@ def test_failures_are_counted_once_however_often_a_run_is_resumed(tmp_path: Path
         with task_identity():
             counts.append(len(run.server(lambda _: None, resume=resume)(WatchedGrid(run, lost)).failures))
     assert counts == [1, 1]
-
-
-def test_the_runs_beside_are_resumed_too(copied: Path, finished: Path) -> None:
-    """Killed in the first of two runs: neither has a summary, the main one has not even begun."""
-    beside = copied / "against" / "fedmf"
-    for path in (copied, beside):
-        (path / "summary.json").unlink()
-        (path / "report.html").unlink()
-    for path in (copied, beside):
-        shutil.rmtree(path / "checkpoint")
-    (copied / "metrics.jsonl").unlink()
-    lines = (beside / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (beside / "metrics.jsonl").write_text("".join(lines[:1]) + lines[1][:20])
-    assert fedem("resume", str(copied), "--quiet") == 0
-    assert results(copied) == results(finished)
-    assert results(beside) == results(finished / "against" / "fedmf")
-    assert "fedmf" in (copied / "report.html").read_text()
-
-
-def damage(name: str) -> Callable[[Path], None]:
-    def write(run: Path) -> None:
-        (path,) = run.glob(name)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return write
-
-
-def cut_config(run: Path) -> None:
-    """A key without its value; cut between two lines the rest would be a configuration."""
-    text = (run / "config.toml").read_text()
-    (run / "config.toml").write_text(text[: text.index(" = ", len(text) // 2) + 3])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "named"),
-    [
-        (damage("checkpoint/latest.json"), "latest.json is damaged"),
-        (damage("checkpoint/server/*.safetensors"), "round-00000003.safetensors is damaged"),
-        (damage("checkpoint/nodes/node-000000/*3.safetensors"), "round-00000003.safetensors is damaged"),
-        (lambda run: next(run.glob("checkpoint/server/*")).unlink(), "the checkpoint of round 3 in"),
-        (lambda run: (run / "checkpoint/latest.json").write_text("[]"), "latest.json is damaged"),
-        (cut_config, "config.toml"),
-        (damage("split/train_items.npy"), "damaged split"),
-        (damage("split/split.json"), "damaged split"),
-        (lambda run: (run / "config.toml").unlink(), "config.toml"),
-        (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl lacks lines of rounds before 4"),
-    ],
-)
-def test_damage_is_one_clear_line(
-    spoil: Callable[[Path], None], named: str, copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil(copied)
-    capsys.readouterr()
-    assert fedem("resume", str(copied), "--quiet") in (1, 2)
-    screen = capsys.readouterr()
-    assert screen.out == "" and screen.err.count("\n") == 1 and screen.err.startswith("fedem: ")
-    assert named in screen.err
-
-
-def test_a_half_written_line_and_leftovers_are_mended(copied: Path, finished: Path) -> None:
-    with (copied / "metrics.jsonl").open("a") as stream:
-        stream.write('{"round": 4, "train_lo')
-    (copied / "checkpoint" / "server" / "round-00000004.abc.tmp").write_text("half")
-    (copied / "checkpoint" / ".latest.json.tmp").write_text("half")
-    assert fedem("resume", str(copied), "--quiet") == 0
-    assert results(copied) == results(finished)

@@ -1,0 +1,60 @@
+"""The controls' figures on the real data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedem_flwr.data import load_dataset
+from fedem_flwr.evaluation import compute_controls
+from fedem_flwr.evaluation import controls as module
+from fedem_flwr.protocol.split import Protocol
+from fedem_flwr.protocol.splits import make_split
+
+
+@pytest.mark.data
+def test_figures_on_ml_100k_strict(data_dir: Path) -> None:
+    controls = compute_controls(make_split(load_dataset("ml-100k", data_dir), "strict", seed=0))
+    expected = {
+        "random": (0.10, 0.045),
+        "popularity": (0.404, 0.221),
+        "item_knn": (0.590, 0.336),
+        "ease": (0.655, 0.381),
+        "ease_recent": (0.668, 0.413),
+    }
+    for name, figures in expected.items():
+        sampled = controls[name]["sampled99"]
+        assert (sampled["hr@10"], sampled["ndcg@10"]) == pytest.approx(figures, abs=0.02), name
+    popularity, recent = controls["popularity"], controls["ease_recent"]
+    assert popularity["hr@10"] == pytest.approx(0.082, abs=0.002), "the whole catalogue has no sampling error"
+    assert popularity["ndcg@10"] == pytest.approx(0.044, abs=0.002)
+    assert (recent["hr@10"], recent["ndcg@10"]) == pytest.approx((0.178, 0.095), abs=0.005)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_figures_on_ml_1m_strict(data_dir: Path) -> None:
+    split = make_split(load_dataset("ml-1m", data_dir), "strict", seed=0)
+    found = module.ease_controls(split)
+    for name, full, sampled in (
+        ("ease", (0.098, 0.048), (0.701, 0.432)),
+        ("ease_recent", (0.187, 0.103), (0.727, 0.504)),
+    ):
+        result, _ = found[name]
+        assert (result["full"]["hr@10"], result["full"]["ndcg@10"]) == pytest.approx(full, abs=0.003), name
+        assert (result["sampled99"]["hr@10"], result["sampled99"]["ndcg@10"]) == pytest.approx(sampled, abs=0.01), name
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("protocol", "popularity", "ease"),
+    [("paper", (0.666, 0.530), (0.689, 0.538)), ("strict", (0.907, 0.823), (0.945, 0.871))],
+)
+def test_figures_on_filmtrust(
+    data_dir: Path, protocol: Protocol, popularity: tuple[float, float], ease: tuple[float, float]
+) -> None:
+    controls = compute_controls(make_split(load_dataset("filmtrust", data_dir), protocol, seed=0))
+    for name, figures in (("popularity", popularity), ("ease", ease)):
+        sampled = controls[name]["sampled99"]
+        assert (sampled["hr@10"], sampled["ndcg@10"]) == pytest.approx(figures, abs=0.02), name
