@@ -15,6 +15,7 @@ from fedem_flwr.config import Config, merge_trees, resolve
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.messages.wire import unpack_arrays
 from fedem_flwr.nodes.host import STATE_FOLDER, NodeHost
+from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoints
@@ -38,6 +39,7 @@ TINY_OPTIONS = [
     *("--set=evaluation.controls=false", "--set=evaluation.local_only=false"),
 ]
 
+DEVICES = NodePolicy.simulation()
 Tamper = Callable[[Message, Message], Iterable[Message]]  # of a reply and the message it answers
 
 
@@ -111,11 +113,18 @@ def crossing(message: Message, node: int) -> Crossing:
 
 
 class WatchedGrid(InProcessGrid):
-    """Notes everything that crosses, and hands replies on as `tamper` likes."""
+    """Notes everything that crosses, and hands replies on as `tamper` likes; its nodes have a policy."""
 
-    def __init__(self, run: PreparedRun, tamper: Tamper | None = None, *, nodes: int | None = None) -> None:
+    def __init__(
+        self,
+        run: PreparedRun,
+        tamper: Tamper | None = None,
+        *,
+        nodes: int | None = None,
+        policy: NodePolicy = DEVICES,
+    ) -> None:
         count = nodes or run.nodes
-        host = NodeHost(run.directory.path.resolve(), count, run.config.run.threads, resident=True)
+        host = NodeHost(run.directory.path.resolve(), count, run.config.run.threads, True, policy)
         super().__init__(build_client_app(host), nodes=count, run_config={})
         self.tamper = tamper or (lambda reply, message: [reply])
         self.down: list[Crossing] = []
@@ -148,12 +157,17 @@ def node_of(reply: Message) -> int:
 
 
 def carry_out_watched(
-    path: Path, config: Config, tamper: Tamper | None = None, *, nodes: int | None = None
+    path: Path,
+    config: Config,
+    tamper: Tamper | None = None,
+    *,
+    nodes: int | None = None,
+    policy: NodePolicy = DEVICES,
 ) -> tuple[Done, WatchedGrid]:
     """A whole run over a grid that notes what crosses it, or spoils it."""
     run = prepare(path, config)
     with task_identity():
-        grid = WatchedGrid(run, tamper, nodes=nodes)
+        grid = WatchedGrid(run, tamper, nodes=nodes, policy=policy)
         outcome = run.server(lambda _: None)(grid)
     return done(run, outcome), grid
 
