@@ -84,11 +84,11 @@ class Evidence:
         return items.where(real, 0), real
 
 
-def crowded(group: Tensor, groups: int) -> Tensor:
-    """Users that would be the only one of their group move to the largest, so that no sum is a single user's."""
+def crowded(group: Tensor, groups: int, smallest: int) -> Tensor:
+    """Users of groups of fewer than `smallest` move to the largest, so that no sum is of so few; where all suffice."""
     sizes = torch.bincount(group, minlength=groups)
-    alone = sizes[group] == 1
-    return group.masked_fill(alone, int(sizes.argmax())) if bool(alone.any()) else group
+    few = sizes[group] < smallest
+    return group.masked_fill(few, int(sizes.argmax())) if bool(few.any()) else group
 
 
 def centre_sums(users: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

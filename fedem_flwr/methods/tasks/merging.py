@@ -151,4 +151,4 @@ class Merging:
 
     def summed_under(self, group: Tensor, device: Device) -> Tensor:
         """The groups that users' sums go up under: their own, unless a sum would be of too few users."""
-        return crowded(group, self.config.elastic.groups) if device.smallest_sum > 1 else group
+        return crowded(group, self.config.elastic.groups, device.smallest_sum)
