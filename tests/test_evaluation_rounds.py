@@ -33,7 +33,6 @@ from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import best_line, partial_text
 from fedem_flwr.runtime.checkpoint import Best, Checkpoint, Checkpoints, served_checkpoint
 from fedem_flwr.runtime.prepared import PreparedRun
-from strategies.fedmf import FedMF
 
 STOCK = {"strategy": "flwr.FedAvg", "client": "table"}
 METRICS = ("validation", "test", "rho")

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message
-from worlds import (
-    TINY_OPTIONS,
-    USERS,
-    Crossing,
-    Done,
-    carry_out,
-    carry_out_watched,
-    config_of,
-    done,
-    figures,
-    largest_difference,
-    node_of,
-    prepare,
-)
+from crashes import resumed_after
+from tampering import EACH, Fault, assert_refused_and_as_if_silent, put
+from worlds import TINY_OPTIONS, USERS, Crossing, carry_out, carry_out_watched, config_of, figures, largest_difference
 
 from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.cli import main
@@ -34,16 +20,12 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.engine.ials import FoldIn, Objective, Recency
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import evaluate_scores
-from fedem_flwr.experiment.rounds import carry_out_rounds
-from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.runtime.inputs import adapted, build_strategy, load_interactions, split_of
-from fedem_flwr.runtime.prepared import PreparedRun
 
 DIM = 8
-Named = dict[str, np.ndarray]
 
 
 def settings(**sections: Any) -> Config:
@@ -69,6 +51,15 @@ def test_results_do_not_depend_on_users_a_node(tmp_path: Path) -> None:
             assert line["train_loss"] == pytest.approx(twin["train_loss"], abs=1e-5)
             assert (line["validation"], line["test"]) == (twin["validation"], twin["test"])
     assert np.abs(whole.server["table"]).max() > 0.1
+
+
+@pytest.mark.parametrize(("each", "count"), [(0, 0), (1, 1), (2, 0)])
+def test_a_reader_is_warned_of_one_user_a_node(each: int, count: int) -> None:
+    """A simulation lets every node send; networked nodes have a word in it."""
+    strategy: Any = build_strategy(settings(run={"users_per_node": each}), 60)
+    warnings = strategy.caveats()
+    assert len(warnings) == count
+    assert all("users_per_node = 1" in line and "--allow-individual-uploads" in line for line in warnings)
 
 
 def test_uploads_are_sums_of_all_participants() -> None:
@@ -99,7 +90,7 @@ def test_the_server_steps_as_written(share: float, each: int, rate: float | None
             if len(users) == 1:
                 lone += 1
                 assert not len(arrays["items"]) and not np.any(arrays["gram"]) and len(arrays["rows"]) == 0
-                assert reply.metrics["loss-total"] == 0 and reply.metrics["num-examples"] == 0
+                assert "loss-total" not in reply.metrics and reply.metrics["num-examples"] == 0
                 continue
             trained += len(users)
             np.add.at(sums[0], arrays["items"], arrays["rows"].astype(np.float64))
@@ -129,26 +120,15 @@ def test_a_round_of_which_nothing_goes_up_changes_nothing(tmp_path: Path) -> Non
 
 # ---- uploads that are refused
 
-BAD, EACH = 2, 10  # the third of four nodes
-
-
-def put(name: str, at: int, value: float) -> Callable[[Named], Named]:
-    def change(arrays: Named) -> Named:
-        arrays[name].reshape(-1)[at] = value
-        return arrays
-
-    return change
-
-
-FAULTS: list[tuple[Callable[[Named], Named], str]] = [
+FAULTS: list[Fault] = [
     (put("rows", 3, float("nan")), "'rows' is not finite"),
     (put("gram", 0, float("inf")), "'gram' is not finite"),
     (put("items", -1, 60), "'items' are not ascending item codes below 60"),
     (put("items", 0, -1), "'items' are not ascending"),
     (lambda a: a | {"items": a["items"][::-1].copy()}, "'items' are not ascending"),
     (lambda a: a | {"items": np.repeat(a["items"][::2], 2)[: len(a["items"])]}, "'items' are not ascending"),
-    (put("counts", 0, EACH + 1), f"'counts' are not between 1 and {EACH}"),
-    (put("counts", 0, 0), "'counts' are not between 1"),
+    (put("counts", 0, EACH + 1), f"'counts' are not whole numbers between 1 and {EACH}"),
+    (put("counts", 0, 0), "'counts' are not whole numbers between 1"),
     (lambda a: a | {"counts": a["counts"][1:]}, r"'counts' has \d+ rows for \d+ items"),
     (lambda a: a | {"rows": a["rows"][1:]}, r"'rows' has \d+ rows for \d+ items"),
     (lambda a: a | {"items": np.array(3, np.int32)}, r"'items' has shape \(\)"),
@@ -159,36 +139,6 @@ FAULTS: list[tuple[Callable[[Named], Named], str]] = [
     (put("gram", 0, -1e20), "'gram' has an entry of 1e.20"),
     (lambda a: {name: x for name, x in a.items() if name != "gram"}, "the upload lacks 'gram'"),
 ]
-
-
-def misbehaving(faults: list[tuple[Callable[[Named], Named], str]], first: int) -> Any:
-    """One node's uploads are bad in each of the rounds from `first` on, each in another way."""
-
-    def tamper(reply: Message, message: Message) -> list[Message]:
-        round_ = int(message.metadata.group_id or 0)
-        if message.metadata.message_type == "train" and node_of(reply) == BAD and round_ >= first:
-            arrays = {name: np.array(x) for name, x in unpack_arrays(reply.content["arrays"]).items()}
-            reply.content["arrays"] = pack_arrays(faults[round_ - first][0](arrays))
-        return [reply]
-
-    return tamper
-
-
-def assert_refused_and_as_if_silent(path: Path, config: Config, faults: Any, first: int) -> None:
-    run, _ = carry_out_watched(path / "bad", config, misbehaving(faults, first))
-    assert [(f["round"], f["node"]) for f in run.outcome.failures] == [
-        (first + number, "node of users 20–29") for number in range(len(faults))
-    ]
-    for failure, (_, reason) in zip(run.outcome.failures, faults, strict=True):
-        assert re.search(reason, failure["reason"]) and "\n" not in failure["reason"], failure
-
-    def silent(reply: Message, message: Message) -> list[Message]:
-        late = message.metadata.message_type == "train" and int(message.metadata.group_id or 0) >= first
-        return [] if late and node_of(reply) == BAD else [reply]
-
-    absent, _ = carry_out_watched(path / "silent", config, silent)
-    assert largest_difference(run.server, absent.server) == 0 and len(run.lines) == config.run.rounds, "it goes on"
-    assert [figures(line) for line in run.lines] == [figures(line) for line in absent.lines]
 
 
 def test_bad_uploads_are_named_and_left_out(tmp_path: Path) -> None:
@@ -249,7 +199,7 @@ def test_the_fold_in_is_the_best_of_the_grid_on_validation(each: int, tmp_path: 
     config = settings(run={"rounds": 4, "users_per_node": each}, evaluation={"every": 3})
     run, grid = carry_out_watched(tmp_path / "run", config)
     down = {int(c.round): c for c in train(grid.down)}
-    assert [r for r, c in down.items() if c.config["tune"]] == [3], "with the table of round 2"
+    assert [r for r, c in down.items() if c.config["tune-fold-in"]] == [3], "with the table of round 2"
     means = brute_force(run.run.split, down[3].arrays["table"], config)
     tuning: Any = run.outcome.diagnostics["tuning"]
     assert [row["ndcg@10"] for row in tuning["rows"]] == pytest.approx(means, abs=1e-9)
@@ -263,24 +213,6 @@ def test_the_fold_in_is_the_best_of_the_grid_on_validation(each: int, tmp_path: 
 
 
 # ---- resuming
-
-
-class Crash(BaseException):
-    """Stands for SIGKILL: nothing handles it."""
-
-
-def resumed_after(path: Path, config: Config, last: int) -> Done:
-    """A run that dies when the line of round `last` is written, and is resumed by another process."""
-    run = prepare(path, config)
-
-    def die(line: dict[str, Any]) -> None:
-        if line["round"] == last:
-            raise Crash
-
-    with pytest.raises(Crash):
-        carry_out_rounds(run, die)
-    again = PreparedRun.open(run.directory)
-    return done(again, carry_out_rounds(again, lambda _: None, resume=True))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.3])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from captured import Crossed, crossed
+from clients.cohort import CohortClient
 from test_privacy import ORDERS, RUN, SUMS
 
 from benchmarks.fault_cells import USERS, config_of
 from benchmarks.fault_world import FaultWorld
-from clients.cohort import CohortClient
 from fedem_flwr.config import Config
 from fedem_flwr.messages.wire import unpack_arrays
 from fedem_flwr.network.host import ShardHost

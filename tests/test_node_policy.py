@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients.fedials_order import FedialsOrderClient
 from federated import ANYTHING, FederatedGrid, carry_out_over
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from introduced import KEY, NOBODY, RUN, greet, message_with
 from worlds import carry_out, carry_out_watched, config_of, largest_difference
 
-from clients.fedials_order import FedialsOrderClient
 from fedem_flwr.client_app import _shards_from
 from fedem_flwr.config import Config
 from fedem_flwr.errors import FedemError, InputError

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedem_flwr.methods.settings import uploads_single_tables
 from worlds import TINY_OPTIONS, config_of
 
 from fedem_flwr.cli import deployments, main
 from fedem_flwr.config import build
 from fedem_flwr.errors import InputError
-from fedem_flwr.methods.settings import uploads_single_tables
 from fedem_flwr.network import node
 from fedem_flwr.network.deployment import Deployment
 from fedem_flwr.network.launch import check_privacy

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients.cohort import CohortClient
 from worlds import ITEMS, USERS, Crossing, WatchedGrid, carry_out_watched, config_of
 
-from clients.cohort import CohortClient
 from clients.table import TableClient
 from fedem_flwr.engine.merge import Merge
 from fedem_flwr.nodes.host import NodeHost

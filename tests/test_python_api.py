@@ -16,6 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from strategies.elastic import ElasticFedMF
+from strategies.fedem import FedEM
+from strategies.fedmf import FedMF
 from worlds import SYNTHETIC, TINY_OPTIONS
 
 import fedem_flwr as fedem
@@ -24,9 +27,6 @@ from fedem_flwr.cli import main
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment import flow
 from fedem_flwr.report.run_directory import RunDirectory
-from strategies.elastic import ElasticFedMF
-from strategies.fedem import FedEM
-from strategies.fedmf import FedMF
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE: dict[str, Any] = {"controls": False, "local_only": False}

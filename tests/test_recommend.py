@@ -20,6 +20,7 @@ from worlds import ITEMS, carry_out, config_of
 from fedem_flwr import Recommender
 from fedem_flwr.config import load_resolved
 from fedem_flwr.errors import InputError
+from fedem_flwr.methods.fedials_order import order_task
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Best, served_checkpoint
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -85,7 +86,7 @@ def test_order_of_a_history_counts(recommender: Recommender) -> None:
 def test_the_encoder_is_part_of_the_score(order: Path) -> None:
     recommender, arrays = Recommender.load(order), served_checkpoint(RunDirectory(order)).arrays
     items, history = recommender.items, [7, 3, 11, 20, 2, 14]
-    rows, weights = (torch.from_numpy(arrays[f"{name}-value"]) for name in ("rows", "weights"))
+    rows, weights = (torch.from_numpy(arrays[name]) for name in ("rows", "weights"))
     task = order_task(load_resolved(order / "config.toml"))
     newest = rows[history[-4:]].unsqueeze(0)  # the window
     hidden = task.encoder.hidden(weights, newest, torch.ones(1, 4, dtype=torch.bool))

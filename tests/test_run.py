@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clients.cohort import CohortClient
 from worlds import ITEMS, USERS, Done, carry_out, carry_out_watched, config_of, figures, largest_difference, prepare
 
-from clients.cohort import CohortClient
 from fedem_flwr.experiment import controls
 from fedem_flwr.experiment.outcome import summarise
 from fedem_flwr.nodes.host import NodeHost, slice_histories

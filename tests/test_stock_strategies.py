@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
-from test_strategies import ABSENT, BAD, EACH, FAULTS, with_fault
+from tampering import ABSENT, BAD, EACH, FAULTS, with_fault
 from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, largest_difference, node_of
 
 from fedem_flwr.cli import main
 from fedem_flwr.config import Config, registry
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.runtime.inputs import build_strategy, check_method
-from strategies.fedmf import FedMF
+from strategies.sums import SumsStrategy
 
 
 def stock(name: str, **options: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def test_fedavg_is_static_replacement_by_the_average(each: int, tmp_path: Path) 
     run = {"users_per_node": each}
     theirs = carry_out(tmp_path / "theirs", config_of("stock", method=stock("FedAvg"), run=run))
     ours = carry_out(tmp_path / "ours", config_of("fedmf-sr", run=run))
-    assert largest_difference(theirs.server, {"item_table": ours.server["table"]}) <= 1e-5
+    assert largest_difference(theirs.server, {"item_table": ours.server["items"]}) <= 1e-5
     assert largest_difference(theirs.nodes, ours.nodes) <= 1e-5
     for line, twin in zip(theirs.lines, ours.lines, strict=True):
         assert line["train_loss"] == pytest.approx(twin["train_loss"], rel=1e-6)
@@ -101,14 +102,13 @@ def test_a_stock_strategys_bytes_are_a_nodes(tmp_path: Path) -> None:
     ("method", "match"),
     [
         ({"strategy": "flwr.FedAvgg"}, "did you mean 'FedAvg'"),
-        ({"strategy": "fedme"}, "unknown strategy 'fedme'; did you mean 'fed(em|mf)'"),
-        ({"strategy": "fedmf", "client": "cohrot"}, "unknown client 'cohrot'; did you mean 'cohort'"),
+        ({"strategy": "fedme"}, "unknown method or strategy 'fedme'; did you mean 'fed(em|mf)'"),
+        ({"strategy": "fedmf", "client": "tabel"}, "unknown client 'tabel'; did you mean 'table'"),
         (stock("QFedAvg"), "does not fit the strategy 'flwr.QFedAvg'.*client_learning_rate"),
         (stock("FedAvg", fraction=1), "does not fit the strategy 'flwr.FedAvg'.*'fraction'"),
         (stock("FedTrimmedAvg", beta=2), r"'flwr.FedTrimmedAvg' refuses its \[method.options\]: .*beta.* range"),
-        ({"strategy": "fedmf", "options": {"x": 1}}, "does not fit the strategy 'fedmf'.*'x'"),
-        ({"strategy": "fedmf", "options": {"items": 1}}, "does not fit the strategy 'fedmf'.*'items'"),
         ({"strategy": "picky", "options": {"radius": 0}}, "radius = 0"),
+        ({"strategy": "fedmf", "options": {"x": 1}}, "unknown key 'method.options.x'"),
     ],
 )
 def test_a_method_that_cannot_be_made_is_bad_input(method: dict[str, Any], match: str) -> None:
@@ -157,7 +157,8 @@ def test_a_mistake_in_a_strategy_is_not_bad_options(
 def test_a_fraction_of_sums_is_refused() -> None:
     with pytest.raises(InputError, match=r"aggregate.fraction.*run.participants"):
         build_strategy(config_of("fedmf", aggregate={"fraction": 0.5}), ITEMS)
-    assert isinstance(build_strategy(config_of("fedmf"), ITEMS), FedMF)
+    strategy = build_strategy(config_of("fedmf"), ITEMS)
+    assert isinstance(strategy, SumsStrategy) and isinstance(strategy.method, FedMF)
 
 
 def test_a_client_that_does_not_fit_the_strategy_says_so(tmp_path: Path) -> None:

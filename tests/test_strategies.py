@@ -2,135 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord
+from flwr.app import Message
+from tampering import ABSENT, BAD, EACH, FAULTS, Named, spoiled, with_fault
 from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, figures, largest_difference, node_of
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.experiment.outcome import summarise
-from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.runtime.inputs import build_strategy
-
-BAD, EACH = 2, 10  # the third of four nodes, users 20 to 29
-Named = dict[str, np.ndarray]
-
-
-def spoiled(change: Callable[[Named], Named]) -> Callable[[Message, Message], list[Message]]:
-    """Change the arrays of an upload."""
-
-    def tamper(reply: Message, message: Message) -> list[Message]:
-        arrays = {name: np.array(values) for name, values in unpack_arrays(reply.content["arrays"]).items()}
-        reply.content["arrays"] = pack_arrays(change(arrays))
-        return [reply]
-
-    return tamper
-
-
-def filled(value: float) -> Callable[[Named], Named]:
-    def change(arrays: Named) -> Named:
-        name = next(name for name in arrays if name != "users")
-        arrays[name].reshape(-1)[7] = value
-        return arrays
-
-    return change
-
-
-def each_array(convert: Callable[[np.ndarray], np.ndarray]) -> Callable[[Named], Named]:
-    return lambda arrays: {name: values if name == "users" else convert(values) for name, values in arrays.items()}
-
-
-def without_last(arrays: Named) -> Named:
-    del arrays[list(arrays)[-1]]
-    return arrays
-
-
-def junk(reply: Message, message: Message) -> list[Message]:
-    record = ArrayRecord()
-    for name, values in unpack_arrays(reply.content["arrays"]).items():
-        record[name] = Array(str(values.dtype), values.shape, "numpy.ndarray", b"no array at all")
-    reply.content["arrays"] = record
-    return [reply]
-
-
-def hostile(data: bytes) -> Callable[[Message, Message], list[Message]]:
-    """Replace the bytes of every array."""
-
-    def tamper(reply: Message, message: Message) -> list[Message]:
-        record = ArrayRecord()
-        for name in reply.content["arrays"]:
-            record[name] = Array("no type", (-3,), "numpy.ndarray", data)
-        reply.content["arrays"] = record
-        return [reply]
-
-    return tamper
-
-
-def saved(save: Callable[[Any], None]) -> bytes:
-    stream = io.BytesIO()
-    save(stream)
-    return stream.getvalue()
-
-
-HUGE = saved(
-    lambda s: np.lib.format.write_array_header_1_0(s, {"descr": "<f8", "fortran_order": False, "shape": (2**60,)})
-)
-
-
-def without(record: str) -> Callable[[Message, Message], list[Message]]:
-    def tamper(reply: Message, message: Message) -> list[Message]:
-        del reply.content[record]
-        return [reply]
-
-    return tamper
-
-
-def nan_metric(reply: Message, message: Message) -> list[Message]:
-    reply.content["metrics"] = MetricRecord({**reply.content["metrics"], "loss-total": float("nan")})
-    return [reply]
-
-
-FAULTS: dict[str, tuple[Callable[[Message, Message], list[Message]], str]] = {
-    "nan": (spoiled(filled(float("nan"))), "is not finite"),
-    "inf": (spoiled(filled(float("-inf"))), "is not finite"),
-    "huge": (spoiled(filled(1e20)), r"norm \d.*e\+(19|20), more than 1e\+06"),
-    "shape": (spoiled(each_array(lambda x: x[..., :-1])), r"has shape \(.*\), not \("),
-    "one axis less": (spoiled(each_array(lambda x: x.reshape(-1))), r"has shape \(.*\), not \("),
-    "type": (spoiled(each_array(lambda x: x.astype(np.float64))), "has type float64, not float32"),
-    "missing": (spoiled(without_last), "the upload lacks '(tables|counts)'"),
-    "nothing": (spoiled(lambda _: {}), "the upload lacks"),
-    "junk": (junk, "holds no readable arrays"),
-    "broken archive": (hostile(b"PK\x03\x04 and no more"), "holds no readable arrays"),
-    "archive": (hostile(saved(lambda s: np.savez(s, x=np.ones(3)))), "holds no readable arrays"),
-    "larger than the memory": (hostile(HUGE), "holds no readable arrays"),
-    "no arrays": (without("arrays"), "holds no readable arrays"),
-    "no metrics": (without("metrics"), "a reply without metrics"),
-    "metric": (nan_metric, "a metric that is not finite"),
-    "error": (lambda r, m: [Message(Error(2, "RuntimeError: out\nof memory"), reply_to=m)], "out of memory"),
-}
-ABSENT = "no reply within the round's time"
-
-
-def in_training(tamper: Callable[[Message, Message], Iterable[Message]], *nodes: int) -> Any:
-    """Tamper with the replies of some nodes, from the second round on."""
-
-    def tampered(reply: Message, message: Message) -> Iterable[Message]:
-        meant = message.metadata.message_type == "train" and message.content["config"]["server-round"] != 1
-        return tamper(reply, message) if meant and node_of(reply) in nodes else [reply]
-
-    return tampered
-
-
-def with_fault(path: Path, name: str, /, tamper: Any, *nodes: int, **sections: Any) -> Any:
-    config = config_of(name, **({"run": {"users_per_node": EACH}} | sections))
-    return carry_out_watched(path, config, in_training(tamper, *nodes))[0]
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +62,11 @@ def others_tables(arrays: Named) -> Named:
         ("fedem", lambda a: a | {"users": a["users"][::-1].copy()}, "holds tables of other users"),
         ("fedem", lambda a: a | {"users": a["users"].astype(np.int32)}, "'users' has type int32, not int64"),
         ("fedem", lambda a: {n: x[:-1] for n, x in a.items()}, r"'users' has shape \(9,\), not \(10,\)"),
-        ("fedmf", lambda a: a | {"counts": -a["counts"]}, "'counts' is not between 0 and 10"),
-        ("fedmf-sr", lambda a: a | {"weight": -a["weight"]}, "'weight' is not between 0 and"),
-        ("fedmf-sr", lambda a: a | {"table": a["table"] * np.float32(1e9)}, "'table' has norm"),
+        ("fedmf", lambda a: a | {"items-weight": -a["items-weight"]}, "'items-weight' are not whole .* 0 and 10"),
+        ("fedmf", lambda a: a | {"items-weight": 0 * a["items-weight"]}, "'items' has values that nobody is behind"),
+        ("fedmf-sr", lambda a: a | {"items-weight": -a["items-weight"]}, r"'items-weight' is -\d+, not between 0 and"),
+        ("fedmf-sr", lambda a: a | {"items-weight": 9 * a["items-weight"]}, r"'items-weight' is \d+, not between 0"),
+        ("fedmf-sr", lambda a: a | {"items": a["items"] * np.float32(1e9)}, "'items' has a mean of norm"),
     ],
 )
 def test_what_only_one_kind_of_upload_can_get_wrong(
@@ -292,7 +179,7 @@ def test_the_norm_limit_does_not_depend_on_a_cohorts_size(tmp_path: Path) -> Non
     for each, run in runs.items():
         done = carry_out(tmp_path / str(each), config_of("fedmf", aggregate={"max_norm": 80.0}, run=run))
         assert done.outcome.failures == []
-    with pytest.raises(FedemError, match="'rows' has a mean of norm"):
+    with pytest.raises(FedemError, match="'items' has a mean of norm"):
         carry_out(tmp_path / "low", config_of("fedmf", aggregate={"max_norm": 1.0}, run=runs[0]))
 
 
@@ -300,8 +187,8 @@ def test_one_round_of_fedmf_by_hand(tmp_path: Path) -> None:
     """The new table is the mean of each row over the users that trained it; rows nobody trained stay."""
     run, grid = carry_out_watched(tmp_path / "run", config_of("fedmf", run={"users_per_node": EACH, "rounds": 1}))
     uploads = [c.arrays for c in grid.up if c.kind == "train"]
-    start = next(c.arrays["tables"][0] for c in grid.down if c.kind == "train")
-    total, count = (sum(u[name].astype(np.float64) for u in uploads) for name in ("rows", "counts"))
+    start = next(c.arrays["items"] for c in grid.down if c.kind == "train")
+    total, count = (sum(u[name].astype(np.float64) for u in uploads) for name in ("items", "items-weight"))
     for item in range(ITEMS):
         expected = total[item] / count[item] if count[item] else start[item]
-        np.testing.assert_allclose(run.server["table"][item], expected, atol=1e-6)
+        np.testing.assert_allclose(run.server["items"][item], expected, atol=1e-6)

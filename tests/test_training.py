@@ -8,20 +8,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
+from factorised import learner, received
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from fedem_flwr.contract import Method, State
 from fedem_flwr.engine import cohort as cohort_module
-from fedem_flwr.engine.cohort import Cohort, CohortSettings, CohortState, Schedule
+from fedem_flwr.engine.downloads import Downloads
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.local import LocalSettings
-from fedem_flwr.engine.merge import GlobalTables, Merge, MergeMode
+from fedem_flwr.engine.merge import MergeMode, Schedule
 from fedem_flwr.engine.optimizer import CohortAdam
 from fedem_flwr.engine.samples import TrainingItems, draw_samples, shuffled_rows
-from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.models.mf import initial_table, initial_user, loss_and_residual, scores
 
 M, D = 60, 4
@@ -51,26 +52,30 @@ def world() -> TrainingItems:
     return TrainingItems(names, M, offsets, torch.cat(lists), ends, torch.cat(forbidden))
 
 
-def method(mode: MergeMode, schedule: Schedule, early_stop: float = 0.0, epochs: int = 4) -> CohortSettings:
-    local = LocalSettings(epochs, 10, 3, lr_user=0.05, lr_item=0.1, lr_adapter=0.07, early_stop=early_stop)
-    merge = Merge(mode, 0.3, Adapter(D, (6, 5)))
-    return CohortSettings(D, 1.0, 5, merge, schedule, local, own_tables=True, adapter_epochs=3)
+def method(mode: MergeMode, schedule: Schedule, early_stop: float = 0.0, epochs: int = 4) -> Method:
+    local = {"epochs": epochs, "batch_size": 10, "negatives": 3, "lr_user": 0.05, "lr_item": 0.1}
+    sections: dict[str, Any] = {
+        "model": {"dim": D},
+        "local": {**local, "early_stop": early_stop},
+        "merge": {"rho": 0.3, "hidden": (6, 5), "epochs": 3, "lr": 0.07},
+        "run": {"seed": 5},
+    }
+    return learner("fedem", M, mode, schedule, **sections)
 
 
-def start(settings: CohortSettings, seed: int = 1) -> CohortState:
+def start(settings: Method, seed: int = 1) -> State:
     """State as after some rounds: every client has its own values."""
     g = torch.Generator().manual_seed(seed)
     k = len(POSITIVES)
     theta = 0.6 * torch.randn(k, settings.merge.adapter.parameters, generator=g)
-    state = CohortState(torch.randn(k, D, generator=g), torch.randn(k, M, D, generator=g), None)
-    state.adapter = theta if settings.merge.learned else None
-    return state
+    state = {"user": torch.randn(k, D, generator=g), "items": torch.randn(k, M, D, generator=g)}
+    return state | ({"adapter": theta} if settings.merge.learned else {})
 
 
-def downloads(seed: int = 2) -> GlobalTables:
+def downloads(seed: int = 2) -> Downloads:
     """Tables for all but user 2, in another order than the users."""
     tables = torch.randn(5, M, D, generator=torch.Generator().manual_seed(seed))
-    return GlobalTables(tables, torch.tensor([3, 0, -1, 4, 1, 2]))
+    return received(tables, torch.tensor([3, 0, -1, 4, 1, 2]))
 
 
 @dataclass
@@ -81,7 +86,7 @@ class Client:
     table: nn.Parameter
     net: nn.Sequential
     glob: Tensor | None
-    settings: CohortSettings
+    settings: Method
     epochs_run: int = 0
     loss: float = 0.0
 
@@ -120,12 +125,12 @@ class Client:
                 return
 
     def train(self, samples: list[tuple[Tensor, Tensor]], adapter_samples: list[tuple[Tensor, Tensor]]) -> None:
-        settings, local = self.settings, self.settings.local
-        merge, released = settings.merge, settings.schedule == "released"
+        settings, local = self.settings, self.settings.config.local
+        merge, released = settings.merge, settings.merge.schedule == "released"
         if merge.mode == "none":
             self.glob = None
         learned = merge.learned and self.glob is not None
-        adapter = torch.optim.Adam(self.net.parameters(), lr=local.lr_adapter)
+        adapter = torch.optim.Adam(self.net.parameters(), lr=merge.lr)
         rates = [{"params": [self.user], "lr": local.lr_user}, {"params": [self.table], "lr": local.lr_item}]
 
         def loss_of(table: Tensor, items: Tensor, sign: Tensor) -> Tensor:
@@ -156,37 +161,35 @@ class Client:
         self.run_epochs(samples, batch)
 
 
-def twins(histories: TrainingItems, settings: CohortSettings, tables: GlobalTables | None, round_: int) -> list[Client]:
+def twins(histories: TrainingItems, settings: Method, tables: Downloads, round_: int) -> list[Client]:
     """Every client of the world, trained alone for one round."""
-    clients, state = [], start(settings)
+    clients, state, epochs = [], start(settings), settings.local.epochs
     for u in range(len(POSITIVES)):
         net = nn.Sequential(nn.Linear(2 * D, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1), nn.Sigmoid())
-        if state.adapter is not None:
-            nn.utils.vector_to_parameters(state.adapter[u], net.parameters())
-        slot = -1 if tables is None else int(tables.slot[u])
-        glob = tables.tables[slot] if tables is not None and slot >= 0 else None
-        assert state.table is not None
-        client = Client(nn.Parameter(state.user[u]), nn.Parameter(state.table[u]), net, glob, settings)
+        if "adapter" in state:
+            nn.utils.vector_to_parameters(state["adapter"][u], net.parameters())
+        slot = int(tables["items"].slot[u]) if tables else -1
+        glob = tables["items"].values[slot] if slot >= 0 else None
+        client = Client(nn.Parameter(state["user"][u]), nn.Parameter(state["items"][u]), net, glob, settings)
         alone = draw_samples(histories, torch.tensor([u]), 3, Draws(settings.seed), round_)
         size, name = int(alone.size[0]), histories.users[[u]]
         orders = []
-        for epoch in range(settings.local.epochs + settings.adapter_epochs):
+        for epoch in range(epochs + settings.merge.epochs):
             row = shuffled_rows(alone, name, Draws(settings.seed), round_, epoch)[0, :size]
             orders.append((alone.touched[0, row], alone.sign[0, row].double()))
-        client.train(orders[: settings.local.epochs], orders[settings.local.epochs :])
+        client.train(orders[:epochs], orders[epochs:])
         clients.append(client)
     return clients
 
 
-def assert_equal(cohort: Cohort, loss: Tensor, clients: list[Client]) -> None:
-    assert cohort.state.table is not None
+def assert_equal(state: State, loss: Tensor, clients: list[Client]) -> None:
     for u, client in enumerate(clients):
-        torch.testing.assert_close(cohort.state.user[u], client.user.data, rtol=0, atol=1e-9)
-        torch.testing.assert_close(cohort.state.table[u], client.table.data, rtol=0, atol=1e-9)
+        torch.testing.assert_close(state["user"][u], client.user.data, rtol=0, atol=1e-9)
+        torch.testing.assert_close(state["items"][u], client.table.data, rtol=0, atol=1e-9)
         assert float(loss[u]) == pytest.approx(client.loss, abs=1e-9)
-        if cohort.state.adapter is not None:
+        if "adapter" in state:
             theta = nn.utils.parameters_to_vector(client.net.parameters()).detach()
-            torch.testing.assert_close(cohort.state.adapter[u, : len(theta)], theta, rtol=0, atol=1e-9)
+            torch.testing.assert_close(state["adapter"][u, : len(theta)], theta, rtol=0, atol=1e-9)
 
 
 MODES: tuple[MergeMode, ...] = ("none", "replace", "static", "scalar", "elastic")
@@ -197,10 +200,10 @@ SCHEDULES: tuple[Schedule, ...] = ("paper", "released")
 @pytest.mark.parametrize(("mode", "schedule"), list(itertools.product(MODES, SCHEDULES)))
 def test_a_round_equals_the_slow_twin(mode: MergeMode, schedule: Schedule, early_stop: float) -> None:
     settings, histories, tables = method(mode, schedule, early_stop, epochs=8), world(), downloads()
-    cohort = Cohort(histories, start(settings), settings)
+    cohort = settings.cohort(histories, start(settings))
     result = cohort.train(torch.arange(len(POSITIVES)), tables, 3)
     clients = twins(histories, settings, tables, 3)
-    assert_equal(cohort, result.loss, clients)
+    assert_equal(cohort.state, result.loss, clients)
     epochs = [client.epochs_run for client in clients]
     assert result.samples.tolist() == [4 * p for p in POSITIVES]
     pair, three = {epochs[0], epochs[5]}, {epochs[1], epochs[3], epochs[4]}  # blocks of 2 and of 4 batches
@@ -210,11 +213,10 @@ def test_a_round_equals_the_slow_twin(mode: MergeMode, schedule: Schedule, early
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_first_round_has_no_merging(schedule: Schedule) -> None:
     settings, histories = method("elastic", schedule), world()
-    cohort = Cohort(histories, start(settings), settings)
-    result = cohort.train(torch.arange(len(POSITIVES)), None, 1)
-    assert_equal(cohort, result.loss, twins(histories, settings, None, 1))
-    before = start(settings).adapter
-    assert cohort.state.adapter is not None and before is not None and torch.equal(cohort.state.adapter, before)
+    cohort = settings.cohort(histories, start(settings))
+    result = cohort.train(torch.arange(len(POSITIVES)), {}, 1)
+    assert_equal(cohort.state, result.loss, twins(histories, settings, {}, 1))
+    assert torch.equal(cohort.state["adapter"], start(settings)["adapter"])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -223,10 +225,10 @@ def test_many_small_blocks_on_threads_give_the_same(schedule: Schedule, monkeypa
     monkeypatch.setattr(cohort_module, "BLOCK_FLOATS", 1)
     monkeypatch.setattr(cohort_module, "MERGE_FLOATS", 1)
     torch.set_num_threads(2)
-    cohort = Cohort(histories, start(settings), settings)
+    cohort = settings.cohort(histories, start(settings))
     result = cohort.train(torch.arange(len(POSITIVES)), tables, 3)
     assert torch.get_num_threads() == 2
-    assert_equal(cohort, result.loss, twins(histories, settings, tables, 3))
+    assert_equal(cohort.state, result.loss, twins(histories, settings, tables, 3))
 
 
 def test_loss_and_residual_equal_autograd_and_torch() -> None:
@@ -267,7 +269,8 @@ def test_compact_adam_equals_dense_adam_over_the_whole_table() -> None:
     dense = nn.Parameter(table.clone())
     reference = torch.optim.Adam([dense], lr=0.1)
     touched = torch.tensor([2, 3, 5, 8, 13, 40])
-    compact = CohortAdam([table[:, touched]], [0.1])
+    values = table[:, touched]
+    compact = CohortAdam([values], [0.1])
     batches = ([0, 1, 2], [3, 4], [1, 1, 5], [0], [2, 3, 5])
     for number, batch in enumerate(batches):
         gradient = torch.zeros(len(dense), len(touched), D)
@@ -279,8 +282,9 @@ def test_compact_adam_equals_dense_adam_over_the_whole_table() -> None:
         reference.step()
         if number == 3:  # the first client leaves; the other's moments and bias correction go on
             compact.keep(torch.tensor([1]))
-        compact.step([gradient[1:] if number >= 3 else gradient])
+            values = values[1:]
+        compact.step([values], [gradient[1:] if number >= 3 else gradient])
         rows = dense.data[:, touched]
-        torch.testing.assert_close(compact.tensors[0], rows[1:] if number >= 3 else rows, rtol=0, atol=1e-12)
+        torch.testing.assert_close(values, rows[1:] if number >= 3 else rows, rtol=0, atol=1e-12)
     rest = torch.ones(M, dtype=torch.bool).index_fill_(0, touched, False)
     assert torch.equal(dense.data[:, rest], table[:, rest])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from strategies.order_map import OrderMap
 
 from fedem_flwr.engine import transitions
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.transitions import MapScores, Windows, directional_map, pair_sums
 from fedem_flwr.errors import InputError
 from strategies import order_map
-from strategies.order_map import OrderMap
 
 ITEMS = 9
 HISTORIES = [[0, 1, 2, 3], [4], [5, 0, 5, 8, 1, 7], [], [2, 1], [3, 3, 6]]
