@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients.fedials_order import FedialsOrderClient
 from federated import ANYTHING, FederatedGrid, carry_out_over
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from introduced import KEY, NOBODY, RUN, greet, message_with
 from worlds import carry_out, carry_out_watched, config_of, largest_difference
 
+from clients.method import MethodClient
 from fedem_flwr.client_app import _shards_from
 from fedem_flwr.config import Config
+from fedem_flwr.contract import Asked
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.models.mf import initial_user
@@ -41,15 +42,15 @@ WORLD: dict[str, Any] = {
     "order": {"rounds": 2, "participants": 1.0, "layers": 1, "heads": 2, "window": 6, "negatives": 5, "map": 4},
     "elastic": {"merge": "item", "groups": 2, "clustering": 2, "rounds": 1, "steps": 1},
 }
+_ELASTIC = {"table", "cluster", "groups", "curve", "theta", "groups-again"}
 PHASES = {
-    "fedmf": {"rows"},
-    "fedmf-sr": {"average"},
-    "fedials": {"sums"},
-    "fedials-order": {"sums", "pairs", "order"},
-    "fedials-elastic": {"sums", "cluster", "joint", "curve", "theta"},
-    "fedmf-elastic": {"rows", "cluster", "joint", "curve", "theta"},
+    "fedmf": {"train"},
+    "fedmf-sr": {"train"},
+    "fedials": {"table"},
+    "fedials-order": {"table", "map", "encoder"},
+    "fedials-elastic": _ELASTIC,
+    "fedmf-elastic": _ELASTIC,
 }
-OF_THE_WHOLE_NODE = {"curve", "theta"}  # sums over all of its users, whoever takes part
 STRICT = NodePolicy.networked()
 
 
@@ -136,7 +137,7 @@ def test_a_sum_of_one_user_stays_on_a_networked_node(method: str, shards: Path, 
     grid = CuriousGrid(shards, tmp_path, NODES, policy=STRICT)
     run = carry_out_over(grid, settings(method))
     assert grid.one.keys() == grid.last.keys() == PHASES[method]
-    for kind in PHASES[method] - OF_THE_WHOLE_NODE:
+    for kind in PHASES[method]:
         assert not sent(grid.one[kind]) and withheld(grid.one[kind]) == 1, kind
     for kind, reply in grid.last.items():
         assert not sent(reply) and withheld(reply) == 1, kind
@@ -189,12 +190,15 @@ def test_who_adds_nothing_to_a_sum_hides_nobody(tmp_path: Path) -> None:
     facts = {name: getattr(federation.facts, name) for name in ("dataset", "protocol", "users", "items")}
     hosts = ShardHosts(tmp_path / "shards" / "node-0", tmp_path / "state")
     greet(hosts, Introduction(KEY, RUN, (), config.to_toml(), facts, 0))
-    client, both = FedialsOrderClient(hosts.of(message_with(None), NOBODY), 0), np.arange(2)
-    assert [len(client.asked(both, least)) for least in (1, 2)] == [2, 0]
-    kinds = ("sums", "pairs", "order")
-    assert [client.withheld(both, client.least({"upload": kind})) for kind in kinds] == [{}, *[{"withheld": 2.0}] * 2]
+    client, both = MethodClient(hosts.of(message_with(None), NOBODY), 0), np.arange(2)
+    side = client.host.side(0, 0)
+    permitted = {}
+    for phase in client.method.phases():
+        asked = Asked(1, phase.name, side.positions(both), both, {}, {}, side.place, has_times=True)
+        permitted[phase.name] = len(client.permitted(phase, asked))
+    assert permitted == {"table": 2, "map": 0, "encoder": 0}
     with pytest.raises(ValueError, match="more than once"):
-        client.asked(np.array([1, 1]))
+        side.positions(np.array([1, 1]))
 
 
 # --- uploads of single users
@@ -207,10 +211,10 @@ def test_a_node_refuses_a_run_that_uploads_single_users_tables(shards: Path, tmp
     assert "\n" not in str(raised.value)
 
 
-def test_and_a_server_that_hides_it(shards: Path, tmp_path: Path) -> None:
-    """What it introduces looks like a run of sums."""
+def test_and_one_whose_weights_are_those_of_sums(shards: Path, tmp_path: Path) -> None:
+    """Means over all users would be sums; with a table a client they are made of single uploads."""
     config = settings("fedsim").changed("aggregate", weights="average").changed("merge", mode="static")
-    with pytest.raises(FedemError, match=r"no usable reply in round 1.*the server asks.*--allow-individual-uploads"):
+    with pytest.raises(FedemError, match=r"no node answered.*'fedsim'.*--allow-individual-uploads"):
         carry_out_over(FederatedGrid(shards, tmp_path / "strict", NODES, policy=STRICT), config)
     assert carry_out_over(FederatedGrid(shards, tmp_path / "any", NODES), config).losses() == []
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedem_flwr.methods.settings import uploads_single_tables
 from worlds import TINY_OPTIONS, config_of
 
 from fedem_flwr.cli import deployments, main
 from fedem_flwr.config import build
+from fedem_flwr.contract.finding import uploads_single_users
 from fedem_flwr.errors import InputError
 from fedem_flwr.network import node
 from fedem_flwr.network.deployment import Deployment
@@ -53,10 +53,10 @@ def test_a_run_that_its_nodes_would_refuse_is_not_started(
 def test_what_is_allowed_or_decided_elsewhere_is_started() -> None:
     network: dict[str, Any] = {"run": {"runtime": "network"}}
     for method in OTHERS:
-        assert not uploads_single_tables(config_of(method))
+        assert not uploads_single_users(config_of(method))
         check_privacy(config_of(method, **network))
     for method in SINGLE:
-        assert uploads_single_tables(config_of(method))
+        assert uploads_single_users(config_of(method))
         check_privacy(config_of(method, **network, **ALLOW))
         check_privacy(config_of(method, **network, network={"superlink": "there:8000"}))
         with pytest.raises(InputError, match=method):

@@ -16,9 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from strategies.elastic import ElasticFedMF
-from strategies.fedem import FedEM
-from strategies.fedmf import FedMF
 from worlds import SYNTHETIC, TINY_OPTIONS
 
 import fedem_flwr as fedem
@@ -26,6 +23,9 @@ from fedem_flwr import api
 from fedem_flwr.cli import main
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment import flow
+from fedem_flwr.methods.fedem import FedEM
+from fedem_flwr.methods.fedmf import FedMF
+from fedem_flwr.methods.fedmf_elastic import FedMFElastic
 from fedem_flwr.report.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -222,7 +222,7 @@ def test_a_class_is_named_by_its_path() -> None:
     own = f"{__name__}:MyOwnMF2"
     for method in (MyOwnMF2, own):
         assert api.method_section(method) == {"name": "my-own-mf2", "strategy": own}
-    for known, name in ((FedEM, "fedem"), (FedMF, "fedmf"), (ElasticFedMF, "fedmf-elastic")):
+    for known, name in ((FedEM, "fedem"), (FedMF, "fedmf"), (FedMFElastic, "fedmf-elastic")):
         assert api.method_section(known) == {"name": name}
     assert api.method_section({"name": "mine", "strategy": Fedem})["strategy"] == f"{__name__}:Fedem"
     with pytest.raises(InputError, match="would be called 'fedem' in results"):

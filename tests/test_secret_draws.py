@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factorised import cohort_of, learner, of_users, received
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from introduced import NOBODY, RUN, greet, introduction, make_shards, message_with
 from scipy import stats
-from test_cohort import cohort_of, downloads, method
 from test_samples import everyone, histories_of, items_of, worlds
 from worlds import carry_out, carry_out_watched, config_of, done, figures, largest_difference, prepare
 
 from fedem_flwr.engine.cohort import Cohort, TrainResult
 from fedem_flwr.engine.decoys import with_decoys
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.merge import GlobalTables
 from fedem_flwr.engine.samples import TrainingItems, draw_samples, shuffled_rows
 from fedem_flwr.errors import FedemError
 from fedem_flwr.experiment.rounds import carry_out_rounds
@@ -110,31 +109,38 @@ def test_a_secret_changes_every_draw_and_the_seed_then_none() -> None:
     assert SECRET.hex() not in repr(draws[1]) and repr(SECRET) not in repr(draws[1])
 
 
-@pytest.mark.parametrize("own_tables", [True, False])
-def test_a_cohort_with_decoys_equals_cohorts_of_one(own_tables: bool) -> None:
+@pytest.mark.parametrize("weights", ["rows", "average", "own tables"])
+def test_a_cohort_with_decoys_equals_cohorts_of_one(weights: str) -> None:
     """Users whose decoys make the difference between two batches and three are not trained together."""
-    lists = [list(range(count)) for count in (3, 4, 4, 5, 5, 6)]
-    settings = method("elastic" if own_tables else "replace", own_tables=own_tables, dim=4)
-    settings = replace(settings, local=replace(settings.local, epochs=3, batch_size=10, negatives=1), secret=SECRET)
-    tables = downloads(len(lists), 40, 4) if own_tables else None
+    lists, own = [list(range(count)) for count in (3, 4, 4, 5, 5, 6)], weights == "own tables"
+    local = {"epochs": 3, "batch_size": 10, "negatives": 1}
+    sections: dict[str, Any] = {"local": local, "model": {"dim": 4}}
+    sections |= {} if own else {"aggregate": {"weights": weights}}
+    one_method = learner("fedem" if own else "fedmf", 40, "elastic" if own else "replace", **sections)
+    tables = received(torch.randn((6, 40, 4), generator=torch.Generator().manual_seed(0)), torch.arange(6))
 
     def trained(users: list[int]) -> tuple[Cohort, TrainResult]:
-        histories = histories_of([lists[u] for u in users], 40, users=users)
-        cohort = cohort_of(with_decoys(histories, SECRET, 2.4), settings)
-        received = None if tables is None else GlobalTables(tables.tables, tables.slot[users])
-        return cohort, cohort.train(torch.arange(len(users)), received, 1, sums=True)
+        items = histories_of([lists[u] for u in users], 40, users=users)
+        cohort = cohort_of(with_decoys(items, SECRET, 2.4), one_method)
+        down = of_users(tables, torch.tensor(users)) if own else {}
+        return cohort, cohort.train(torch.arange(len(users)), down, 1, sums=True)
 
     together, result = trained(list(range(len(lists))))
-    assert result.samples.tolist() == [2 * len(own) for own in lists], "the server is told nothing of decoys"
-    assert result.sums is not None and float(result.sums.weight) == 2 * sum(map(len, lists))
+    assert result.samples.tolist() == [2 * len(items) for items in lists], "the server is told nothing of decoys"
     parts = [trained([u]) for u in range(len(lists))]
-    alone = torch.cat([one.state.user for one, _ in parts])
-    torch.testing.assert_close(together.state.user, alone, rtol=0, atol=1e-4)
-    whole, count = result.sums.mean_table(), result.sums.count
-    sums = [one.sums for _, one in parts if one.sums is not None]
-    torch.testing.assert_close(whole, sum(one.weighted for one in sums) / result.sums.weight, rtol=0, atol=1e-4)
-    assert torch.equal(count, sum(one.count for one in sums))
-    assert count[: len(lists[0])].tolist() == [len(lists)] * len(lists[0])
+    for name, values in together.state.items():
+        alone = torch.cat([cohort.state[name] for cohort, _ in parts])
+        torch.testing.assert_close(values, alone, rtol=0, atol=1e-4)
+    if own:
+        assert not result.sums, "single users' tables go up"
+        return
+    sums, each = result.sums["items"], [one.sums["items"] for _, one in parts]
+    assert torch.equal(sums.weight, torch.stack([one.weight for one in each]).sum(0))
+    torch.testing.assert_close(sums.total, torch.stack([one.total for one in each]).sum(0), rtol=0, atol=1e-3)
+    if weights == "rows":
+        assert sums.weight[: len(lists[0])].tolist() == [len(lists)] * len(lists[0])
+    else:
+        assert float(sums.weight) == 2 * sum(map(len, lists))
 
 
 # --- the file
@@ -223,7 +229,7 @@ def test_a_networked_node_has_one_secret_for_all_its_runs(tmp_path: Path) -> Non
         hosts = ShardHosts(tmp_path / "data" / "shards" / "node-1", tmp_path / "state", device="cpu")
         greet(hosts, replace(told, key=f"{number:032x}", run_id=RUN - number))
         host = hosts.of(message_with(None, RUN - number), NOBODY)
-        found.append((host.secret(0), host.histories(0).decoys))
+        found.append((host.secret(0), host.data(0).decoys))
     (first, decoys), (second, same) = found
     assert first == second == (tmp_path / "state" / SECRET_FILE).read_bytes()
     assert decoys is not None and same is not None and all(map(torch.equal, decoys, same))

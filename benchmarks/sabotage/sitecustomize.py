@@ -49,8 +49,7 @@ def _spoiled(arrays: list[Any], do: str) -> list[Any]:
 
 
 def _arm() -> None:
-    from clients.cohort import CohortClient
-    from clients.fedials import FedialsClient
+    from clients.method import MethodClient
     from fedem_flwr.network import node_link
     from fedem_flwr.nodes.host import NodeHost
 
@@ -85,8 +84,7 @@ def _arm() -> None:
 
         kind.fit = sabotaged
 
-    wrap(CohortClient)
-    wrap(FedialsClient)
+    wrap(MethodClient)
     keep, reply, condense = NodeHost.keep, node_link.NodeLink.reply, node_link.condense
 
     def keep_or_die(self: Any, *args: Any, **rest: Any) -> None:

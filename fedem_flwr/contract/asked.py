@@ -72,7 +72,7 @@ class Device:
         if len(found) and (found.min() < 0 or found.max() >= len(self.users)):
             raise ValueError("this node was asked for a user that it does not host")
         if len(np.unique(found)) < len(found):
-            raise ValueError("this node was asked for the same user twice")
+            raise ValueError("this node was asked for a user more than once")
         return found
 
 
