@@ -72,7 +72,7 @@ class CuriousServer(InProcessGrid):
         def noted() -> Iterator[Message]:
             for message in messages:
                 if message.metadata.message_type == "train":
-                    tables = unpack_arrays(message.content.array_records["arrays"])["tables"]
+                    tables = unpack_arrays(message.content.array_records["arrays"])["items"]
                     sent[message.metadata.dst_node_id] = np.array(tables)
                 yield message
 
@@ -86,13 +86,13 @@ class CuriousServer(InProcessGrid):
 
     def look(self, seen: Seen, sent: np.ndarray, upload: dict[str, np.ndarray]) -> None:
         """One upload."""
-        if "counts" in upload:
-            counts = upload["counts"][:, None]
+        if "items-weight" in upload:
+            counts = upload["items-weight"][:, None]
             seen.touched.append(counts[:, 0] > 0)
-            seen.changes.append(upload["rows"] / np.maximum(counts, 1) - sent[0] * (counts > 0))
+            seen.changes.append(upload["items"] / np.maximum(counts, 1) - sent * (counts > 0))
             return
         before, received = self.start if seen.table is None else seen.table, sent[0] if len(sent) else None
-        seen.table = np.array(upload["tables"][0])
+        seen.table = np.array(upload["items"][0])
         seen.touched.append(touched_rows(before, seen.table, received))
         seen.changes.append(row_changes(before, seen.table, received))
 

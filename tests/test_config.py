@@ -141,12 +141,19 @@ def test_merged_trees_hold_the_later_leaves(first: dict[str, Any], second: dict[
 @pytest.mark.parametrize("method", METHODS)
 def test_round_trip(method: str, tmp_path: Path) -> None:
     data = {"dataset": 'a "b"\\c.csv', "user_column": 0, "item_column": "item é", "header": False}
-    options = {"fraction_train": 0.5, "nested": {"x": [1, 2]}}
-    config = resolve({"data": data}, {"method": {"name": method, "options": options}, "run": {"seed": 2**40}})
+    config = resolve({"data": data}, {"method": {"name": method}, "run": {"seed": 2**40}})
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     assert load_resolved(path) == config
     assert load_resolved(path).to_toml() == config.to_toml()
+
+
+def test_options_of_a_stock_strategy_round_trip(tmp_path: Path) -> None:
+    options = {"fraction_train": 0.5, "nested": {"x": [1, 2]}}
+    config = resolve({}, {"method": {"name": "mean", "strategy": "flwr.FedAvg", "options": options}})
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert load_resolved(path) == config and load_resolved(path).method.options.model_dump() == options
 
 
 def test_the_resolved_file_says_everything() -> None:

@@ -16,8 +16,9 @@ import typer
 from fedem_flwr import runtime
 from fedem_flwr.cli import app
 from fedem_flwr.cli.options import experiment_tree, options_tree
-from fedem_flwr.config import resolve
+from fedem_flwr.config import merge_trees, resolve
 from fedem_flwr.config.reference import BEGIN, END, reference, with_reference
+from fedem_flwr.config.resolved import method_names
 from fedem_flwr.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,9 +112,14 @@ def test_command_parses(page: str, line: str) -> None:
     except InputError:  # a file of the reader's own
         tree = {"method": {"strategy": "theirs"}}
     tree.pop("methods", None)
-    resolve(tree, options)
+    resolve(tree, merge_trees(options, {"method": of_the_reader(params["method"])}))
     for method in params["against"] or []:
-        resolve({}, {"method": {"name": method}})
+        resolve({}, {"method": {"name": method, **of_the_reader(method)}})
+
+
+def of_the_reader(method: str | None) -> dict[str, str]:
+    """The `[method]` keys of one that the page's reader has written."""
+    return {} if method is None or method in method_names() else {"name": "mine", "strategy": "theirs"}
 
 
 def test_wrong_commands_are_noticed() -> None:

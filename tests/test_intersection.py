@@ -64,16 +64,16 @@ def transcript(method: str, path: Path, each: int = 1, rounds: int = ROUNDS, **s
     split, nodes = done.run.split, done.run.nodes
     found = Transcript(split, [[] for _ in range(nodes)], [[] for _ in range(nodes)])
     last = [initial_table(split.items, 16, 1.0, 0).numpy()] * nodes
-    sent = {(c.node, c.round): c.arrays["tables"] for c in grid.down if c.kind == "train"}
+    sent = {(c.node, c.round): c.arrays["items"] for c in grid.down if c.kind == "train"}
     for reply in (c for c in grid.up if c.kind == "train"):
         node, tables = reply.node, sent[reply.node, reply.round]
         if method == "fedmf":
-            counts = reply.arrays["counts"]
+            counts = reply.arrays["items-weight"]
             found.touched[node].append(counts > 0)
-            mean = reply.arrays["rows"] / np.maximum(counts, 1)[:, None]
-            found.changes[node].append((mean - tables[0]) * (counts > 0)[:, None])
+            mean = reply.arrays["items"] / np.maximum(counts, 1)[:, None]
+            found.changes[node].append((mean - tables) * (counts > 0)[:, None])
             continue
-        received, after = tables[0] if len(tables) else None, reply.arrays["tables"][0]
+        received, after = tables[0] if len(tables) else None, reply.arrays["items"][0]
         found.touched[node].append(touched_rows(last[node], after, received))
         found.changes[node].append(row_changes(last[node], after, received))
         last[node] = after

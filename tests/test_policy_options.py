@@ -53,8 +53,9 @@ def test_a_run_that_its_nodes_would_refuse_is_not_started(
 def test_what_is_allowed_or_decided_elsewhere_is_started() -> None:
     network: dict[str, Any] = {"run": {"runtime": "network"}}
     for method in OTHERS:
-        assert not uploads_single_users(config_of(method))
-        check_privacy(config_of(method, **network))
+        short = {"order": {"rounds": 2}, "elastic": {"merge": "none"}}  # of a run of three rounds
+        assert not uploads_single_users(config_of(method, **short))
+        check_privacy(config_of(method, **network, **short))
     for method in SINGLE:
         assert uploads_single_users(config_of(method))
         check_privacy(config_of(method, **network, **ALLOW))
@@ -70,7 +71,7 @@ def test_one_user_a_node_is_a_caveat(method: str) -> None:
         strategy: Any = build_strategy(config_of(method, run={"users_per_node": each}, elastic={"merge": "none"}), 60)
         assert len(strategy.caveats()) == many and all("users_per_node = 1" in line for line in strategy.caveats())
     alone: Any = build_strategy(config_of("fedem", run={"users_per_node": 1}), 60)
-    assert alone.caveats() == [], "which sends no sums in any case"
+    assert not any("users_per_node" in line for line in alone.caveats()), "which sends no sums in any case"
 
 
 def test_the_old_key_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> None:

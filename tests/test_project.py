@@ -151,7 +151,7 @@ def test_installed_versions_are_the_pinned_ones() -> None:
 
 
 def test_version_is_said_once() -> None:
-    init = (ROOT / "fedem_flwr" / "__init__.py").read_text()
+    init = (ROOT / "fedem_flwr" / "version.py").read_text()
     version = PYPROJECT["project"]["version"]
     assert f'__version__ = "{version}"' in init
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()

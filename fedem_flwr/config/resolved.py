@@ -83,9 +83,17 @@ def build(tree: Mapping[str, Any], origin: str) -> Config:
     config = _valid(Config, {**tree, "method": method}, origin)
     if not isinstance(options, Mapping):
         raise InputError(f"{origin}: method.options = {options!r}: it must be a section, not a value")
-    kind: type[Section] = getattr(find("strategies", strategy), "Options", Keywords)
-    typed = _valid(kind, options, origin, ("method", "options"))
+    typed = _valid(_options_of(strategy), options, origin, ("method", "options"))
     return config.model_copy(update={"method": config.method.model_copy(update={"options": typed})})
+
+
+def _options_of(strategy: str) -> type[Section]:
+    """The class of a method's options. A strategy that is not here is refused where it is to be made."""
+    try:
+        kind: type[Section] = getattr(find("strategies", strategy), "Options", Keywords)
+    except InputError:
+        return Keywords
+    return kind
 
 
 _Model = TypeVar("_Model", bound=Section)

@@ -8,27 +8,14 @@ from __future__ import annotations
 from itertools import product
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
+from fedem_flwr.config.section import Keywords as Keywords
+from fedem_flwr.config.section import NoOptions as NoOptions
+from fedem_flwr.config.section import Section as Section
 from fedem_flwr.data.synthetic import SyntheticConfig
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-
-
-class Section(BaseModel):
-    """Frozen, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class NoOptions(Section):
-    """Of methods without settings of their own."""
-
-
-class Keywords(Section):
-    """Keyword arguments of a Flower strategy's class, which checks them itself."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class DataConfig(Section):

@@ -8,6 +8,7 @@ stock         any other Flower strategy, wrapped so that it offers that
 best          the best round's state, where it can be served
 lines         a round's metrics line, and what is counted of messages
 checkpoint    what the server needs to go on
+flower        the Grid of a run that Flower started: whom its nodes host
 inprocess     a Grid that runs a ClientApp's virtual nodes right here
 own_grid      what our Grids share
 ordered       replies in the order of the messages, on grids that hand them over as they come
