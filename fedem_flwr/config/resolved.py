@@ -18,6 +18,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedem_flwr.config.registry import find, is_method, names
+from fedem_flwr.config.section import Keywords, Section
 from fedem_flwr.config.sections import (
     AggregateConfig,
     DataConfig,
@@ -25,7 +26,6 @@ from fedem_flwr.config.sections import (
     EvaluationConfig,
     FoldInConfig,
     IalsConfig,
-    Keywords,
     LocalConfig,
     MergeConfig,
     MethodConfig,
@@ -34,7 +34,6 @@ from fedem_flwr.config.sections import (
     OrderConfig,
     PrivacyConfig,
     RunConfig,
-    Section,
 )
 from fedem_flwr.errors import InputError, suggest
 

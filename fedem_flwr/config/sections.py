@@ -10,9 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from fedem_flwr.config.section import Keywords as Keywords
-from fedem_flwr.config.section import NoOptions as NoOptions
-from fedem_flwr.config.section import Section as Section
+from fedem_flwr.config.section import NoOptions, Section
 from fedem_flwr.data.synthetic import SyntheticConfig
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.config import Config
-from fedem_flwr.config.sections import NoOptions, Section
+from fedem_flwr.config.section import NoOptions, Section
 from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.phases import Phase, Schedule
 from fedem_flwr.contract.training import LocalTraining
