@@ -138,11 +138,14 @@ def test_merged_trees_hold_the_later_leaves(first: dict[str, Any], second: dict[
 # ---- the resolved file
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "stock"])
 def test_round_trip(method: str, tmp_path: Path) -> None:
+    """Also of the keyword arguments of Flower's strategies; methods know their own options."""
     data = {"dataset": 'a "b"\\c.csv', "user_column": 0, "item_column": "item é", "header": False}
     options = {"fraction_train": 0.5, "nested": {"x": [1, 2]}}
-    config = resolve({"data": data}, {"method": {"name": method, "options": options}, "run": {"seed": 2**40}})
+    stock = {"strategy": "flwr.FedAvg", "options": options} if method == "stock" else {}
+    config = resolve({"data": data}, {"method": {"name": method, **stock}, "run": {"seed": 2**40}})
+    assert config.method.options.model_dump() == stock.get("options", {})
     path = tmp_path / "config.toml"
     path.write_text(config.to_toml(), encoding="utf-8")
     assert load_resolved(path) == config
