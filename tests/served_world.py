@@ -31,7 +31,8 @@ def checkpoint_of(run: Path) -> tuple[Checkpoints, Checkpoint]:
 
 
 def table_of(run: Path) -> np.ndarray:
-    return served_checkpoint(RunDirectory(run)).arrays["table"].astype(np.float64)
+    arrays = served_checkpoint(RunDirectory(run)).arrays
+    return arrays["table" if "table" in arrays else "items"].astype(np.float64)
 
 
 def by_hand(table: np.ndarray, history: Sequence[int]) -> np.ndarray:

@@ -12,11 +12,12 @@ import pytest
 from control_worlds import NAMES, checkerboard
 from worlds import config_of
 
-from fedem_flwr.config.registry import BUILT_IN
+from fedem_flwr.config import Config
 from fedem_flwr.evaluation import cached_controls, compute_controls
 from fedem_flwr.evaluation import controls as module
 from fedem_flwr.evaluation.control_cache import Measured
 from fedem_flwr.experiment import controls as runtime
+from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.protocol.split import Split
 
 
@@ -102,14 +103,37 @@ def test_a_runs_controls_and_each_users_terms_are_computed_once(
 
 
 def test_local_only_is_left_out_where_clients_have_nothing_to_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of("fedmf", evaluation={"controls": False, "local_only": True})
     monkeypatch.setattr(runtime, "cached_local_only", lambda *_: {"trained": True})
-    assert runtime.controls_of(checkerboard(), config, lambda _: None) == {"local_only": {"trained": True}}
-    monkeypatch.setitem(BUILT_IN["clients"], config.method.client, f"{__name__}:NothingToTrain")
-    assert runtime.controls_of(checkerboard(), config, lambda _: None) == {"local_only": None}
+    own = {"base": "fedmf", "strategy": f"{__name__}:Together"}
+    stock = {"strategy": "flwr.FedAvg", "client": f"{__name__}:NothingToTrain"}
+    for method, result in (({}, {"trained": True}), (own, None), (stock, None)):
+        config = config_of("fedmf", method=method, evaluation={"controls": False, "local_only": True})
+        assert runtime.controls_of(checkerboard(), config, lambda _: None) == {"local_only": result}
+
+
+class Together(FedMF):
+    """A method of which a client alone could train nothing."""
+
+    FEDERATED_ONLY = True
 
 
 class NothingToTrain:
     """A client that keeps no local training."""
 
     LOCAL_ONLY = False
+
+
+def test_each_method_has_a_local_only_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its settings are another's: what it trains is in its class."""
+    trained, split = [], checkerboard()
+
+    def count(split: Split, config: Config, told: Callable[[int], None]) -> dict[str, Any]:
+        trained.append(config.method.strategy)
+        return {"ndcg@10": 0.1}
+
+    monkeypatch.setattr(runtime, "local_only", count)
+    other = f"{__name__}:Together"
+    for strategy in ("fedmf", other, "fedmf", other):
+        config = config_of("same", method={"base": "fedmf", "strategy": strategy})
+        runtime.cached_local_only(split, config, tmp_path, lambda _: None)
+    assert trained == ["fedmf", other]

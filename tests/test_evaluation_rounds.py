@@ -24,47 +24,63 @@ from worlds import (
     prepare,
 )
 
-from fedem_flwr.config import registry
+from fedem_flwr.config import Config
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.experiment.outcome import diagnose, summarise
 from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.report.html import render_report
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import best_line, partial_text
 from fedem_flwr.runtime.checkpoint import Best, Checkpoint, Checkpoints, served_checkpoint
 from fedem_flwr.runtime.prepared import PreparedRun
+from strategies.sums import SumsStrategy
 
 STOCK = {"strategy": "flwr.FedAvg", "client": "table"}
 METRICS = ("validation", "test", "rho")
 
 
+class ServesItsBest(SumsStrategy):
+    """Stands for the strategy of a method whose clients keep nothing; the loop only asks for the attribute."""
+
+    def __init__(self, config: Config, items: int) -> None:
+        super().__init__(config, items)
+        self.stateless = True
+
+
 class Stateless(FedMF):
-    """Stands for a method whose clients keep nothing; the loop only asks for the attribute."""
+    """Is carried out by it."""
 
-    stateless = True
+    STRATEGY = f"{__name__}:ServesItsBest"
 
 
-class Twice(FedMF):
+class EvaluatesTwice(SumsStrategy):
     """Evaluates the rounds it likes."""
 
     def evaluates(self, round_: int) -> bool:
         return round_ in (2, 3)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in (Stateless, Twice):
-        monkeypatch.setitem(registry.BUILT_IN["strategies"], kind.__name__.lower(), f"{__name__}:{kind.__name__}")
+class Twice(FedMF):
+    """Is carried out by it."""
+
+    STRATEGY = f"{__name__}:EvaluatesTwice"
 
 
-def method_of(name: str) -> dict[str, Any]:
-    return STOCK if name == "stock" else {"strategy": name} if name in ("stateless", "twice") else {}
+class Also(FedMF):
+    """Has two more rounds evaluated than the configuration."""
+
+    def evaluates(self, round_: int) -> bool:
+        return round_ in (2, 3)
+
+
+OWN = {kind.__name__.lower(): f"{__name__}:{kind.__name__}" for kind in (Stateless, Twice, Also)}
 
 
 def configured(name: str, every: int = 1, **run: Any) -> Any:
-    base = {"base": "fedmf"} if name in ("stateless", "twice") else {}
+    method = {"base": "fedmf", "strategy": OWN[name]} if name in OWN else STOCK if name == "stock" else {}
     settings = {"rounds": 7, "users_per_node": 20} | run
-    return config_of(name, method=base | method_of(name), run=settings, evaluation={"every": every})
+    return config_of(name, method=method, run=settings, evaluation={"every": every})
 
 
 def assert_not_evaluated(line: dict[str, Any]) -> None:
@@ -95,8 +111,10 @@ def test_only_rounds_that_are_due_are_evaluated_and_nothing_else_changes(name: s
         assert {c.round for c in grid.down if c.kind == "evaluate"} == {"7"}
 
 
-def test_a_strategy_may_say_which_rounds_it_evaluates(tmp_path: Path) -> None:
-    run = carry_out(tmp_path / "run", configured("twice", 1, rounds=5))
+@pytest.mark.parametrize(("name", "every"), [("twice", 1), ("also", 100)])
+def test_a_strategy_may_say_which_rounds_it_evaluates(name: str, every: int, tmp_path: Path) -> None:
+    """And a method which more."""
+    run = carry_out(tmp_path / "run", configured(name, every, rounds=5))
     assert [line["round"] for line in run.lines if line["validation"]] == [2, 3, 5]
 
 

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 from introduced import KEY
 from worlds import USERS, carry_out, config_of, figures, largest_difference
 
-from fedem_flwr.config import Config, registry
+from fedem_flwr.config import Config
 from fedem_flwr.experiment.outcome import summarise
 from fedem_flwr.network.introduction import NetworkWelcome
 from fedem_flwr.network.server import outcome_path, read_outcome
@@ -29,7 +29,7 @@ from fedem_flwr.runtime.resumable import Resumable
 from fedem_flwr.runtime.stock import StockStrategy
 
 STOCK = {"strategy": "flwr.FedAvg", "client": "table"}
-PLAIN = {"strategy": "plain", "client": "table"}
+PLAIN = {"strategy": f"{__name__}:Plain", "client": "table"}
 built: list[int] = []
 
 
@@ -59,8 +59,7 @@ class StockGrid(FederatedGrid):
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILT_IN["strategies"], "plain", f"{__name__}:Plain")
+def nothing_built() -> None:
     built.clear()
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients.cohort import CohortClient
-from worlds import ITEMS, USERS, Crossing, WatchedGrid, carry_out_watched, config_of
+from worlds import ITEMS, USERS, Crossing, Done, WatchedGrid, carry_out_watched, config_of
 
+from clients.base import HostClient
+from clients.method import MethodClient
 from clients.table import TableClient
 from fedem_flwr.engine.merge import Merge
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.protocol.splits import Split
+from fedem_flwr.runtime.prepared import PreparedRun
 
 METHODS = ["fedem", "fedem-released", "fedsim-dm", "fedmf", "fedmf-sr", "local-only", "stock"]
 ORDERS = {"server-round", "upload", "evaluate", "persist", "keep-from", "final", "group-edges"}
@@ -25,7 +27,7 @@ SUMS = re.compile(
     rf"(group-\d/)?(users|nonfinite|interactions|{RANKED})|rho/(total|squares|count|bin-\d\d)|loss-total|num-examples"
 )
 MEANS = re.compile(rf"{RANKED}|train-loss|num-examples")  # what stock strategies can add up: means and their weight
-COUNTS = ("counts", "weight")  # how many users, or samples, are behind a sum
+COUNTS = "-weight"  # how many users, or samples, are behind a sum
 RUN = 4  # so many consecutive numbers of a private array are not there by chance
 
 
@@ -37,9 +39,9 @@ class Secrets:
         keep, weights = NodeHost.keep, Merge.weights
 
         def spy_keep(host: NodeHost, node: int, round_: int, cohort: Any, **rest: Any) -> None:
-            self.note("p", cohort.state.user)
-            if cohort.state.adapter is not None:
-                self.note("theta", cohort.state.adapter)
+            self.note("p", cohort.state["user"])
+            if "adapter" in cohort.state:
+                self.note("theta", cohort.state["adapter"])
             keep(host, node, round_, cohort, **rest)
 
         def spy_weights(merge: Merge, *tables: torch.Tensor) -> torch.Tensor:
@@ -63,27 +65,27 @@ class Secrets:
                     yield part.tobytes()
 
 
-def watched(method: str, each: int, path: Path) -> tuple[Split, WatchedGrid, dict[str, np.ndarray]]:
+def watched(method: str, each: int, path: Path) -> tuple[Done, WatchedGrid]:
     stock = {"strategy": "flwr.FedAvg", "client": "table"} if method == "stock" else {}
     run = {"users_per_node": each, "rounds": 2}
     done, grid = carry_out_watched(path, config_of(method, method=stock, run=run))
     assert done.outcome.failures == []
-    return done.run.split, grid, done.server
+    return done, grid
 
 
 @pytest.mark.parametrize("each", [1, 7, 0])
 @pytest.mark.parametrize("method", METHODS)
 def test_only_what_is_declared_crosses(method: str, each: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = Secrets(monkeypatch)
-    split, grid, server = watched(method, each, tmp_path / "run")
-    client = TableClient if method == "stock" else CohortClient
+    done, grid = watched(method, each, tmp_path / "run")
+    client = client_of(done.run)
     assert len(grid.down) == len(grid.up) >= 3
     for message in grid.down:
         assert_declared_download(message, client, each or USERS)
     for reply in grid.up:
         assert_declared_upload(reply, client, each or USERS)
     numbers = [array for crossing in (*grid.down, *grid.up) for array in crossing.arrays.values()]
-    haystack = b"|".join(array.tobytes() for array in (*numbers, *server.values()) if array.dtype == np.float32)
+    haystack = b"|".join(array.tobytes() for array in (*numbers, *done.server.values()) if array.dtype == np.float32)
     wide = b"|".join(array.astype(np.float32).tobytes() for array in numbers if array.dtype == np.float64)
     assert not wide
     expected = {"p"} | ({"theta"} if method in ("fedem", "fedem-released", "fedsim-dm") else set())
@@ -93,11 +95,17 @@ def test_only_what_is_declared_crosses(method: str, each: int, tmp_path: Path, m
         found = [run for run in secrets.runs(name) if run in haystack]
         assert not found, f"{len(found)} runs of {name}"
         assert any(secrets.runs(name)), "the test must have something to look for"
-    counted = [values for crossing in grid.up for name, values in crossing.arrays.items() if name in COUNTS]
-    assert_no_items(split, numbers, counted)
+    counted = [x for crossing in grid.up for name, x in crossing.arrays.items() if name.endswith(COUNTS)]
+    assert_no_items(done.run.split, numbers, counted)
 
 
-def assert_declared_download(message: Crossing, client: type[CohortClient], each: int) -> None:
+def client_of(run: PreparedRun) -> HostClient:
+    """The client of the first node, which declares what goes down and up."""
+    kind = TableClient if run.config.method.client == "table" else MethodClient
+    return kind(NodeHost(run.directory.path, run.nodes), 0)
+
+
+def assert_declared_download(message: Crossing, client: HostClient, each: int) -> None:
     assert message.metrics == {}
     if message.kind == "query":
         assert message.records == set()
@@ -109,19 +117,19 @@ def assert_declared_download(message: Crossing, client: type[CohortClient], each
         assert set(message.arrays.get(name, np.empty(0)).tolist()) <= own, "a node hears of its own users only"
 
 
-def assert_declared_upload(reply: Crossing, client: type[CohortClient], each: int) -> None:
+def assert_declared_upload(reply: Crossing, client: HostClient, each: int) -> None:
     assert reply.config == {}
     if reply.kind == "query":
         assert set(reply.arrays) == {"users", "samples"} and reply.metrics == {}
         assert reply.arrays["users"].shape == reply.arrays["samples"].shape
         return
-    allowed = MEANS if client is TableClient else SUMS
+    allowed = MEANS if isinstance(client, TableClient) else SUMS
     assert all(allowed.fullmatch(name) for name in reply.metrics), sorted(reply.metrics)
     assert all(isinstance(value, int | float) for value in reply.metrics.values()), "numbers, not lists of users"
     if reply.kind == "evaluate":
         assert reply.arrays == {} and reply.records == {"metrics"}
         return
-    uploads = [client.DOWNLOAD] if client is TableClient else list(client.UPLOADS.values())
+    uploads = [client.DOWNLOAD] if isinstance(client, TableClient) else list(client.UPLOADS.values())
     assert tuple(reply.arrays) in uploads and reply.records == {"arrays", "metrics"}
     own = range(reply.node * each, min(USERS, (reply.node + 1) * each))
     assert set(reply.arrays.get("users", np.empty(0)).tolist()) <= set(own)
@@ -154,17 +162,18 @@ def windows(values: np.ndarray, width: int) -> Iterator[np.ndarray]:
 @pytest.mark.parametrize("method", ["fedem", "fedmf"])
 def test_the_touched_rows_of_one_round_hold_more_than_positives(method: str, tmp_path: Path) -> None:
     """A row that moved was sampled; negatives are among them. That hides little: see test_intersection.py."""
-    split, grid, _ = watched(method, 1, tmp_path / "run")
+    done, grid = watched(method, 1, tmp_path / "run")
+    split = done.run.split
     replies = [c for c in grid.up if c.kind == "train" and c.round == "1"]
     assert len(replies) == USERS
     for reply in replies:
         user = reply.node
         positives = set(split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]].tolist())
         if method == "fedmf":
-            touched = set(np.flatnonzero(reply.arrays["counts"]).tolist())
+            touched = set(np.flatnonzero(reply.arrays["items-weight"]).tolist())
         else:
-            common = np.median([c.arrays["tables"][0] for c in grid.up if "tables" in c.arrays], axis=0)
-            touched = set(np.flatnonzero((reply.arrays["tables"][0] != common).any(1)).tolist())
+            common = np.median([c.arrays["items"][0] for c in grid.up if "items" in c.arrays], axis=0)
+            touched = set(np.flatnonzero((reply.arrays["items"][0] != common).any(1)).tolist())
         assert positives < touched and len(touched) > 1.5 * len(positives)
 
 
@@ -173,7 +182,7 @@ def test_metrics_are_sums_that_add_up(method: str, tmp_path: Path) -> None:
     """Nodes' metrics add up to those of one node with everybody: none is about a single user or item."""
     totals = []
     for each in (0, 7):
-        _, grid, _ = watched(method, each, tmp_path / str(each))
+        _, grid = watched(method, each, tmp_path / str(each))
         total: dict[str, float] = {}
         for reply in (c for c in grid.up if c.kind == "evaluate"):
             for name, value in reply.metrics.items():
@@ -186,14 +195,14 @@ def test_metrics_are_sums_that_add_up(method: str, tmp_path: Path) -> None:
 
 def test_the_test_sees_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that hides p_u in its table is found out."""
-    pack = CohortClient.pack
+    fit = MethodClient.fit
 
-    def leak(self: CohortClient, upload: str, cohort: Any, result: Any, uploaders: np.ndarray) -> Any:
-        users, tables = pack(self, upload, cohort, result, uploaders)
-        tables = tables.copy()
-        tables[:, 0] = cohort.state.user[self.positions(uploaders)].numpy()
-        return [users, tables]
+    def leak(self: MethodClient, parameters: Any, config: Any) -> Any:
+        (users, tables), samples, metrics = fit(self, parameters, config)
+        cohort, tables = self.host.cohort(self.node, int(config["server-round"])), tables.copy()
+        tables[:, 0] = cohort.state["user"][self.positions(users)].numpy()
+        return [users, tables], samples, metrics
 
-    monkeypatch.setattr(CohortClient, "pack", leak)
+    monkeypatch.setattr(MethodClient, "fit", leak)
     with pytest.raises(AssertionError, match="runs of p"):
         test_only_what_is_declared_crosses("fedem", 7, tmp_path, monkeypatch)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from strategies.order_map import OrderMap
 
+from fedem_flwr.contract import Gathered
+from fedem_flwr.contract.adding import Adder
+from fedem_flwr.contract.fields import Named, fault_of
+from fedem_flwr.contract.phases import NothingMade
 from fedem_flwr.engine import transitions
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.transitions import MapScores, Windows, directional_map, pair_sums
 from fedem_flwr.errors import InputError
-from strategies import order_map
+from fedem_flwr.methods.tasks import order_map
+from fedem_flwr.methods.tasks.order_map import OrderMap
 
 ITEMS = 9
 HISTORIES = [[0, 1, 2, 3], [4], [5, 0, 5, 8, 1, 7], [], [2, 1], [3, 3, 6]]
@@ -94,7 +98,7 @@ def test_scores_are_the_decayed_newest_items_through_the_map(history: History) -
 
 
 def test_the_server_adds_cohorts_and_refuses_what_cannot_be(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    def upload(who: list[int]) -> dict[str, np.ndarray]:
+    def upload(who: list[int]) -> Named:
         sums = pair_sums(history, np.array(who), WINDOWS)
         return {
             "pairs": sums.pairs,
@@ -102,30 +106,40 @@ def test_the_server_adds_cohorts_and_refuses_what_cannot_be(history: History, mo
             "pair-cross": sums.cross.astype(np.float32),
         }
 
-    server = OrderMap(ITEMS, 3, 0.4)
-    for who in ([0, 1, 2], [3, 4, 5]):
-        assert server.problem(upload(who)) == ""
-        server.receive(upload(who))
-    assert server.combine() == ""
-    _, values = directional_map(*(torch.from_numpy(side) for side in loop(HISTORIES)), 0.4, 3)
-    torch.testing.assert_close(server.values, values, atol=1e-5, rtol=1e-5)
-    again = OrderMap(ITEMS, 3, 0.4)
-    again.restore(server.arrays())
-    assert torch.equal(again.items, server.items) and torch.equal(again.values, server.values)
+    def refused(task: OrderMap, arrays: Named) -> str:
+        return fault_of(arrays, task.fields(), 2, 1e6) or task.problem(arrays, 2, 9)
+
+    task = OrderMap(ITEMS, 3, 0.4)
+    cohorts = [upload(who) for who in ([0, 1, 2], [3, 4, 5])]
+    assert [refused(task, arrays) for arrays in cohorts] == ["", ""]
+    assert [values.shape for values in task.start().values()] == [(0, 3), (0, 3)], "no map"
+    made = task.fold(task.start(), gathered(task, cohorts))
+    items, values = directional_map(*(torch.from_numpy(side) for side in loop(HISTORIES)), 0.4, 3)
+    torch.testing.assert_close(made["map-values"], values, atol=1e-5, rtol=1e-5)
+    assert torch.equal(made["map-items"], items)
 
     good = upload([0, 2])
-    assert "ascending" in server.problem({**good, "pairs": good["pairs"][::-1]})
-    assert "ascending" in server.problem({**good, "pairs": good["pairs"] + ITEMS * ITEMS})
-    assert "pair-cross" in server.problem({**good, "pair-cross": good["pair-cross"][1:]})
-    assert "negative" in server.problem({**good, "pair-gram": -good["pair-gram"]})
+    assert "ascending" in refused(task, {**good, "pairs": good["pairs"][::-1]})
+    assert "ascending" in refused(task, {**good, "pairs": good["pairs"] + ITEMS * ITEMS})
+    assert "pair-cross" in refused(task, {**good, "pair-cross": good["pair-cross"][1:]})
+    assert "below 0" in refused(task, {**good, "pair-gram": -good["pair-gram"]})
 
     impossible = {name: values.copy() for name, values in good.items()}
     impossible["pair-gram"][impossible["pairs"] % (ITEMS + 1) == 0] = 0.0  # no position can hold pairs without items
     other = OrderMap(ITEMS, 3, 1e-9)
-    other.receive(impossible)
-    assert "not those of any histories" in other.combine() and not len(other.items)
-    assert OrderMap(ITEMS, 3, 0.4).combine() == "no node sent sums of pairs"
+    with pytest.raises(NothingMade, match="not those of any histories"):
+        other.fold(other.start(), gathered(other, [impossible]))
+    with pytest.raises(NothingMade, match="no node sent sums of pairs"):
+        other.fold(other.start(), gathered(other, []))
 
     monkeypatch.setattr(order_map, "MOST_ITEMS", 5)
     with pytest.raises(InputError, match=r"order\.map=0"):
         OrderMap(ITEMS, 3, 0.4)
+
+
+def gathered(task: OrderMap, uploads: list[Named]) -> Gathered:
+    """A round's sums of uploads, of two users each."""
+    adder = Adder(task.fields())
+    for arrays in uploads:
+        adder.add(arrays)
+    return Gathered(1, 1, adder.sums, {}, np.empty(0, np.int64), 2 * len(uploads), 6, np.ones(6, np.int64))
