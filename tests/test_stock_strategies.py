@@ -12,7 +12,7 @@ from tampering import ABSENT, BAD, EACH, FAULTS, with_fault
 from worlds import ITEMS, USERS, carry_out, carry_out_watched, config_of, largest_difference, node_of
 
 from fedem_flwr.cli import main
-from fedem_flwr.config import Config, registry
+from fedem_flwr.config import Config
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.runtime.inputs import build_strategy, check_method
@@ -98,6 +98,9 @@ def test_a_stock_strategys_bytes_are_a_nodes(tmp_path: Path) -> None:
             assert (line["node_bytes_up"], line["node_bytes_down"]) == (nodes * size, nodes * 2 * size)
 
 
+PICKY = {"strategy": f"{__name__}:Picky", "client": "table"}
+
+
 @pytest.mark.parametrize(
     ("method", "match"),
     [
@@ -107,7 +110,7 @@ def test_a_stock_strategys_bytes_are_a_nodes(tmp_path: Path) -> None:
         (stock("QFedAvg"), "does not fit the strategy 'flwr.QFedAvg'.*client_learning_rate"),
         (stock("FedAvg", fraction=1), "does not fit the strategy 'flwr.FedAvg'.*'fraction'"),
         (stock("FedTrimmedAvg", beta=2), r"'flwr.FedTrimmedAvg' refuses its \[method.options\]: .*beta.* range"),
-        ({"strategy": "picky", "options": {"radius": 0}}, "radius = 0"),
+        ({**PICKY, "options": {"radius": 0}}, "radius = 0"),
         ({"strategy": "fedmf", "options": {"x": 1}}, "unknown key 'method.options.x'"),
     ],
 )
@@ -116,8 +119,8 @@ def test_a_method_that_cannot_be_made_is_bad_input(method: dict[str, Any], match
         check_method(config_of("some", method=method))
 
 
-class Picky(FedMF):
-    """A method of somebody's own, with an option and mistakes."""
+class Picky(SumsStrategy):
+    """A Flower strategy of somebody's own, with an option and mistakes."""
 
     def __init__(self, config: Config, items: int, radius: float = 1.0, *, mistake: str = "") -> None:
         if not radius:
@@ -127,19 +130,19 @@ class Picky(FedMF):
         super().__init__(config, items, *([items] if mistake == "type" else []))
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.BUILT_IN["strategies"], "picky", f"{__name__}:Picky")
-
-
 @pytest.mark.parametrize(("mistake", "kind"), [("type", TypeError), ("value", ValueError)])
 def test_a_mistake_in_a_strategy_is_not_bad_options(
     mistake: str, kind: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line and exit code 1; FEDEM_LOG=DEBUG shows where, FEDEM_TRACEBACK lets it through."""
-    options = ["--method=fedmf", "--set=method.strategy=picky", f"--set=method.options.mistake={mistake}"]
+    options = [
+        "--method=fedmf",
+        f"--set=method.strategy={PICKY['strategy']}",
+        "--set=method.client=table",
+        f"--set=method.options.mistake={mistake}",
+    ]
     with pytest.raises(kind):
-        check_method(config_of("some", method={"strategy": "picky", "options": {"mistake": mistake}}))
+        check_method(config_of("some", method={**PICKY, "options": {"mistake": mistake}}))
     shown = []
     for level in ("INFO", "debug"):
         monkeypatch.setenv("FEDEM_LOG", level)
