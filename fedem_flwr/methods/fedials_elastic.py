@@ -6,7 +6,7 @@ Private, up and down: see `methods.tasks.merging`. Clients keep nothing; each ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,11 +22,11 @@ from fedem_flwr.engine.ials import sums_of
 from fedem_flwr.evaluation.scorers import Component
 from fedem_flwr.methods.fedials import Fedials
 from fedem_flwr.methods.tasks.group_newton import GroupStep, HeldOutStep
-from fedem_flwr.methods.tasks.merging import Merging
+from fedem_flwr.methods.tasks.merging import Merging, WithMerging
 from fedem_flwr.methods.tasks.merging_tasks import Cluster, Curve, Theta
 
 
-class FedialsElastic(Fedials):
+class FedialsElastic(WithMerging, Fedials):
     """`Fedials` with a table for each group of similar users."""
 
     def __init__(self, config: Config, items: int) -> None:
@@ -58,14 +58,6 @@ class FedialsElastic(Fedials):
     def sends(self) -> Sequence[str]:
         """Also what is merged."""
         return ["table", *self.merging.sends()]
-
-    def settings(self, state: State, users: int) -> Mapping[str, float]:
-        """See `Merging`."""
-        return self.merging.settings(state, users)
-
-    def diagnostics(self, state: State) -> dict[str, object]:
-        """See `Merging`."""
-        return self.merging.diagnostics(state)
 
     def components(self, asked: Asked) -> list[tuple[float, Component]]:
         """The merged tables, once there are groups."""

@@ -25,11 +25,11 @@ from fedem_flwr.evaluation.merged import MergedScorer
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.methods.tasks.group_training import GroupTraining, HeldOutTraining
-from fedem_flwr.methods.tasks.merging import Merging
+from fedem_flwr.methods.tasks.merging import Merging, WithMerging
 from fedem_flwr.methods.tasks.merging_tasks import Cluster, Curve, Theta, embedded
 
 
-class FedMFElastic(FedMF):
+class FedMFElastic(WithMerging, FedMF):
     """`FedMF` with a table for each group of similar users."""
 
     def __init__(self, config: Config, items: int) -> None:
@@ -56,14 +56,6 @@ class FedMFElastic(FedMF):
     def sends(self) -> Sequence[str]:
         """Also what is merged."""
         return ["items", *self.merging.sends()]
-
-    def settings(self, state: State, users: int) -> Mapping[str, float]:
-        """See `Merging`."""
-        return self.merging.settings(state, users)
-
-    def diagnostics(self, state: State) -> dict[str, object]:
-        """See `Merging`."""
-        return self.merging.diagnostics(state)
 
     def scorer(self, device: Device, asked: Asked) -> Scorer:
         """The merged tables, once there are groups."""

@@ -152,3 +152,17 @@ class Merging:
     def summed_under(self, group: Tensor, device: Device) -> Tensor:
         """The groups that users' sums go up under: their own, unless a sum would be of too few users."""
         return crowded(group, self.config.elastic.groups, device.smallest_sum)
+
+
+class WithMerging:
+    """Mixed into a method: what it tells devices and the report of its merging."""
+
+    merging: Merging
+
+    def settings(self, state: State, users: int) -> dict[str, float]:
+        """See `Merging`."""
+        return self.merging.settings(state, users)
+
+    def diagnostics(self, state: State) -> dict[str, object]:
+        """See `Merging`."""
+        return self.merging.diagnostics(state)
