@@ -79,7 +79,7 @@ class MethodStrategy(CohortStrategy):
         done = max(round_ - 1, self.done)
         for tuning in self.tunings:
             told |= tuning.idle(done) or self.grids[tuning.name].chosen
-            told[f"tune-{tuning.name}"] = int(tuning.due(round_ - 1))
+            told[f"tune-{tuning.name}"] = int(round_ > 1 and tuning.due(round_ - 1))
         return told
 
     def configure_train(

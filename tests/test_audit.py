@@ -59,7 +59,6 @@ def test_a_method_has_the_same_width_under_both_protocols(ratings: Path, tmp_pat
     ("options", "words"),
     [
         (["--set=model.dim=64"], ["model.dim = 64", "the 37 items of ratings"]),
-        (["--set=run.users_per_node=1"], ["run.users_per_node = 1", "individual_uploads"]),
         (["--set=aggregate.fraction=0.5"], ["aggregate.fraction", "run.participants"]),
         (["--set=evaluation.cache_dir=ratings.tsv/cache"], ["cannot write to ratings.tsv", "evaluation.cache_dir"]),
         (["--out=ratings.tsv/audit"], ["cannot write to ratings.tsv", "--out"]),

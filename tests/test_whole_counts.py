@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from worlds import ITEMS, carry_out, config_of
 
-from fedem_flwr.config.registry import find
-from strategies.base import CohortStrategy
+from strategies.method import MethodStrategy
 
 Named = dict[str, np.ndarray]
 TINY = 1e-38
@@ -45,7 +44,7 @@ def put(name: str, at: Any, value: float) -> Callable[[Named], Named]:
 
 
 def row_of_nobody(arrays: Named) -> Named:
-    arrays["counts"][7], arrays["rows"][7] = 0, 1.0
+    arrays["items-weight"][7], arrays["items"][7] = 0, 1.0
     return arrays
 
 
@@ -63,45 +62,45 @@ def more_than_one_position_gives(arrays: Named) -> Named:
 
 # Method, kind of upload, what is done to a valid one, and what is said of it.
 FAULTS: list[tuple[str, str, Callable[[Named], Named], str]] = [
-    ("fedmf", "rows", tiny("counts"), "'counts' has type float32, not int32"),
-    ("fedmf", "rows", row_of_nobody, "'rows' has rows that no user is behind"),
-    ("fedmf", "rows", put("counts", 7, EACH + 1), f"'counts' is not between 0 and {EACH}"),
-    ("fedmf-sr", "average", tiny("weight"), "'weight' has type float32, not int64"),
-    ("fedmf-sr", "average", times(2, "weight"), r"'weight' is not between 0 and \d+"),
-    ("fedials-order", "pairs", put("pair-gram", slice(None), TINY), "'pair-gram' has sums that are less than a single"),
-    ("fedials-order", "pairs", put("pair-cross", 0, TINY), "'pair-cross' has sums that are less than a single"),
-    ("fedials-order", "pairs", without_diagonal, "'pair-cross' has items that 'pair-gram' does not know"),
-    ("fedials-order", "order", put("positions", 0, 0), "gradients of no position"),
-    ("fedials-order", "order", more_than_one_position_gives, r"'weights' has an entry of 3e.06, more than 1e.06"),
-    ("fedials-elastic", "joint", tiny("members"), "'members' has type float32, not int64"),
-    ("fedials-elastic", "joint", times(0, "members"), "'group-counts' are of more users than their groups have"),
-    ("fedials-elastic", "cluster", tiny("members"), "'members' has type float32, not int64"),
-    ("fedials-elastic", "curve", tiny("items"), "'items' has type float32, not int64"),
-    ("fedials-elastic", "curve", put("items", 0, 2 * EACH + 1), f"'items' is 21, not between 0 and {2 * EACH}"),
-    ("fedials-elastic", "curve", put("items", 0, 1), "'curve' cannot be of 1 held-out items"),
+    ("fedmf", "train", tiny("items-weight"), "'items-weight' has type float32, not int32"),
+    ("fedmf", "train", row_of_nobody, "'items' has values that nobody is behind"),
+    ("fedmf", "train", put("items-weight", 7, EACH + 1), f"'items-weight' are not whole numbers between 0 and {EACH}"),
+    ("fedmf-sr", "train", tiny("items-weight"), "'items-weight' has type float32, not int64"),
+    ("fedmf-sr", "train", times(2, "items-weight"), r"'items-weight' is \d+, not between 0 and \d+"),
+    ("fedials-order", "map", put("pair-gram", slice(None), TINY), "'pair-gram' has sums that are less than a single"),
+    ("fedials-order", "map", put("pair-cross", 0, TINY), "'pair-cross' has sums that are less than a single"),
+    ("fedials-order", "map", without_diagonal, "'pair-cross' has items that 'pair-gram' does not know"),
+    ("fedials-order", "encoder", put("positions", 0, 0), "gradients of no position"),
+    ("fedials-order", "encoder", more_than_one_position_gives, r"'weights' has an entry of 3e.06, more than 1e.06"),
+    ("fedials-elastic", "groups", tiny("members"), "'members' has type float32, not int32"),
+    ("fedials-elastic", "groups", times(0, "members"), "'group-counts' are of more users than their groups have"),
+    ("fedials-elastic", "cluster", tiny("members"), "'members' has type float32, not int32"),
+    ("fedials-elastic", "curve", tiny("behind"), "'behind' has type float32, not int64"),
+    ("fedials-elastic", "curve", put("behind", 0, 2 * EACH + 1), f"'behind' is 21, not between 0 and {2 * EACH}"),
+    ("fedials-elastic", "curve", put("behind", 0, 1), "'curve' cannot be of 1 held-out items"),
     ("fedials-elastic", "curve", put("curve", 0, -1), "'curve' cannot be of 20 held-out items"),
-    ("fedials-elastic", "theta", tiny("items"), "'items' has type float32, not int64"),
+    ("fedials-elastic", "theta", tiny("behind"), "'behind' has type float32, not int64"),
     ("fedials-elastic", "theta", put("theta", 0, 3e38), "'theta' cannot be of 20 held-out items"),
-    ("fedmf-elastic", "rows", tiny("counts"), "'counts' has type float32, not int32"),
-    ("fedmf-elastic", "joint", tiny("group-counts"), "'group-counts' has type float32, not int32"),
-    ("fedmf-elastic", "curve", tiny("items"), "'items' has type float32, not int64"),
+    ("fedmf-elastic", "table", tiny("items-weight"), "'items-weight' has type float32, not int32"),
+    ("fedmf-elastic", "groups", tiny("group-counts"), "'group-counts' has type float32, not int32"),
+    ("fedmf-elastic", "curve", tiny("behind"), "'behind' has type float32, not int64"),
 ]
 
 
 def verdicts(method: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, str]:
     """What the strategy says of each fault, tried on the first valid upload of its kind."""
     config = config_of(method, **SETTINGS, run={"rounds": ROUNDS.get(method, 1), "users_per_node": EACH})
-    kind, found = find("strategies", config.method.strategy), {}
-    honest = kind.problem
+    found: dict[int, str] = {}
+    honest = MethodStrategy.problem
 
-    def spy(strategy: CohortStrategy, arrays: Named, uploaders: np.ndarray) -> str:
+    def spy(strategy: MethodStrategy, arrays: Named, uploaders: np.ndarray) -> str:
         for number, (of, upload, change, _) in enumerate(FAULTS):
             if (of, upload) == (method, strategy.upload) and number not in found:
                 copies = {name: np.array(values) for name, values in arrays.items()}
                 found[number] = honest(strategy, change(copies), uploaders)
         return str(honest(strategy, arrays, uploaders))
 
-    monkeypatch.setattr(kind, "problem", spy)
+    monkeypatch.setattr(MethodStrategy, "problem", spy)
     assert carry_out(path, config).outcome.failures == [], "honest uploads are taken"
     return found
 

@@ -65,8 +65,8 @@ class Fedials(FromHistory):
         fold_in = self.config.fold_in
         first = {"half_life": fold_in.half_life, "ridge": fold_in.ridge}
         grid = fold_in.grid()
-        halfway = (self.table_rounds + 1) // 2 if fold_in.tune and len(grid) > 1 else 0
-        return [Tuning("fold-in", grid, first, lambda round_: round_ == halfway, self._measure)]
+        tunes, halfway = fold_in.tune and len(grid) > 1, (self.table_rounds + 1) // 2
+        return [Tuning("fold-in", grid, first, lambda round_: tunes and round_ == halfway, self._measure)]
 
     def _measure(self, device: Device, asked: Asked, split: Split) -> Sums:
         grid, fold_in = self.config.fold_in.grid(), self.fold_in(asked)

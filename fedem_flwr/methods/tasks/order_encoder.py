@@ -20,13 +20,13 @@ class OrderEncoder(Task):
 
     Args:
         order: settings. task: what devices minimise. items: m. steps: rounds that train it; the learning rate is a
-            function of their number.
+            function of their number. max_norm: the largest entry that a position may add to a gradient.
     """
 
     least_items = 2  # one to predict from, one to predict
 
-    def __init__(self, order: OrderConfig, task: OrderTask, items: int, steps: int) -> None:
-        self.order, self.task, self.items, self.steps = order, task, items, steps
+    def __init__(self, order: OrderConfig, task: OrderTask, items: int, steps: int, max_norm: float) -> None:
+        self.order, self.task, self.items, self.steps, self.max_norm = order, task, items, steps, max_norm
 
     def start(self) -> State:
         """Initial weights; rows of zeros until the table is finished."""
@@ -43,10 +43,10 @@ class OrderEncoder(Task):
 
     def fields(self) -> dict[str, Field]:
         """Sums of gradients, and the number of positions behind them."""
-        encoder, window = self.task.encoder, self.order.window
-        rows = indexed("items", self.items, rows=Field((None, encoder.dim), terms=window))
+        encoder = self.task.encoder
+        rows = indexed("items", self.items, rows=Field((None, encoder.dim)))
         positions = Field((1,), "int64", least=0)
-        return {**rows, "weights": Field((encoder.size,), terms=window), "positions": positions}
+        return {**rows, "weights": Field((encoder.size,)), "positions": positions}
 
     def needs(self) -> Sequence[str]:
         """Rows and weights."""
@@ -67,6 +67,10 @@ class OrderEncoder(Task):
         positions, most = int(arrays["positions"][0]), users * self.order.window
         if positions > most:
             return f"'positions' is {positions}, not between 0 and {most}"
+        limit = self.max_norm * max(1, positions)
+        for name in self.needs():
+            if (size := float(np.abs(arrays[name]).max(initial=0.0))) > limit:
+                return f"'{name}' has an entry of {size:.3g}, more than {limit:.3g}"
         idle = not positions and (arrays["rows"].any() or arrays["weights"].any())
         return "gradients of no position" if idle else ""
 
