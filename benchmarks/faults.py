@@ -123,7 +123,7 @@ class Matrix:
             if arrays[name].shape == point.arrays[name].shape
             else float("inf")
             for name in arrays
-            if name in ("table", "tables")
+            if name in ("table", "items")
         )
         if [line["round"] for line in lines] != list(range(1, ROUNDS + 1)):
             problem = "metrics lines are not those of all rounds"

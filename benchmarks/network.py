@@ -128,7 +128,7 @@ def equal(given: argparse.Namespace) -> None:
             )
             points = [Checkpoints(one.checkpoint_dir).load() for one in (there, run.directory)]
             assert points[0] is not None and points[1] is not None
-            name = "tables" if "tables" in points[0].arrays else "table"
+            name = "table" if "table" in points[0].arrays else "items"
             tables = float(np.abs(points[0].arrays[name] - points[1].arrays[name]).max())
             seconds = [seconds_of(one) for one in (there, run.directory)]
             sizes = f"{crossed['up'] / 1e6:.2f} | {crossed['down'] / 1e6:.2f}"

@@ -103,7 +103,7 @@ def main() -> None:
     x, y, ends, pairs = windows(split)
     gram, cross = (x.T @ x).toarray().astype(np.float64), (x.T @ y).toarray().astype(np.float64)
     sums_seconds = time.perf_counter() - began
-    item_rows = model.strategy.table.numpy()  # (m, d)
+    item_rows = model.strategy.table().numpy()  # (m, d)
     dim = item_rows.shape[1]
 
     def full(ridge: float) -> np.ndarray:

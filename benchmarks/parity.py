@@ -16,7 +16,7 @@ import numpy as np
 
 from fedem_flwr.cli.options import options_tree
 from fedem_flwr.config import merge_trees, resolve
-from fedem_flwr.config.registry import find
+from fedem_flwr.contract.finding import method_of
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.report.run_directory import RunDirectory
@@ -52,24 +52,23 @@ def carry_out(
         began = time.perf_counter()
         carry_out_rounds(run, lambda _: None)
         seconds = time.perf_counter() - began
-        merged = _server(directory) if find("strategies", config.method.strategy).stateless else _clients(run, rounds)
+        merged = _server(directory) if method_of(config, split.items).stateless else _clients(run, rounds)
         last = directory.read_metrics()[-1]["test"]
     figures = {"hr@10": last["hr@10"], "ndcg@10": last["ndcg@10"], "sampled99": last["sampled99"]["hr@10"]}
     return Result(f"{runtime}, {users_per_node or 'all'} users a node", merged, figures, seconds)
 
 
 def _clients(run: PreparedRun, rounds: int) -> dict[str, np.ndarray]:
-    """The clients' embeddings, tables and adapters."""
+    """What the clients keep: embeddings, tables and adapters."""
     host = NodeHost(run.directory.path, run.nodes)
     states = [host.cohort(node, rounds).state for node in range(run.nodes)]
-    parts = {name: [getattr(s, name) for s in states] for name in ("user", "table", "adapter")}
-    return {n: np.concatenate([x.cpu().numpy() for x in xs]) for n, xs in parts.items() if xs[0] is not None}
+    return {name: np.concatenate([state[name].cpu().numpy() for state in states]) for name in states[0]}
 
 
 def _server(directory: RunDirectory) -> dict[str, np.ndarray]:
     """The tables and weights of the server, where clients keep nothing."""
     point = Checkpoints(directory.checkpoint_dir).load()
-    names = ("table", "rows-value", "weights-value", "map-values")
+    names = ("table", "groups", "rows", "weights", "map-values")
     return {} if point is None else {name: point.arrays[name] for name in names if name in point.arrays}
 
 

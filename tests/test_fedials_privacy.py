@@ -148,7 +148,8 @@ def test_what_goes_down_is_for_everybody(entries: int, tmp_path: Path) -> None:
     """All nodes are sent the same model; what a round does not need is empty."""
     calm = {"fold_in": {"tune": False}, "evaluation": {"every": 5}}
     _, grid, _ = watched(tmp_path / "run", "fedials-order", order=ORDER | {"map": entries}, **calm)
-    model = ("table", "rows", "weights", *(("map-items", "map-values") if entries else ()))
+    of_map = {"map-items", "map-values"} if entries else set()
+    model = {"table", "rows", "weights", *of_map}
     sent: dict[int, set[str]] = {}
     for round_ in range(1, 7):
         messages = [c for c in grid.down if c.kind == "train" and c.round == str(round_)]
@@ -161,4 +162,4 @@ def test_what_goes_down_is_for_everybody(entries: int, tmp_path: Path) -> None:
     table, encoder = {"table"}, {"rows", "weights"}
     assert sent[1] == sent[2] == table and sent[4] == sent[5] == encoder
     assert sent[3] == (table if entries else table | encoder), "the table of round 2 is evaluated"
-    assert sent[6] == table | encoder | ({"map-items", "map-values"} if entries else set()), "and the model of round 5"
+    assert sent[6] == table | encoder | of_map, "and the model of round 5"

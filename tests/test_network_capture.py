@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from captured import Crossed, crossed
-from clients.cohort import CohortClient
 from test_privacy import ORDERS, RUN, SUMS
 
 from benchmarks.fault_cells import USERS, config_of
 from benchmarks.fault_world import FaultWorld
+from clients.method import MethodClient
 from fedem_flwr.config import Config
 from fedem_flwr.messages.wire import unpack_arrays
 from fedem_flwr.network.host import ShardHost
@@ -24,7 +24,7 @@ from fedem_flwr.protocol.split import Split
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 NODES, ROUNDS = 2, 3
 UPLOADS = {
-    "fedem": {"users", "samples", "stored", "tables"},
+    "fedem": {"users", "samples", "stored", "items"},
     "fedials": {"users", "samples", "stored", "items", "rows", "counts", "gram"},
 }
 TOLD = {"key", "run", "resumes", "config", "facts", "round", "signature"}  # of a run's introduction
@@ -78,7 +78,7 @@ def merging_weights(world: FaultWorld, config: Config, down: Crossed) -> list[by
             (world.folder / "state" / f"node-{node}" / "runs").iterdir(),
             key=lambda path: (path / "run.json").stat().st_mtime,
         )
-        client = CohortClient(ShardHost(newest, 1, shard=shard, settings=config), 0)
+        client = MethodClient(ShardHost(newest, 1, shard=shard, settings=config), 0)
         for message in down.messages():
             arrays = (
                 unpack_arrays(message.content.array_records["arrays"])
@@ -114,7 +114,7 @@ def test_nothing_private_crosses(method: str, world: FaultWorld, tmp_path: Path)
         assert all(SUMS.fullmatch(name) or name.startswith("fold-in/") for name in record), sorted(record)
     assert up.records("config_records") == []
     for record in down.records("config_records"):
-        assert set(record) <= ORDERS | TOLD | {"half_life", "ridge", "tune"}
+        assert set(record) <= ORDERS | TOLD | {"half_life", "ridge", "tune-fold-in"}
     numbers = [values for _, values in (*uploads, *down.arrays())]
     decoded = b"|".join(values.tobytes() for values in numbers)
     raw = b"|".join(bytes(stream) for both in world.relay.passed for stream in both)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clients.cohort import CohortClient
 from worlds import ITEMS, USERS, Done, carry_out, carry_out_watched, config_of, figures, largest_difference, prepare
 
+from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.experiment import controls
 from fedem_flwr.experiment.outcome import summarise
 from fedem_flwr.nodes.host import NodeHost, slice_histories
@@ -82,7 +82,8 @@ def test_more_nodes_than_users_is_no_failure(tmp_path: Path) -> None:
 
 def test_local_only_uploads_nothing_and_equals_a_single_user_world(tmp_path: Path) -> None:
     run, grid = carry_out_watched(tmp_path / "run", config_of("local-only", run={"users_per_node": 10}))
-    assert all(len(c.arrays["tables"]) == 0 for c in [*grid.up, *grid.down] if "tables" in c.arrays)
+    tables = [c.arrays["items"] for c in [*grid.up, *grid.down] if "items" in c.arrays]
+    assert tables and all(len(sent) == 0 for sent in tables)
     assert run.outcome.failures == [] and all(line["bytes_up"] < 100 for line in run.lines)
     assert run.lines[-1]["train_loss"] < run.lines[0]["train_loss"]
 
@@ -145,7 +146,7 @@ def test_a_table_that_waits_is_the_one_that_was_made(tmp_path: Path) -> None:
         for place, user in enumerate(now["receivers"]):
             if user not in now["participants"]:
                 (later,) = np.flatnonzero(after["receivers"] == user)
-                np.testing.assert_array_equal(now["tables"][place], after["tables"][later])
+                np.testing.assert_array_equal(now["items"][place], after["items"][later])
                 kept += 1
     assert kept
 
@@ -154,7 +155,7 @@ def test_a_lone_uploader_gets_its_own_table_back(tmp_path: Path) -> None:
     config = config_of("fedem", aggregate={"fraction": 0.001}, run={"rounds": 1})
     result, _ = carry_out_watched(tmp_path / "run", config)
     (user,) = result.server["receivers"]
-    np.testing.assert_allclose(result.server["tables"][0], result.nodes["table"][user], atol=1e-6)
+    np.testing.assert_allclose(result.server["items"][0], result.nodes["items"][user], atol=1e-6)
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
@@ -198,17 +199,18 @@ def test_a_client_that_raises_half_way_starts_from_a_whole_state(
 ) -> None:
     """It trains in place; in the next round it must go on as a process that has nothing but the disk does."""
     config = config_of("fedmf", run={"users_per_node": USERS // 2, "rounds": 3, "checkpoint_every": 1})
-    pack = CohortClient.pack
+    contribute = LocalTraining.contribute
 
     def failed_run(name: str) -> Done:
-        packed = itertools.count(1)
+        trained = itertools.count(1)
 
-        def fail_once(self: CohortClient, *given: Any) -> Any:
-            if next(packed) == 4:  # the second node in the second round, once it has trained
+        def fail_once(self: LocalTraining, *given: Any) -> Any:
+            upload = contribute(self, *given)
+            if next(trained) == 4:  # the second node in the second round
                 raise RuntimeError("no memory")
-            return pack(self, *given)
+            return upload
 
-        monkeypatch.setattr(CohortClient, "pack", fail_once)
+        monkeypatch.setattr(LocalTraining, "contribute", fail_once)
         result = carry_out(tmp_path / name, config)
         assert [(f["round"], f["reason"]) for f in result.outcome.failures] == [(2, "RuntimeError: no memory")]
         return result
@@ -229,10 +231,10 @@ def test_a_forgotten_cohort_is_read_from_the_disk(tmp_path: Path) -> None:
     host = NodeHost(result.run.directory.path, 1, resident=True)
     cohort = host.cohort(0, 1)
     host.keep(0, 1, cohort, durable=False, keep_from=0)
-    cohort.state.user[:] = torch.nan
+    cohort.state["user"][:] = torch.nan
     assert host.cohort(0, 1) is cohort
     host.forget(0)
-    np.testing.assert_array_equal(host.cohort(0, 1).state.user.numpy(), result.nodes["user"])
+    np.testing.assert_array_equal(host.cohort(0, 1).state["user"].numpy(), result.nodes["user"])
 
 
 @pytest.mark.parametrize("protocol", ["strict", "paper"])

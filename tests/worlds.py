@@ -75,7 +75,8 @@ def done(run: PreparedRun, outcome: Outcome) -> Done:
     store = DiskStateStore(run.directory.path / STATE_FOLDER)
     states = [store.load(f"node-{node:06d}", point.round) for node in range(run.nodes)]
     kept = [state for state in states if state is not None]
-    nodes = {name: np.concatenate([state[name] for state in kept]) for name in (kept[0] if kept else {})}
+    names = [name for name in (kept[0] if kept else {}) if name != "format"]  # which is the file's
+    nodes = {name: np.concatenate([state[name] for state in kept]) for name in names}
     return Done(run, outcome, run.directory.read_metrics(), dict(point.arrays), nodes)
 
 

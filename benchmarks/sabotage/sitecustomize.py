@@ -55,36 +55,33 @@ def _arm() -> None:
 
     now = {"do": ""}
 
-    def wrap(kind: Any) -> None:
-        fit = kind.fit
+    fit = MethodClient.fit
 
-        def sabotaged(self: Any, parameters: Any, config: Any) -> Any:
-            do = now["do"] = _ordered(int(config["server-round"]))
-            if do == "die-before":
-                _die()
-            if do == "signal":  # the harness does something to this process now
-                _done()
-                time.sleep(1.0)
-            if do == "slow":
-                _done()
-                time.sleep(4.0)
-            arrays, examples, metrics = fit(self, parameters, config)
-            if do == "die-during":  # of a client that stores nothing
-                _die()
-            if do in ("nan", "shape", "huge"):
-                _done()
-                arrays = _spoiled(arrays, do)
-            if do == "metric":
-                _done()
-                metrics = {**metrics, "loss-total": float("nan")}
-            if do == "boast":
-                _done()
-                metrics = {**metrics, "users": 1e9, "validation/full/ndcg@10": 1e9}
-            return arrays, examples, metrics
+    def sabotaged(self: Any, parameters: Any, config: Any) -> Any:
+        do = now["do"] = _ordered(int(config["server-round"]))
+        if do == "die-before":
+            _die()
+        if do == "signal":  # the harness does something to this process now
+            _done()
+            time.sleep(1.0)
+        if do == "slow":
+            _done()
+            time.sleep(4.0)
+        arrays, examples, metrics = fit(self, parameters, config)
+        if do == "die-during":  # of a client that stores nothing
+            _die()
+        if do in ("nan", "shape", "huge"):
+            _done()
+            arrays = _spoiled(arrays, do)
+        if do == "metric":
+            _done()
+            metrics = {**metrics, "loss-total": float("nan")}
+        if do == "boast":
+            _done()
+            metrics = {**metrics, "users": 1e9, "validation/full/ndcg@10": 1e9}
+        return arrays, examples, metrics
 
-        kind.fit = sabotaged
-
-    wrap(MethodClient)
+    MethodClient.fit = sabotaged  # type: ignore[method-assign]
     keep, reply, condense = NodeHost.keep, node_link.NodeLink.reply, node_link.condense
 
     def keep_or_die(self: Any, *args: Any, **rest: Any) -> None:
