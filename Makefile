@@ -35,7 +35,7 @@ run: $(VENV)/.installed
 	@$(BIN)/fedem run $(ARGS)
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Runtimes against each other, networks, `flwr run`; then whatever else names Flower.
 test-flower:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,7 +15,6 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before anything imports Flower, wh
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests
-PROCESSES = "processes"
 
 # How long an example takes is the machine's business; what continuous integration changes beside that stays.
 settings.register_profile("unhurried", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -30,19 +31,31 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
+@cache
+def starts_processes(file: Path) -> bool:
+    """Whether tests of a file start processes that want the whole machine: they had better wait for each other."""
+    text = file.read_text(encoding="utf-8")
+    return any(f"pytest.mark.{mark}" in text for mark in ("ray", "network"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share what they look at: one process runs them. What starts processes is one group, and first."""
-    if not ONE_OF_SEVERAL:
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(PROCESSES if starts_processes(item) else item.path.stem))
-    items.sort(key=lambda item: not starts_processes(item))
+    if ONE_OF_SEVERAL:  # what takes longest comes first
+        items.sort(key=lambda item: not starts_processes(item.path))
 
 
-def starts_processes(item: pytest.Item) -> bool:
-    """Whether a test starts processes that want the whole machine, so that another such test had better wait."""
-    return any(item.get_closest_marker(mark) for mark in ("ray", "network"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Spread files over processes: a file's tests share what they look at. Those that start processes stay together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = nodeid.partition("::")[0]
+            return "processes" if starts_processes(config.rootpath / file) else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

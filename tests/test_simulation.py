@@ -110,7 +110,9 @@ def test_a_message_is_sent_again_while_a_process_restarts(monkeypatch: pytest.Mo
 def server_under_ray(grid: Grid) -> dict[str, Any]:
     """Three rounds, one in which node 0's process dies, one that works, and a deadline that is too near."""
     result = three_rounds(grid)
-    replies = list(grid.send_and_receive(orders(grid, die=[0])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "RESTART_SECONDS", 1.0)  # it would die again and again
+        replies = list(grid.send_and_receive(orders(grid, die=[0])))
     result["dead"] = [str(reply.error.reason) for reply in replies if reply.has_error()]
     after = list(grid.send_and_receive(orders(grid)))
     result["after"] = by_partition(iter(after))
@@ -120,12 +122,8 @@ def server_under_ray(grid: Grid) -> dict[str, Any]:
 
 
 @pytest.mark.ray
-def test_ray_gives_the_same_results_as_one_process(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[str]) -> None:
     import ray
-
-    monkeypatch.setattr(simulation, "RESTART_SECONDS", 1.0)
 
     environment = dict(os.environ)
     here = run_inprocess(toy_app(), three_rounds, nodes=2, run_config={"scale": 10.0})
