@@ -59,14 +59,14 @@ class Adder:
 def contributed(task: Task, device: Device, asked: Asked, stages: Sequence[Stage]) -> Upload:
     """A task's upload; where there are stages, what each user gives alone goes through them before it is added up.
 
-    What a cohort of one user would send is that user's contribution.
+    What a cohort of one user would send is that user's contribution; in a grouped task that of a node is one.
     """
     if not stages or task.handles_stages:
         return task.contribute(device, asked)
     adder, samples, loss = Adder(task.fields()), 0, None
-    for at in asked.who:
-        one = task.contribute(device, asked.of(np.array([at])))
-        adder.add(_values(staged(_contribution(one, device.users[[at]]), stages, asked.round)))
+    for who in [asked.who] if task.grouped else asked.who[:, None]:
+        one = task.contribute(device, asked.of(who))
+        adder.add(_values(staged(_contribution(one, device.users[who[:1]]), stages, asked.round)))
         samples, loss = samples + one.samples, None if one.loss is None else (loss or 0.0) + one.loss
     return Upload(adder.packed(), samples, loss)
 

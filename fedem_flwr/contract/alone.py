@@ -49,9 +49,9 @@ class Alone:
         """The method's."""
         return self.method.loss(logits, sign, valid)
 
-    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor) -> Tensor | None:
+    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor, round_: int) -> Tensor | None:
         """The method's."""
-        return self.method.penalty(parts, valid)
+        return self.method.penalty(parts, valid, round_)
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """The method's."""

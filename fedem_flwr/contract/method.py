@@ -88,8 +88,8 @@ class Method:
         entropy = torch.nn.functional.softplus(sign * logits) * valid
         return entropy.sum(1) / valid.sum(1).clamp(min=1)
 
-    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor) -> Tensor | None:
-        """(k,) what is added to the loss, given the rows of the batch's samples; None: nothing."""
+    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor, round_: int) -> Tensor | None:
+        """(k,) what is added to the loss, given the rows of the batch's samples and the round; None: nothing."""
         return None
 
     def updates(self, round_: int) -> Sequence[Update]:

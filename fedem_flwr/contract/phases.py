@@ -65,11 +65,14 @@ class Task(ABC):
     """What a phase does: on a device, and on the server.
 
     Attributes:
-        handles_stages: whether `contribute` takes single users' contributions through the method's stages itself.
+        handles_stages: whether `contribute` takes single users' contributions through the method's stages itself, as
+            `engine.cohort.Cohort.train` does where it adds parts up.
+        grouped: whether a node's participants contribute as one, and not each alone.
         least_items: training items without which a user adds nothing to a sum, and so hides nobody in it.
     """
 
     handles_stages: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
     least_items: ClassVar[int] = 1
 
     @abstractmethod

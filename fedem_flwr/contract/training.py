@@ -61,15 +61,22 @@ class LocalTraining(Task):
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """See `contract.phases.Task`."""
-        cohort, up = self.cohort(device, asked), self._up
+        cohort, up, stages = self.cohort(device, asked), self._up, self.method.stages()
         who = torch.from_numpy(np.asarray(asked.who)).to(asked.place)
-        summed = any(part.up == "sum" for part in up.values())
+        each = [name for name, part in up.items() if part.up == "each"]
+        before = {name: _own(name, device, asked).clone() for name in each} if stages else {}
+        summed = len(each) < len(up)
         result = cohort.train(who, self.method.downloads(device, asked), asked.round, sums=summed)
-        each = any(part.up == "each" for part in up.values())
+        values = {name: _own(name, device, asked) for name in each}
+        if stages and each:
+            users = torch.from_numpy(np.asarray(asked.uploaders)).to(asked.place)
+            none = users.new_zeros((len(users), 0))
+            given = Contribution(users, users.new_zeros(len(users)), none, none.bool(), before=before, values=values)
+            values = dict(staged(given, stages, asked.round).values)
         arrays: Named = {"users": np.asarray(asked.uploaders)} if each else {}
         for name, part in up.items():
             if part.up == "each":
-                arrays[name] = self._own(name, device, asked)
+                arrays[name] = values[name].cpu().numpy()
             else:
                 found = result.sums[name]
                 kind = torch.int32 if _by_row(part) else torch.int64
@@ -77,18 +84,6 @@ class LocalTraining(Task):
                 arrays[_weight(name)] = found.weight.to(kind).reshape(-1).cpu().numpy()
         loss = float((result.loss.double() * result.samples).sum())
         return Upload(arrays, int(result.samples.sum()), loss)
-
-    def _own(self, name: str, device: Device, asked: Asked) -> np.ndarray:
-        """The uploaders' own values of a part; all of them as they lie, where everybody uploads."""
-        values, stages = device.cohort.state[name], self.method.stages()
-        if len(asked.uploaders) != len(device.users):
-            values = values[torch.from_numpy(device.positions(asked.uploaders)).to(values.device)]
-        if stages:
-            users = torch.from_numpy(np.asarray(asked.uploaders)).to(values.device)
-            none = users.new_zeros((len(users), 0))
-            given = Contribution(users, users.new_zeros(len(users)), none, none.bool(), values={name: values})
-            values = staged(given, stages, asked.round).values[name]
-        return values.cpu().numpy()
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """The means; what nobody contributed to stays as it was."""
@@ -122,6 +117,14 @@ class LocalTraining(Task):
     def typical_length(self, items: float) -> int:
         """One user's own values."""
         return 1
+
+
+def _own(name: str, device: Device, asked: Asked) -> Tensor:
+    """(a, ...) the uploaders' own values of a part; all of them as they lie, where everybody uploads."""
+    values = device.cohort.state[name]
+    if len(asked.uploaders) == len(device.users):
+        return values
+    return values[torch.from_numpy(device.positions(asked.uploaders)).to(values.device)]
 
 
 def _mean(total: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:

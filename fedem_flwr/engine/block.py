@@ -25,6 +25,7 @@ class Block:
         received: the downloaded counterparts of the parts that clients keep a copy of, of the same shapes; empty where
             training does not look at them.
         pool: the (k, 1, d) own and downloaded mean rows that `scalar` merging looks at, or None.
+        round: of the run, from 1.
     """
 
     users: Tensor
@@ -33,6 +34,7 @@ class Block:
     axes: Mapping[str, str]
     received: dict[str, Tensor] = field(default_factory=dict)
     pool: tuple[Tensor, Tensor] | None = None
+    round: int = 1
 
     @property
     def real(self) -> Tensor:
@@ -51,6 +53,7 @@ class Block:
             self.axes,
             {name: value[index] for name, value in self.received.items()},
             None if self.pool is None else (self.pool[0][index], self.pool[1][index]),
+            self.round,
         )
 
     def put(self, index: Tensor, other: Block) -> None:

@@ -64,15 +64,16 @@ class Cohort:
     def chunks(self, who: Tensor, downloads: Downloads | None = None) -> list[Tensor]:
         """Users in chunks whose whole tables, or scores where one table serves all, fit the working budget."""
         several = {name for name, download in (downloads or {}).items() if len(download.values) > 1}
-        own = (part for name, part in self.parts.items() if part.axis == "item" and (part.stays or name in several))
+        own = (part for name, part in self.parts.items() if part.axis == "item" and (part.own or name in several))
         kept = sum(part.width for part in own)
         return list(who.split(max(1, budget(MERGE_FLOATS, who.device) // (self.data.items * max(1, kept)))))
 
     def seen(self, who: Tensor, downloads: Downloads, *, merge: bool = True) -> tuple[dict[str, Tensor], Tensor | None]:
         """What users `who` score with: every part, (k', width) or whole tables (k', m, width).
 
-        Of a part that stays with its client that is the client's own, merged with what was downloaded of it where
-        the method merges; of any other part what was downloaded, or its initial value before the first download.
+        Of a part that stays with its client that is the client's own (or its group's), merged with what was downloaded
+        of it where the method merges; of any other part what was downloaded, or its initial value before the first
+        download.
 
         Args:
             merge: else the own tables as they lie.
@@ -82,8 +83,8 @@ class Cohort:
         """
         found, rho = {}, None
         for name, part in self.parts.items():
-            if not part.stays:
-                found[name] = self._downloaded(name, downloads).of(who)
+            if not part.own:
+                found[name] = self._common(name, downloads).of(who)
                 continue
             found[name] = self.state[name][who]
             if merge and name == self.learner.merged and name in downloads:
@@ -128,11 +129,13 @@ class Cohort:
             self._merge(table, part, downloads[name])
             self.state[name][part] = table
 
-    def block_of(self, who: Tensor, downloads: Downloads, samples: RoundSamples, *, merging: bool) -> Block:
+    def block_of(
+        self, who: Tensor, downloads: Downloads, samples: RoundSamples, round_: int, *, merging: bool
+    ) -> Block:
         """Compact copies of the users' parts, with the downloaded rows where merging looks at them."""
         values = {}
         for name, part in self.parts.items():
-            source = None if part.stays else self._downloaded(name, downloads)
+            source = None if part.own else self._common(name, downloads)
             if part.axis != "item":
                 values[name] = self.state[name][who] if source is None else source.of(who).clone()
             elif source is None:
@@ -140,7 +143,7 @@ class Cohort:
             else:
                 values[name] = source.rows(who, samples.touched)
         axes = {name: part.axis for name, part in self.parts.items()}
-        block = Block(self.data.users[who], samples, values, axes)
+        block = Block(self.data.users[who], samples, values, axes, round=round_)
         merged, merge = self.learner.merged, self.learner.merge
         if merging:
             block.received = {merged: downloads[merged].rows(who, samples.touched)}
@@ -153,6 +156,8 @@ class Cohort:
         real, touched = block.real, block.samples.touched
         owner = who.unsqueeze(1).expand_as(real)[real]
         for name, values in self.state.items():
+            if not self.parts[name].own:
+                continue
             if self.parts[name].axis == "item":
                 values[owner, touched[real]] = block.parts[name][real]
             else:
@@ -195,22 +200,25 @@ class Cohort:
         draws = Draws(learner.seed, self.data.secret)
         samples = draw_samples(self.data, who, local.negatives, draws, round_)
         through = merging and learner.merge.schedule == "released"
-        block = self.block_of(who, downloads, samples, merging=merging)
+        block = self.block_of(who, downloads, samples, round_, merging=merging)
         before = {name: block.parts[name].clone() for name in self._going_up()} if keep else {}
         if merging and not through:  # Eq. 11, then Eq. 10 with the new Θ
             step, epochs = learner.adapter_step(block), learner.merge.epochs
             train_epochs(step, block, local, epochs=epochs, first_epoch=local.epochs, draws=draws, round_=round_)
             self.state["adapter"][who] = block.parts["adapter"]
             self.overwrite(who, downloads)
-            block = self.block_of(who, downloads, samples, merging=False)
+            block = self.block_of(who, downloads, samples, round_, merging=False)
         loss = train_epochs(learner.step(block, round_), block, local, epochs=local.epochs, draws=draws, round_=round_)
         self.write_back(who, block)
         return Trained(loss, who, block, before)
 
     def _going_up(self) -> list[str]:
-        return [name for name, part in self.parts.items() if part.axis == "item" and part.up == "sum"]
+        return [name for name, part in self.parts.items() if part.up == "sum"]
 
-    def _downloaded(self, name: str, downloads: Downloads) -> Download:
+    def _common(self, name: str, downloads: Downloads) -> Download:
+        """Values of a part of which users have none of their own."""
+        if self.parts[name].group:
+            return Download.for_all(self.state[name][0], len(self.data.users))
         if name in downloads:
             if not bool(downloads[name].received.all()):
                 raise ValueError(f"some users got no '{name}', of which they keep no copy")
@@ -236,7 +244,7 @@ class Cohort:
             for chunk, weight in zip(who.split(sizes), samples.split(sizes), strict=True):
                 yield self.state[name][chunk], weight
             return
-        download = self._downloaded(name, downloads)
+        download = self._common(name, downloads)
         for slot, value in enumerate(download.values):
             inside = download.slot[who] == slot
             if bool(inside.any()):

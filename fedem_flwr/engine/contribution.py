@@ -23,7 +23,8 @@ class Contribution:
         users: (k,) codes in the run, which key a stage's draws. samples: (k,) positives and negatives.
         items: (k, t) items of the touched rows. real: (k, t) which of them are real.
         rows: (k, t, width) trained rows of each item part that goes up.
-        before: (k, t, width) the same rows as the round began with, where a mean or a stage looks at them.
+        before: the same as the round began with, rows and parts among the `values`, where a mean or a stage looks at
+            it.
         values: (k, ...) whatever else goes up: model parts, or something that a method makes of its parts.
     """
 

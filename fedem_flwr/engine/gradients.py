@@ -27,8 +27,8 @@ class Differentiable(Protocol):
     def loss(self, logits: Tensor, sign: Tensor, valid: Tensor) -> Tensor:
         """(k,) what each user minimises of a batch: logits, signs (−1 positive, +1 negative) and mask, all (k, b)."""
 
-    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor) -> Tensor | None:
-        """(k,) what is added to the loss, given the rows (k, b, width) of the batch's samples; None: nothing."""
+    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor, round_: int) -> Tensor | None:
+        """(k,) what is added to the loss, given the rows (k, b, width) of a batch's samples and the round; None: 0."""
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """The summed cross-entropy (k,) of a batch, and the gradient of what is minimised by each of the parts."""
@@ -51,7 +51,7 @@ def automatic(method: Differentiable, batch: Batch, names: Sequence[str]) -> tup
             for name, value in {**block.parts, **leaves}.items()
         }
         logits = method.score(seen)
-        total, more = method.loss(logits, batch.sign, batch.valid), method.penalty(seen, batch.valid)
+        total, more = method.loss(logits, batch.sign, batch.valid), method.penalty(seen, batch.valid, block.round)
         minimised = total if more is None else total + more
         found = torch.autograd.grad(minimised.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     entropy, _ = loss_and_residual(logits.detach(), batch.sign, batch.valid)

@@ -30,6 +30,8 @@ class Part:
         mean: what a sum is made of and divided by. `rows`: each row over the clients that trained it; `samples`: whole
             tensors, weighted by the clients' samples (the p_v of FedAvg); `users`: whole tensors, all alike.
         kept: whether a client keeps its own copy between rounds. Private parts always are.
+        group: of a private part, whether it is one for all users of a node together, (1, ...) in its state. The engine
+            scores with it, and leaves its training to a task of the method's own.
         std: standard deviation of the initial values, N(0, std²), keyed by the seed and the part's name.
         start: the initial values themselves, made from the seed: (width,), or (m, width) of an item part.
     """
@@ -40,12 +42,15 @@ class Part:
     up: Up = "none"
     mean: Mean = "rows"
     kept: bool = False
+    group: bool = False
     std: float = 1.0
     start: Callable[[int], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.private and self.up != "none":
             raise ValueError("a private part does not go up")
+        if self.group and not self.private:
+            raise ValueError("what is one for a node's users is private")
         if self.mean == "rows" and self.axis != "item" and self.up == "sum":
             raise ValueError("only an item part has rows to average: choose mean = samples or users")
 
@@ -53,6 +58,11 @@ class Part:
     def stays(self) -> bool:
         """Whether it is part of a client's state."""
         return self.private or self.kept
+
+    @property
+    def own(self) -> bool:
+        """Whether each user has a value of its own in that state."""
+        return self.stays and not self.group
 
     def initial(self, name: str, items: int, seed: int) -> Tensor:
         """The values that everybody starts from: (width,), or (m, width) of an item part."""
@@ -70,7 +80,8 @@ Parts = Mapping[str, Part]
 def initial_state(parts: Parts, k: int, items: int, seed: int, device: torch.device) -> State:
     """What k users start from, before they have received anything: (k, ...) of every part that stays with them."""
     found = {name: part.initial(name, items, seed).to(device) for name, part in parts.items() if part.stays}
-    return {name: start.expand(k, *start.shape).clone() for name, start in found.items()}
+    each = {name: 1 if parts[name].group else k for name in found}
+    return {name: start.expand(each[name], *start.shape).clone() for name, start in found.items()}
 
 
 def floats_of_a_row(parts: Parts) -> int:

@@ -31,10 +31,11 @@ class Client:
 
     Args:
         learner: the method. values: the user's parts, whole. received: what it downloaded of the merged part, or None.
+        round_: from 1.
     """
 
-    def __init__(self, learner: Learner, values: Values, received: Tensor | None) -> None:
-        self.learner, self.received = learner, received
+    def __init__(self, learner: Learner, values: Values, received: Tensor | None, round_: int) -> None:
+        self.learner, self.received, self.round = learner, received, round_
         self.parts = learner.parts()
         self.values = {name: value.clone().requires_grad_() for name, value in values.items()}
         merged = learner.merged
@@ -69,7 +70,7 @@ class Client:
         learner, valid = self.learner, torch.ones(1, len(sign))
         one = {name: value.unsqueeze(0) for name, value in seen.items()}  # the leading client axis
         logits = learner.score(one)
-        loss, more = learner.loss(logits, sign.unsqueeze(0), valid), learner.penalty(one, valid)
+        loss, more = learner.loss(logits, sign.unsqueeze(0), valid), learner.penalty(one, valid, self.round)
         entropy = binary_cross_entropy_with_logits(logits[0], (sign < 0).to(logits.dtype))
         return (loss if more is None else loss + more).sum(), entropy
 
@@ -104,9 +105,9 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
     samples = draw_samples(cohort.data, who, learner.local.negatives, draws, round_)
     values = {name: value[0] for name, value in cohort.seen(who, downloads, merge=False)[0].items()}
     received = downloads[learner.merged].of(who)[0] if merging else None
-    block = cohort.block_of(who, downloads, samples, merging=False)
+    block = cohort.block_of(who, downloads, samples, round_, merging=False)
     before = {name: block.parts[name].clone() for name in block.parts} if keep else {}
-    client = Client(learner, values, received)
+    client = Client(learner, values, received, round_)
     through = merging and merge.schedule == "released"
     adapter = [Update({"adapter": merge.lr})] if merging and merge.learned else []
     if merging and not through:  # Eq. 11, Eq. 10

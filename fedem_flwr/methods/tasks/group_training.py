@@ -32,8 +32,6 @@ class HeldOutTraining(LocalTraining):
 class GroupTraining(HeldOutTraining):
     """Clients train from their merged table; rows with an item and a group go up, one group after the other."""
 
-    handles_stages = False
-
     def fields(self) -> dict[str, Field]:
         """Sums for the groups' tables; the global one's are their sums over groups."""
         method = self.method
@@ -80,5 +78,7 @@ class GroupTraining(HeldOutTraining):
         return {**state, "items": table, "groups": tables}
 
     def typical_length(self, items: float) -> int:
-        """A user touches its items and their negatives."""
-        return min(self.method.items, round(items * (1 + self.method.local.negatives)))
+        """A user touches its items and their negatives, each once however often it was drawn."""
+        free = max(1.0, self.method.items - items)
+        missed: float = max(0.0, 1 - self.method.local.negatives / free) ** items
+        return min(self.method.items, round(items + free * (1 - missed)))

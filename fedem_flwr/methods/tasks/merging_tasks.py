@@ -122,6 +122,11 @@ class FitTask(MergingTask):
         arrays, loss = self.fitted(device, asked, evidence)
         return Upload({**arrays, "behind": np.array([items])}, items, loss)
 
+    def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
+        """More held-out items than these users can have."""
+        behind, most = int(arrays["behind"][0]), users * self.merging.config.elastic.hold_out
+        return "" if behind <= most else f"'behind' is {behind}, not between 0 and {most}"
+
     @abstractmethod
     def fitted(self, device: Device, asked: Asked, evidence: Evidence) -> tuple[dict[str, np.ndarray], float]:
         """Sums over the users' held-out items, and their loss."""

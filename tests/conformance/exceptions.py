@@ -1,0 +1,23 @@
+"""What cannot apply: for a method and a cell, why. The cell must fail there, or the entry is out of date."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_HISTORIES: Final = "clients train no part with the engine: users are solved or scored from their histories"
+_GROUP: Final = "a group of users is trained as one, in a task of the method's own, and not by the engine"
+
+EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
+    ("local-only", "two tastes"): "nothing is shared, so nothing can be found of items that a user has not met",
+    ("local-only", "contribution stages"): "nothing goes up that a stage could change",
+    ("fedials", "gradients"): _HISTORIES,
+    ("fedials", "several tables"): _HISTORIES,
+    ("fedials-elastic", "gradients"): _HISTORIES,
+    ("fedials-elastic", "several tables"): _HISTORIES,
+    ("fedials-order", "gradients"): _HISTORIES,
+    ("fedials-order", "several tables"): _HISTORIES,
+    ("FedCIA", "spread over nodes"): "a group is a node: other groups are another result",
+    ("FedCIA", "slow twin"): _GROUP,
+    ("FedCIA", "gradients"): _GROUP,
+    ("FedCIA", "several tables"): _GROUP,
+}

@@ -1,0 +1,80 @@
+"""The methods under test: all that are registered, all presets, and those that exist for this suite only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedem_flwr.config import Config, merge_trees, preset_names, resolve
+from fedem_flwr.config.registry import find, is_method, names
+from fedem_flwr.contract import Method
+from fedem_flwr.contract.finding import method_of
+from fedem_flwr.errors import InputError
+
+USERS, ITEMS = 21, 50
+TINY: dict[str, Any] = {
+    "data": {"dataset": "synthetic", "synthetic": {"users": USERS, "items": ITEMS, "mean_interactions": 14}},
+    "model": {"dim": 4, "init_std": 0.3},
+    "local": {"epochs": 2, "batch_size": 40},
+    "elastic": {"clustering": 1, "rounds": 1, "groups": 2, "hold_out": 1},
+    "order": {"rounds": 2, "layers": 1, "heads": 2, "window": 6, "negatives": 5, "map": 8, "participants": 1.0},
+    "run": {"threads": 1, "device": "cpu", "checkpoint_every": 2},
+    "evaluation": {"controls": False, "local_only": False, "every": 1},
+}
+
+TEST_ONLY = tuple(
+    f"conformance.{path}"
+    for path in ("pfedrec:PFedRec", "fedrap:FedRap", "colr:CoLR", "fedcia:FedCIA", "biased:Biased")
+)
+
+# Settings beyond those of `conformance.useful` under which a method finds two tastes in 30 rounds.
+LEARNING: dict[str, dict[str, Any]] = {
+    "fedem-released": {"aggregate": {"fraction": 1.0}},  # with a tenth of 40 users there is little to hear of others
+    "PFedRec": {"method": {"options": {"factor": 5.0, "lr": 0.3}}},
+    "FedRap": {"method": {"options": {"apart": 0.001, "sparse": 0.001, "lr_head": 5.0, "lr": 20.0}}},
+    "CoLR": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
+    "FedCIA": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}, "run": {"users_per_node": 10}},
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method under test.
+
+    Attributes:
+        name: what `method.name` takes: a preset, a registered name, or a dotted path.
+    """
+
+    name: str
+
+    @property
+    def short(self) -> str:
+        """For ids and lists."""
+        return self.name.rpartition(":")[2]
+
+    def config(self, **sections: Any) -> Config:
+        """On the tiny world, with as few rounds as the method's phases need, and at least three."""
+        for rounds in (3, 4, 5, 6):
+            tree = merge_trees(TINY, {"method": {"name": self.name}, "run": {"rounds": rounds}})
+            config = resolve({}, merge_trees(tree, sections))
+            try:
+                method_of(config, ITEMS).phases()
+            except InputError as error:
+                if "rounds" not in str(error):
+                    raise
+            else:
+                return config
+        raise AssertionError(f"{self.name} needs more than 6 rounds")
+
+    @property
+    def method(self) -> Method:
+        """On the tiny world."""
+        return method_of(self.config(), ITEMS)
+
+
+def registered() -> list[str]:
+    """Names of methods that are found: files of the room, and entry points of other packages."""
+    return [name for name in names("strategies") if is_method(find("strategies", name))]
+
+
+SUBJECTS = tuple(Subject(name) for name in (*sorted({*registered(), *preset_names("methods")}), *TEST_ONLY))

@@ -1,0 +1,75 @@
+"""All methods on Ray, with one start of it: a message says which run it is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message
+from flwr.serverapp import Grid
+from worlds import Done, done, prepare
+
+from conformance.methods import SUBJECTS
+from fedem_flwr.client_app import build_client_app
+from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.runtime.simulation import run_simulation_runtime
+
+if TYPE_CHECKING:
+    from conformance.runs import Runs
+
+NODES, WHICH = 3, "which-run"
+
+
+@dataclass(frozen=True)
+class AnyHost:
+    """Nodes of whatever run a message names; see `client_app.Hosts`."""
+
+    def welcome(self, message: Message, context: Context) -> Mapping[str, np.ndarray]:
+        """Nothing has to be said."""
+        return {}
+
+    def of(self, message: Message, context: Context) -> NodeHost:
+        """That of the run."""
+        return NodeHost(Path(str(message.content.config_records[WHICH]["path"])), NODES, 1)
+
+    def node(self, context: Context) -> int:
+        """Flower's number of the partition."""
+        return int(context.node_config["partition-id"])
+
+
+class Naming:
+    """A grid that names the run in every message."""
+
+    def __init__(self, grid: Grid, path: Path) -> None:
+        self._grid, self._path = grid, path
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Of the grid."""
+        return self._grid.get_node_ids()
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """See the class."""
+
+        def named() -> Iterator[Message]:
+            for message in messages:
+                message.content[WHICH] = ConfigRecord({"path": str(self._path)})
+                yield message
+
+        return iter(self._grid.send_and_receive(named(), timeout=timeout))
+
+
+def carry_out_on_ray(runs: Runs) -> dict[str, Done]:
+    """A run of every method with 7 users a node."""
+    prepared = {subject.name: prepare(runs.path(), subject.config(run={"users_per_node": 7})) for subject in SUBJECTS}
+
+    def main(grid: Grid) -> dict[str, Done]:
+        found = {}
+        for name, run in prepared.items():
+            naming = Naming(grid, run.directory.path.resolve())
+            found[name] = done(run, run.server(lambda _: None)(naming))  # type: ignore[arg-type]
+        return found
+
+    return run_simulation_runtime(build_client_app(AnyHost()), main, nodes=NODES, run_config={})

@@ -1,0 +1,111 @@
+"""Cells: what must see single users' contributions sees them, before anything is added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from clients.method import MethodClient
+from conformance.methods import Subject
+from conformance.numbers import SUM_NEAR, asked_of, close
+from conformance.runs import Named, Runs, Whole
+from fedem_flwr.contract import Method, Task
+from fedem_flwr.contract.adding import Adder, contributed
+from fedem_flwr.engine.contribution import Contribution, Stage
+
+RADIUS = 0.05
+
+
+def identity(given: Contribution, round_: int) -> Contribution:
+    """Changes nothing."""
+    return given
+
+
+def clipped(given: Contribution, round_: int) -> Contribution:
+    """Each user's change, of everything together, no longer than `RADIUS`."""
+    started = {name: given.before.get(name, torch.zeros(())) for name in (*given.rows, *given.values)}
+    real = given.real.unsqueeze(-1)
+    change = {name: torch.where(real, rows - started[name], 0.0) for name, rows in given.rows.items()}
+    change |= {name: x - started[name] for name, x in given.values.items() if x.is_floating_point()}
+    norm = sum((x.flatten(1).square().sum(1) for x in change.values()), torch.zeros(len(given.users))).sqrt()
+    factor = RADIUS / norm.clamp(min=RADIUS)
+    moved = {n: started[n] + x * factor.view(-1, *[1] * (x.ndim - 1)) for n, x in change.items()}
+    rows = {name: torch.where(real, moved[name], old) for name, old in given.rows.items()}
+    return replace(given, rows=rows, values={name: moved.get(name, old) for name, old in given.values.items()})
+
+
+def stages(subject: Subject, runs: Runs) -> None:
+    """A stage that does nothing changes nothing; one that clips gives the sum of what was clipped by hand."""
+    whole = runs.whole(subject, 0)
+    for round_ in whole.rounds:
+        plain = upload(whole, round_)
+        close(upload(whole, round_, identity), plain, SUM_NEAR, f"round {round_}, nothing done")
+        found = upload(whole, round_, clipped)
+        assert not _alike(found, plain), f"round {round_}: nothing was clipped"
+        if round_ == 1 or not task_of(whole.client().method, round_).handles_stages:  # later rounds began elsewhere
+            close(found, by_hand(whole, round_), SUM_NEAR, f"round {round_}, clipped")
+
+
+def task_of(method: Method, round_: int) -> Task:
+    """What a round does."""
+    return method.schedule.at(round_)[0].task
+
+
+def upload(whole: Whole, round_: int, *through: Stage) -> Named:
+    """A cohort's upload of all users, with stages in between."""
+    client = whole.client()
+    whole.until(client, round_)
+    client.method.stages = lambda: through  # type: ignore[method-assign]
+    return whole.answer(client, round_)
+
+
+def by_hand(whole: Whole, round_: int) -> Named:
+    """Single users' uploads, each clipped, and added up."""
+    client = whole.client()
+    whole.until(client, round_)
+    task = task_of(client.method, round_)
+    adder, own = Adder(task.fields()), dict[str, list[np.ndarray]]()
+    for arrays in ones(client, whole, round_):
+        short = shortened(client.method, task, arrays)
+        adder.add({name: short[name] for name in adder.fields})
+        for name in short.keys() - adder.fields.keys():
+            own.setdefault(name, []).append(short[name])
+    return {**{name: np.concatenate(values) for name, values in own.items()}, **adder.packed()}
+
+
+def ones(client: MethodClient, whole: Whole, round_: int) -> Iterator[Named]:
+    """What each user would send alone."""
+    asked = asked_of(whole, client, round_)
+    device, task = client.host.side(0, round_ - 1), task_of(client.method, round_)
+    for at in [asked.who] if task.grouped else asked.who[:, None]:
+        one = replace(asked.of(at), uploaders=np.intersect1d(device.users[at], asked.uploaders))
+        yield contributed(task, device, one, ()).arrays
+
+
+def shortened(method: Method, task: Task, arrays: Named) -> Named:
+    """One user's upload after clipping; the parts of local training by their change."""
+    parts = method.parts() if task.handles_stages else {}
+    start, scale = dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for name, values in arrays.items():
+        if values.dtype.kind != "f":
+            continue
+        start[name], scale[name] = np.zeros_like(values), np.ones(())
+        if name in parts:
+            start[name] = parts[name].initial(name, method.items, method.seed).numpy()
+        if f"{name}-weight" in arrays:
+            weight = arrays[f"{name}-weight"].astype(np.float64)
+            scale[name] = weight[:, None] if len(weight) == method.items else weight
+    change = {
+        name: np.where(scale[name] > 0, arrays[name] / np.maximum(scale[name], 1) - start[name], 0) for name in start
+    }
+    norm = float(np.sqrt(sum(np.square(x).sum() for x in change.values())))
+    factor = min(1.0, RADIUS / max(norm, 1e-12))
+    new = {name: ((start[name] + factor * x) * scale[name]).astype(np.float32) for name, x in change.items()}
+    return {**arrays, **new}
+
+
+def _alike(one: Named, other: Named) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one)
