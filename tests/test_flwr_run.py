@@ -81,7 +81,9 @@ def start(settings: Mapping[str, Any], nodes: int = 2) -> None:
     """What Flower does with the ServerApp, over nodes in this process that know no more than a SuperNode does."""
     context = Context(1, 1, {}, RecordDict(), {**APP["config"], **settings})
     with task_identity():
-        server_app.app(InProcessGrid(build_client_app(), nodes=nodes, run_config=context.run_config), context)
+        server_app.app(
+            InProcessGrid(build_client_app(FromContext()), nodes=nodes, run_config=context.run_config), context
+        )
 
 
 def the_run(folder: Path) -> Path:
@@ -153,14 +155,16 @@ def test_users_without_a_node_are_waited_for_and_then_missed(tmp_path: Path) -> 
 
     run = prepare(tmp_path / "run", config_of("fedmf"))
     with task_identity():
-        grid = FlowerGrid(Halved(build_client_app(), nodes=2, run_config={}), run.directory.path)
+        grid = FlowerGrid(Halved(build_client_app(FromContext()), nodes=2, run_config={}), run.directory.path)
         with pytest.raises(FedemError, match=r"20 of 40 users.*--node-config"):
             grid.await_users(40, 0.5)
 
 
 def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
     with task_identity():
-        grid = FlowerGrid(InProcessGrid(build_client_app(), nodes=2, run_config={}), tmp_path / "elsewhere")
+        grid = FlowerGrid(
+            InProcessGrid(build_client_app(FromContext()), nodes=2, run_config={}), tmp_path / "elsewhere"
+        )
         with pytest.raises(FedemError, match="elsewhere of the server is not on this machine"):
             grid.await_users(40, 0.5)
 
