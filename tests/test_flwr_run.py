@@ -19,16 +19,18 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 from flwr.cli.build import build_fab_from_disk
+from flwr.clientapp import ClientApp
 from test_network_run import left_of, wait_for
 from worlds import config_of, figures, prepare
 
 from fedem_flwr import server_app
-from fedem_flwr.client_app import build_client_app
+from fedem_flwr.client_app import FromContext
 from fedem_flwr.config import resolve
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.processes import Child, await_listening, free_port, running
+from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import STATE_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER
 from fedem_flwr.report.progress import RoundProgress
@@ -44,6 +46,11 @@ USERS, ITEMS, EACH = 24, 30, 12
 SECONDS = 240.0
 PACKAGES = ("fedem_flwr", "strategies", "clients", "configs")
 BESIDE = ("pyproject.toml", "README.md", "LICENSE")
+
+
+def nodes_app() -> ClientApp:
+    """Nodes that are described by their context."""
+    return build_client_app(FromContext())
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +88,7 @@ def start(settings: Mapping[str, Any], nodes: int = 2) -> None:
     """What Flower does with the ServerApp, over nodes in this process that know no more than a SuperNode does."""
     context = Context(1, 1, {}, RecordDict(), {**APP["config"], **settings})
     with task_identity():
-        server_app.app(
-            InProcessGrid(build_client_app(FromContext()), nodes=nodes, run_config=context.run_config), context
-        )
+        server_app.app(InProcessGrid(nodes_app(), nodes=nodes, run_config=context.run_config), context)
 
 
 def the_run(folder: Path) -> Path:
@@ -155,16 +160,14 @@ def test_users_without_a_node_are_waited_for_and_then_missed(tmp_path: Path) -> 
 
     run = prepare(tmp_path / "run", config_of("fedmf"))
     with task_identity():
-        grid = FlowerGrid(Halved(build_client_app(FromContext()), nodes=2, run_config={}), run.directory.path)
+        grid = FlowerGrid(Halved(nodes_app(), nodes=2, run_config={}), run.directory.path)
         with pytest.raises(FedemError, match=r"20 of 40 users.*--node-config"):
             grid.await_users(40, 0.5)
 
 
 def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path) -> None:
     with task_identity():
-        grid = FlowerGrid(
-            InProcessGrid(build_client_app(FromContext()), nodes=2, run_config={}), tmp_path / "elsewhere"
-        )
+        grid = FlowerGrid(InProcessGrid(nodes_app(), nodes=2, run_config={}), tmp_path / "elsewhere")
         with pytest.raises(FedemError, match="elsewhere of the server is not on this machine"):
             grid.await_users(40, 0.5)
 
