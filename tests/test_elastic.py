@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from elastic_world import random_history, rows_of
+from elastic_world import random_history, rows_of, small
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedem_flwr.aggregation.newton import Newton, newton_step
+from fedem_flwr.contract import Gathered, State
+from fedem_flwr.contract.finding import method_of
 from fedem_flwr.engine.elastic import Evidence, ItemWeights, Tables, crowded, curves, own_choice
 from fedem_flwr.engine.elastic_scores import Chosen, FoldInMerge
 from fedem_flwr.engine.held_out import hold_out
@@ -115,3 +119,59 @@ def test_rho_1_is_the_method_without_merging() -> None:
     for rho in (torch.ones(5), torch.ones(3, 20, dtype=torch.float64)):
         chosen = Chosen(torch.tensor([0, 1, 1, 2, 0]), rho)
         assert all(torch.equal(table, many.glob) for table, _ in chosen.tables(many))
+
+
+# What the server makes of the groups' sums.
+
+
+def group_sums(items: int, groups: int, dim: int) -> dict[str, torch.Tensor]:
+    """Of six users in two groups; the third has nobody, and nobody has the last item."""
+    generator = torch.Generator().manual_seed(3)
+    counts = torch.randint(0, 3, (groups, items), generator=generator).double()
+    counts[2], counts[:, -1], counts[:2, 0] = 0, 0, 1
+    rows = torch.randn(groups, items, dim, generator=generator, dtype=torch.float64) * counts[..., None]
+    users = torch.randn(groups, 3, dim, generator=generator, dtype=torch.float64)
+    grams, members = users.mT @ users, torch.tensor([3.0, 3.0, 0.0])
+    grams[2] = 0
+    whole = {"rows": rows.sum(0), "counts": counts.sum(0), "gram": grams.sum(0)}
+    of_groups = {"group-rows": rows.flatten(0, 1), "group-counts": counts.flatten(), "group-grams": grams}
+    return {**whole, **of_groups, "members": members}
+
+
+def folded(name: str) -> tuple[Any, State, State, dict[str, torch.Tensor]]:
+    """The method, its state before and after a round of the groups, and the round's sums."""
+    items, dim = 7, 4
+    method: Any = method_of(small(name, "all", model={"dim": dim}, elastic={"ridge": 0.5}), items)
+    state = method.start()
+    table = state[method.merging.table]
+    groups = table + torch.arange(1, 4)[:, None, None] * 0.1
+    before = {**state, "groups": groups, "centres": torch.zeros(3, dim)}
+    sums = group_sums(items, 3, dim)
+    gathered = Gathered(1, 1, sums, {}, np.empty(0, np.int64), 6, 6, np.ones(6, np.int64))
+    return method, before, method.schedule.named("groups").task.fold(before, gathered), sums
+
+
+def test_rows_of_a_group_are_shrunk_towards_those_of_all() -> None:
+    _, before, after, sums = folded("fedmf-elastic")
+    rows, counts = sums["group-rows"].view(3, 7, 4), sums["group-counts"].view(3, 7)
+    for item in range(7):
+        total = float(counts[:, item].sum())
+        mean = rows[:, item].sum(0) / total if total else before["items"][item].double()
+        torch.testing.assert_close(after["items"][item].double(), mean, rtol=1e-5, atol=1e-6)
+        for group in range(3):
+            count = float(counts[group, item])
+            shrunk = (rows[group, item] + 0.5 * mean) / (count + 0.5)
+            expected = shrunk if count else before["groups"][group, item].double()
+            torch.testing.assert_close(after["groups"][group, item].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_groups_step_has_a_ridge_towards_the_new_global_table() -> None:
+    method, before, after, sums = folded("fedials-elastic")
+    ials, rows, counts = method.config.ials, sums["group-rows"].view(3, 7, 4), sums["group-counts"].view(3, 7)
+    step = Newton(ials.weight, ials.ridge, ials.kappa, 1.0)
+    table = newton_step(before["table"], sums["rows"], sums["counts"], sums["gram"], 6, step)
+    torch.testing.assert_close(after["table"], table)
+    for group, members in enumerate((3, 3, 1)):  # nobody counts as one
+        own = rows[group], counts[group], sums["group-grams"][group]
+        expected = newton_step(before["groups"][group], *own, members, step, (table, 0.5))
+        torch.testing.assert_close(after["groups"][group], expected)
