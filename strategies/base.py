@@ -66,6 +66,10 @@ class CohortStrategy(NodeRoster, Strategy):
             for everybody, no tables is nothing yet.
         """
 
+    def divided(self, arrays: Named) -> Named:
+        """Those of all users' download that are divided among them; the others go to each of them."""
+        return arrays if len(arrays.get("receivers", _NOBODY)) else {}
+
     @abstractmethod
     def expected(self, uploaders: np.ndarray) -> dict[str, Spec]:
         """What a valid upload holds: name to shape and type."""
@@ -172,10 +176,10 @@ class CohortStrategy(NodeRoster, Strategy):
         reached = 1.0 if evaluates or not self.stateless else trains / self.users
         tables = self.download(np.arange(self.users))
         names, values = size_of(tables)
-        own = len(tables.get("receivers", _NOBODY)) > 0  # else one table, that each of them gets
+        own = size_of(self.divided(tables))[1]
         orders = _NOBODY.itemsize * (trains + uploads) / self.users
         names += len("participants" + "uploaders")
-        down = orders + reached * (names + (values / self.users if own else values))
+        down = orders + reached * (names + values - own + own / self.users)
         return reached * names_up + values_up * uploads / self.users, down
 
     def aggregate_train(

@@ -58,6 +58,10 @@ class TablesStrategy(SumsStrategy):
             receivers, waiting = receivers[here], {name: values[here] for name, values in waiting.items()}
         return {"receivers": receivers, **super().download(users), **waiting}
 
+    def divided(self, arrays: Named) -> Named:
+        """What waits for single users."""
+        return {name: arrays[name] for name in ("receivers", *self.parts)}
+
     def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
         """Also refuse values of users that were not asked for."""
         fault = super().problem(arrays, uploaders)

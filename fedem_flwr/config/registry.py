@@ -13,6 +13,8 @@ or by its dotted path, `my_package.module:MyMethod`. The entry-point groups `fed
 from __future__ import annotations
 
 import inspect
+import sys
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -31,7 +33,7 @@ Kind = Literal["strategies", "clients"]
 
 def names(kind: Kind) -> list[str]:
     """All names that can be used now."""
-    external = [entry.name for group in _GROUPS[kind] for entry in entry_points(group=group)]
+    external = [name for group in _GROUPS[kind] for name in _external(group, tuple(sys.path))]
     return sorted({*(_files() if kind == "strategies" else CLIENTS), *external})
 
 
@@ -41,6 +43,8 @@ def find(kind: Kind, name: str) -> Any:
     Raises:
         InputError: unknown name, or a class that cannot be imported.
     """
+    if ":" in name:
+        return by_path(name, f"the {_SINGULAR[kind]} '{name}'")
     if kind == "strategies" and name.startswith(STOCK_PREFIX):
         return _stock_strategy(name.removeprefix(STOCK_PREFIX))
     if kind == "strategies" and name in _files():
@@ -48,10 +52,8 @@ def find(kind: Kind, name: str) -> Any:
     if kind == "clients" and name in CLIENTS:
         return by_path(CLIENTS[name])
     for group in _GROUPS[kind]:
-        for entry in entry_points(group=group, name=name):
-            return by_path(entry.value, f"the {_SINGULAR[kind]} '{name}' ({entry.value})")
-    if ":" in name:
-        return by_path(name, f"the {_SINGULAR[kind]} '{name}'")
+        if value := _external(group, tuple(sys.path)).get(name):
+            return by_path(value, f"the {_SINGULAR[kind]} '{name}' ({value})")
     raise InputError(f"unknown {_SINGULAR[kind]} '{name}'{suggest(name, names(kind))}")
 
 
@@ -92,6 +94,16 @@ def by_path(path: str, called: str = "") -> Any:
         raise
     except Exception as error:  # an extension's import can fail in any way
         raise InputError(f"{called or path} cannot be loaded: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _external(group: str, path: tuple[str, ...]) -> dict[str, str]:
+    """Entry points of a group by name, read once: every message asks for its client, and they are in many files.
+
+    Args:
+        path: `sys.path`, on which they are looked for.
+    """
+    return {entry.name: entry.value for entry in reversed(tuple(entry_points(group=group)))}  # the first of a name
 
 
 def _files() -> list[str]:

@@ -120,14 +120,16 @@ class Asked:
         """The same, asked of other participants."""
         return replace(self, who=who)
 
-    def download(self, name: str, device: Device) -> Download | None:
+    def download(self, name: str, device: Device, dims: int) -> Download | None:
         """What was downloaded of a shared part; None if nothing was.
 
-        `receivers` says whom each of several values is for; without it there is one value, for everybody.
+        Args:
+            dims: axes of one value, which is for everybody; with one more there are several, and `receivers` says whom
+                each is for.
         """
         if not self.has(name):
             return None
-        if "receivers" not in self.arrays:
+        if self.arrays[name].ndim == dims:
             return Download.for_all(self.tensor(name), len(device.users))
         slot = torch.full((len(device.users),), -1, dtype=torch.int64, device=self.place)
         at = device.positions(self.arrays["receivers"])

@@ -207,7 +207,8 @@ class Method:
 
     def downloads(self, device: Device, asked: Asked) -> Downloads:
         """What was downloaded of each shared part."""
-        found = {name: asked.download(name, device) for name, part in self.parts().items() if not part.private}
+        shared = {name: part for name, part in self.parts().items() if not part.private}
+        found = {n: asked.download(n, device, 2 if part.axis == "item" else 1) for n, part in shared.items()}
         return {name: download for name, download in found.items() if download is not None}
 
     def scorer(self, device: Device, asked: Asked) -> Scorer:

@@ -13,8 +13,7 @@ from fedem_flwr.aggregation import average_rows
 from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.fields import Field, Named
 from fedem_flwr.contract.phases import Gathered, Task, Upload
-from fedem_flwr.engine.cohort import Cohort
-from fedem_flwr.engine.contribution import Contribution, staged
+from fedem_flwr.engine.cohort import Cohort, TrainResult
 from fedem_flwr.engine.parts import Part, State
 
 if TYPE_CHECKING:
@@ -61,22 +60,16 @@ class LocalTraining(Task):
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """See `contract.phases.Task`."""
-        cohort, up, stages = self.cohort(device, asked), self._up, self.method.stages()
+        cohort, up, staged = self.cohort(device, asked), self._up, bool(self.method.stages())
         who = torch.from_numpy(np.asarray(asked.who)).to(asked.place)
         each = [name for name, part in up.items() if part.up == "each"]
-        before = {name: _own(name, device, asked).clone() for name in each} if stages else {}
-        summed = len(each) < len(up)
-        result = cohort.train(who, self.method.downloads(device, asked), asked.round, sums=summed)
-        values = {name: _own(name, device, asked) for name in each}
-        if stages and each:
-            users = torch.from_numpy(np.asarray(asked.uploaders)).to(asked.place)
-            none = users.new_zeros((len(users), 0))
-            given = Contribution(users, users.new_zeros(len(users)), none, none.bool(), before=before, values=values)
-            values = dict(staged(given, stages, asked.round).values)
+        result = cohort.train(
+            who, self.method.downloads(device, asked), asked.round, sums=staged or len(each) < len(up)
+        )
         arrays: Named = {"users": np.asarray(asked.uploaders)} if each else {}
         for name, part in up.items():
             if part.up == "each":
-                arrays[name] = values[name].cpu().numpy()
+                arrays[name] = _own(name, device, asked, result).cpu().numpy()
             else:
                 found = result.sums[name]
                 kind = torch.int32 if _by_row(part) else torch.int64
@@ -119,12 +112,13 @@ class LocalTraining(Task):
         return 1
 
 
-def _own(name: str, device: Device, asked: Asked) -> Tensor:
+def _own(name: str, device: Device, asked: Asked, result: TrainResult) -> Tensor:
     """(a, ...) the uploaders' own values of a part; all of them as they lie, where everybody uploads."""
-    values = device.cohort.state[name]
-    if len(asked.uploaders) == len(device.users):
+    values, at = result.each.get(name, device.cohort.state[name]), device.positions(asked.uploaders)
+    if len(at) == len(values):
         return values
-    return values[torch.from_numpy(device.positions(asked.uploaders)).to(values.device)]
+    at = np.searchsorted(asked.who, at) if name in result.each else at
+    return values[torch.from_numpy(at).to(values.device)]
 
 
 def _mean(total: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:

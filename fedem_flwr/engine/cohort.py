@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,11 +31,13 @@ class TrainResult:
     Attributes:
         loss: (k',) mean training loss a sample. samples: (k',) positives + negatives.
         sums: of the parts that go up as sums, where they were asked for.
+        each: (k', ...) each user's own of the parts that go up so, as the stages leave it; empty without stages.
     """
 
     loss: Tensor
     samples: Tensor
     sums: dict[str, PartSum]
+    each: dict[str, Tensor]
 
 
 class Cohort:
@@ -71,9 +73,8 @@ class Cohort:
     def seen(self, who: Tensor, downloads: Downloads, *, merge: bool = True) -> tuple[dict[str, Tensor], Tensor | None]:
         """What users `who` score with: every part, (k', width) or whole tables (k', m, width).
 
-        Of a part that stays with its client that is the client's own (or its group's), merged with what was downloaded
-        of it where the method merges; of any other part what was downloaded, or its initial value before the first
-        download.
+        Of a part that stays with its client that is the client's own (or its group's), merged with or replaced by what
+        was downloaded of it; of any other part what was downloaded, or its initial value before the first download.
 
         Args:
             merge: else the own tables as they lie.
@@ -87,8 +88,12 @@ class Cohort:
                 found[name] = self._common(name, downloads).of(who)
                 continue
             found[name] = self.state[name][who]
-            if merge and name == self.learner.merged and name in downloads:
+            if not merge or name not in downloads:
+                continue
+            if name == self.learner.merged:
                 rho = self._merge(found[name], who, downloads[name])
+            else:
+                _replace(found[name], who, downloads[name])
         return found, rho
 
     def scores(self, who: Tensor, downloads: Downloads) -> tuple[Tensor, Tensor | None]:
@@ -102,24 +107,34 @@ class Cohort:
         Args:
             downloads: what they downloaded of each shared part; a part may be missing.
             round_: from 1; keys negatives and batches.
-            sums: add up the parts that go up as sums.
+            sums: let what each user gives go through the stages, and add up the parts that go up as sums.
         """
         learner = self.learner
         size = self.data.sizes(learner.local.negatives)[who].cpu()
         merging = self._before_training(who, downloads)
+        each = self._each(who) if sums and learner.stages() else {}
+        started = {name: values.clone() for name, values in each.items()}
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
         collector = Collector(self.parts, self.data.items, self.device, round_, learner.stages()) if sums else None
         keep = collector is not None and collector.needs_before
         train = self._one_by_one if learner.engine == "reference" else self._in_blocks
         for index, trained in train(who, size, merging, downloads, round_, keep):
             loss[index.to(loss.device)] = trained.loss
-            if collector is not None:
-                collector.add(_contribution(trained, collector))
+            if collector is None:
+                continue
+            given = _contribution(trained, collector)
+            if each:
+                own = {name: self.state[name][trained.who] for name in each}
+                before = {name: values[index] for name, values in started.items()}
+                given = replace(given, values=given.values | own, before=given.before | before)
+            found = collector.add(given)
+            for name, values in each.items():
+                values[index] = found.values[name]
         size = self.data.counts()[who].to(loss.device) * (1 + learner.local.negatives)  # decoys do not count
         if collector is not None:
             for name in collector.whole():
                 collector.complete(name, self._whole(name, who, size, downloads))
-        return TrainResult(loss, size, collector.sums if collector else {})
+        return TrainResult(loss, size, collector.sums if collector else {}, each)
 
     def overwrite(self, who: Tensor, downloads: Downloads) -> None:
         """Write the merged tables (Eq. 10) of receivers `who` over their own."""
@@ -164,8 +179,12 @@ class Cohort:
                 values[who] = block.parts[name]
 
     def _before_training(self, who: Tensor, downloads: Downloads) -> Tensor:
-        """Replace own tables where the method does so first; returns (k',) who trains through a merge, on the CPU."""
+        """Replace own values where the method does so first; returns (k',) who trains through a merge, on the CPU."""
         name, merge = self.learner.merged, self.learner.merge
+        for other in self.state.keys() & downloads.keys() - {name}:
+            values = self.state[other][who]
+            _replace(values, who, downloads[other])
+            self.state[other][who] = values
         if not name or name not in downloads or merge.mode == "none":
             return torch.zeros(len(who), dtype=torch.bool)
         received = downloads[name].received[who]
@@ -212,6 +231,10 @@ class Cohort:
         self.write_back(who, block)
         return Trained(loss, who, block, before)
 
+    def _each(self, who: Tensor) -> State:
+        """Users' own values of the parts that go up so."""
+        return {name: self.state[name][who] for name, part in self.parts.items() if part.up == "each"}
+
     def _going_up(self) -> list[str]:
         return [name for name, part in self.parts.items() if part.up == "sum"]
 
@@ -249,6 +272,12 @@ class Cohort:
             inside = download.slot[who] == slot
             if bool(inside.any()):
                 yield alike(value, int(inside.sum())), samples[inside]
+
+
+def _replace(own: Tensor, who: Tensor, download: Download) -> None:
+    """Overwrite users' own values (k', ...) with what they received, in place."""
+    got = download.received[who]
+    own[got] = download.of(who[got])
 
 
 def _contribution(trained: Trained, collector: Collector) -> Contribution:

@@ -6,7 +6,7 @@ formed in blocks, and no contribution of a single user is ever made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,16 +25,17 @@ class Contribution:
         rows: (k, t, width) trained rows of each item part that goes up.
         before: the same as the round began with, rows and parts among the `values`, where a mean or a stage looks at
             it.
-        values: (k, ...) whatever else goes up: model parts, or something that a method makes of its parts.
+        values: (k, ...) whatever else goes up: model parts, what goes up of each user, or something that a method makes
+            of its parts.
     """
 
     users: Tensor
     samples: Tensor
     items: Tensor
     real: Tensor
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
-    before: Mapping[str, Tensor] = field(default_factory=dict)
-    values: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
+    before: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
 
 
 Stage = Callable[[Contribution, int], Contribution]  # a contribution and the round, from 1
@@ -82,8 +83,8 @@ class Collector:
         """Whether the rows before the round are looked at."""
         return bool(self.stages) or any(_whole(part) for part in self.parts.values())
 
-    def add(self, given: Contribution) -> None:
-        """Add a block's contributions.
+    def add(self, given: Contribution) -> Contribution:
+        """Add a block's contributions; returns them as the stages leave them.
 
         Of whole tables only the weighted changes are added: see `complete`.
         """
@@ -103,6 +104,7 @@ class Collector:
                 into.total.index_add_(0, items, change[found.real])
             if part.mean != "rows":
                 into.weight += weight.sum()
+        return found
 
     def complete(self, name: str, tables: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Add the whole tables behind the changes of part `name`.

@@ -12,9 +12,11 @@ import torch
 from federated import FederatedGrid, carry_out_over
 from worlds import done, figures, largest_difference, prepare
 
+from conformance.installed import install, named
 from conformance.methods import Subject
 from conformance.on_ray import carry_out_on_ray
 from conformance.runs import Runs, Whole
+from fedem_flwr.config import Config
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.protocol.shards import write_shards
@@ -84,17 +86,27 @@ def shards_of(runs: Runs, whole: Whole) -> Path:
     return place
 
 
+def over_there(subject: Subject, config: Config) -> Config:
+    """With the name that nodes accept."""
+    if named(subject) == subject:
+        return config
+    names = {"name": named(subject).name, "strategy": named(subject).name}
+    return config.model_copy(update={"method": config.method.model_copy(update=names)})
+
+
 def networked(subject: Subject, runs: Runs) -> None:
     """Nodes with shards and disks of their own, that a server introduces its run to."""
     whole = runs.whole(subject, 7)
     folder = runs.path()
     folder.mkdir()
     grid = FederatedGrid(shards_of(runs, whole), folder, NODES)
-    ended = carry_out_over(grid, whole.done.run.config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(install(runs.path()))
+        ended = carry_out_over(grid, over_there(subject, whole.done.run.config))
     assert ended.losses() == []
     assert largest_difference(whole.done.server, ended.server) == 0
     kept = [ended.nodes[f"node-{node}"] for node in range(NODES)]
-    nodes = {name: np.concatenate([state[name] for state in kept]) for name in kept[0]}
+    nodes = {name: np.concatenate([state[name] for state in kept]) for name in kept[0] if name != "format"}
     assert largest_difference(whole.done.nodes, nodes) == 0
     assert [figures(line) for line in whole.done.lines] == [figures(line) for line in ended.lines]
 

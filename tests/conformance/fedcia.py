@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.contract import Asked, Device, Field, Gathered, Method, Part, Phase, State, Task, Upload
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.samples import draw_samples
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.models import mf
@@ -82,7 +83,8 @@ class Similarities(Task):
         """See the class."""
         method, state, who = self.method, device.cohort.state, torch.from_numpy(np.array(asked.who))
         local, rates = method.local, method.config.local
-        drawn = draw_samples(device.cohort.data, who, local.negatives, method.seed, asked.round)
+        draws = Draws(method.seed, device.secret)
+        drawn = draw_samples(device.cohort.data, who, local.negatives, draws, asked.round)
         items, sign = drawn.touched.gather(1, drawn.row), drawn.sign.gather(1, drawn.row)
         valid = (torch.arange(items.shape[1]) < drawn.size[:, None]).float()
         table, user = (

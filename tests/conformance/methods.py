@@ -16,6 +16,7 @@ TINY: dict[str, Any] = {
     "data": {"dataset": "synthetic", "synthetic": {"users": USERS, "items": ITEMS, "mean_interactions": 14}},
     "model": {"dim": 4, "init_std": 0.3},
     "local": {"epochs": 2, "batch_size": 40},
+    "merge": {"epochs": 2},
     "elastic": {"clustering": 1, "rounds": 1, "groups": 2, "hold_out": 1},
     "order": {"rounds": 2, "layers": 1, "heads": 2, "window": 6, "negatives": 5, "map": 8, "participants": 1.0},
     "run": {"threads": 1, "device": "cpu", "checkpoint_every": 2},
@@ -24,7 +25,10 @@ TINY: dict[str, Any] = {
 
 TEST_ONLY = tuple(
     f"conformance.{path}"
-    for path in ("pfedrec:PFedRec", "fedrap:FedRap", "colr:CoLR", "fedcia:FedCIA", "biased:Biased")
+    for path in (
+        *("pfedrec:PFedRec", "fedrap:FedRap", "colr:CoLR", "fedcia:FedCIA", "fedncf:FedNCF", "fedfast:FedFast"),
+        "biased:Biased",
+    )
 )
 
 # Settings beyond those of `conformance.useful` under which a method finds two tastes in 30 rounds.
@@ -32,6 +36,7 @@ LEARNING: dict[str, dict[str, Any]] = {
     "fedem-released": {"aggregate": {"fraction": 1.0}},  # with a tenth of 40 users there is little to hear of others
     "PFedRec": {"method": {"options": {"factor": 5.0, "lr": 0.3}}},
     "FedRap": {"method": {"options": {"apart": 0.001, "sparse": 0.001, "lr_head": 5.0, "lr": 20.0}}},
+    "FedNCF": {"local": {"lr_user": 1.0, "lr_item": 1.0}},
     "CoLR": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
     "FedCIA": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}, "run": {"users_per_node": 10}},
 }

@@ -15,6 +15,7 @@ from fedem_flwr.contract.adding import Adder, contributed
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.contribution import Stage
 from fedem_flwr.engine.downloads import Download
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.gradients import automatic
 from fedem_flwr.engine.samples import draw_samples, shuffled_rows
 
@@ -95,9 +96,10 @@ def gradients(subject: Subject, runs: Runs) -> None:
     client = runs.whole(subject, 0).client()
     method, cohort = client.method, client.host.cohort(0, 0)
     assert trains_by_engine(method), "no part of it is trained by the engine"
-    samples = draw_samples(cohort.data, cohort.everyone, method.local.negatives, method.seed, 2)
+    draws = Draws(method.seed)
+    samples = draw_samples(cohort.data, cohort.everyone, method.local.negatives, draws, 2)
     block = cohort.block_of(cohort.everyone, {}, samples, 2, merging=False)
-    row = shuffled_rows(samples, block.users, method.seed, 2, 0)[:, : method.local.batch_size]
+    row = shuffled_rows(samples, block.users, draws, 2, 0)[:, : method.local.batch_size]
     valid = (torch.arange(row.shape[1]) < samples.size[:, None]).float()
     for update in method.updates(2):
         names = list(update.rates)

@@ -118,7 +118,8 @@ class Runs:
         """A run with so many users a node; 0: all on one. Made once."""
         key = (subject.name, each)
         if key not in self._made:
-            self._made[key] = self.fresh(subject, run={"users_per_node": each})
+            rarely = {} if each != 1 else {"checkpoint_every": 100}  # as every node writes a file
+            self._made[key] = self.fresh(subject, run={"users_per_node": each, **rarely})
             assert self._made[key].done.outcome.failures == [], self._made[key].done.outcome.failures
         return self._made[key]
 
