@@ -28,7 +28,7 @@ class Differentiable(Protocol):
         """(k,) what each user minimises of a batch: logits, signs (−1 positive, +1 negative) and mask, all (k, b)."""
 
     def penalty(self, parts: Mapping[str, Tensor], valid: Tensor, round_: int) -> Tensor | None:
-        """(k,) what is added to the loss, given the rows (k, b, width) of a batch's samples and the round; None: 0."""
+        """(k,) what is added to the loss, given the rows (k, b, width) of the batch's samples; None: nothing."""
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """The summed cross-entropy (k,) of a batch, and the gradient of what is minimised by each of the parts."""

@@ -1,7 +1,7 @@
 """CoLR (Nguyen et al., 2024): FedMF whose clients train and upload a low-rank change of the table.
 
-Private: p (`user`). Down: the table W and B (r, d), keyed by the round, with B Bᵀ = (d / r) I. Trained and up:
-A (m, r), that starts at 0. Server: A = row sums over the clients that touched the item, W ← W + A B, and a new B.
+Private: p (`user`). Down: the table W and B (r, d), keyed by the round, with B Bᵀ = (d / r) I. Trained and up: A (m,
+r), that starts at 0. Server: A = row means over the clients that touched the item, W ← W + A B, and a new B.
 """
 
 from __future__ import annotations

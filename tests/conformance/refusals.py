@@ -103,11 +103,13 @@ def boasting(subject: Subject, runs: Runs) -> None:
     for name, value in (("validation/full/hr@10", 8.0), ("test/full/ndcg@10", float("nan")), ("users", 8.0)):
         said: list[int] = []
 
-        def boast(reply: Message, message: Message, name: str = name, value: float = value) -> list[Message]:
+        def boast(
+            reply: Message, message: Message, name: str = name, value: float = value, said: list[int] = said
+        ) -> list[Message]:
             record = reply.content.metric_records.get("metrics")
-            if node_of(reply) == BAD and record is not None and name in record:  # used in this turn
+            if node_of(reply) == BAD and record is not None and name in record:
                 reply.content["metrics"] = MetricRecord({**record, name: value})
-                said.append(int(message.metadata.group_id))  # noqa: B023
+                said.append(int(message.metadata.group_id))
             return [reply]
 
         whole = runs.fresh(subject, boast, run={"users_per_node": 7})

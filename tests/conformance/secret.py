@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from conformance.methods import USERS, Subject
-from conformance.runs import Named, Runs, Whole
 from worlds import Crossing
 
+from conformance.methods import USERS, Subject
+from conformance.runs import Named, Runs, Whole
 from fedem_flwr.contract import Method
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.ials import FoldIn

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from worlds import carry_out, figures, largest_difference
+
 from conformance.installed import install, named
 from conformance.methods import Subject
 from conformance.runs import Runs
-from worlds import carry_out, figures, largest_difference
 
 TESTS = Path(__file__).resolve().parent.parent
 

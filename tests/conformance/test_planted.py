@@ -97,6 +97,8 @@ def test_a_history_is_found(runs: Runs) -> None:
             no_histories(whole, [np.arange(5), np.asarray(secret, np.int32)])
 
 
-def test_a_private_part_that_goes_up_cannot_be_declared() -> None:
+def test_parts_that_cannot_be_are_not_declared() -> None:
     with pytest.raises(ValueError, match="does not go up"):
         Part("user", 4, private=True, up="sum", mean="users")
+    with pytest.raises(ValueError, match="is private"):
+        Part("item", 4, group=True)
