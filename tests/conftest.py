@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,14 @@ def data_dir() -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of reports stay empty, where they are not what is tested: encoding them takes most of the time."""
     monkeypatch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")
+
+
+@pytest.fixture(scope="module")
+def hurry() -> Iterator[None]:
+    """No pauses between repetitions of a round, and no machine crashes."""
+    from fedem_flwr.runtime import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "REPEAT_PAUSE", 0.0)
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield

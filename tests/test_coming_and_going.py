@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,10 +18,11 @@ from worlds import config_of, largest_difference
 from fedem_flwr.errors import FedemError
 from fedem_flwr.protocol.shards import write_shards
 from fedem_flwr.protocol.split import Split
-from fedem_flwr.runtime import loop
 from fedem_flwr.runtime.inprocess import FIRST_NODE_ID
 from fedem_flwr.runtime.inputs import load_interactions, split_of
 from strategies import roster
+
+pytestmark = pytest.mark.usefixtures("hurry")
 
 NODES, EACH, BAD, ROUNDS = 4, 10, 2, 4
 AWAY, WIPED = "is not connected", "came back without its private state: its users begin anew"
@@ -40,15 +40,6 @@ def shards(whole: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards")
     write_shards(whole, NODES, out)
     return out
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurry() -> Iterator[None]:
-    """No pauses, and no machine crashes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "REPEAT_PAUSE", 0.0)
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
 
 
 def run_with(shards: Path, folder: Path, looks: dict[int, Look], method: str = "fedem", quorum: float = 0.0) -> Ended:

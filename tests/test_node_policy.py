@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +27,10 @@ from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.protocol.shards import Federation, write_shards
 from fedem_flwr.randomness import keyed_uniform
-from fedem_flwr.runtime import loop
 from fedem_flwr.runtime.inprocess import FIRST_NODE_ID, answer
 from fedem_flwr.runtime.inputs import load_interactions, split_of
+
+pytestmark = pytest.mark.usefixtures("hurry")
 
 NODES, EACH, LAST = 4, 4, 3  # the last of four nodes hosts the last of 13 users, and nobody else
 WORLD: dict[str, Any] = {
@@ -64,14 +63,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, config = tmp_path_factory.mktemp("shards"), settings("fedmf")
     write_shards(split_of(config, load_interactions(config)), NODES, out)
     return out
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurry() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "REPEAT_PAUSE", 0.0)
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
 
 
 class CuriousGrid(FederatedGrid):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +21,10 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import TooFewContributions
 from fedem_flwr.network.introduction import NetworkWelcome
 from fedem_flwr.protocol.shards import Federation, write_shards
-from fedem_flwr.runtime import loop
 from fedem_flwr.runtime.inprocess import RUN_ID, task_identity
 from fedem_flwr.runtime.inputs import build_strategy, load_interactions, split_of
+
+pytestmark = pytest.mark.usefixtures("hurry")
 
 METHODS = ("fedem", "fedmf", "fedials", "fedmf-elastic")
 NODES, EACH, BAD = 4, 10, 2
@@ -36,15 +35,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, config = tmp_path_factory.mktemp("shards"), config_of("fedmf")
     write_shards(split_of(config, load_interactions(config)), NODES, out)
     return out
-
-
-@pytest.fixture(scope="module", autouse=True)
-def hurry() -> Iterator[None]:
-    """No pauses, and no machine crashes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "REPEAT_PAUSE", 0.0)
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
 
 
 @pytest.fixture(scope="module")
