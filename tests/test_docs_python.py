@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,12 +28,13 @@ def cells(text: str) -> Iterator[tuple[str, str | None]]:
 
 def carry_out(text: str) -> list[tuple[str, str | None]]:
     """Run the cells one after the other, in one namespace; what each printed, and what the page shows."""
-    names: dict[str, object] = {"__name__": "page"}
-    printed = []
-    for code, shown in cells(text):
-        with redirect_stdout(StringIO()) as screen:
-            exec(compile(code, "the page", "exec"), names)
-        printed.append((screen.getvalue(), shown))
+    page, printed = ModuleType("__main__"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "__main__", page)  # as in a notebook, for classes that are made there
+        for code, shown in cells(text):
+            with redirect_stdout(StringIO()) as screen:
+                exec(compile(code, "the page", "exec"), vars(page))
+            printed.append((screen.getvalue(), shown))
     return printed
 
 
@@ -52,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     printed = carry_out(PAGE)
-    assert len(printed) == 8
+    assert len(printed) == 9
     for out, shown in printed:
         assert_agrees(out, shown or "")
     assert capsys.readouterr().err == ""  # no terminal, no progress
