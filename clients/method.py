@@ -64,12 +64,11 @@ class MethodClient(HostClient):
         Raises:
             FedemError: single users' own values are asked for, and this node does not send them.
         """
-        policy, fields = self.host.policy, phase.task.fields().values()
-        if any(field.each for field in fields):
-            if len(asked.uploaders) and not policy.single_users:
-                raise FedemError(policy.refusal("the server"))
-            return asked.who
-        if policy.smallest_sum == 1:
+        policy, fields = self.host.policy, phase.task.fields()
+        each = {name for name, field in fields.items() if field.each}
+        if each and len(asked.uploaders) and not policy.single_users:
+            raise FedemError(policy.refusal("the server"))
+        if policy.smallest_sum == 1 or each == fields.keys():
             return asked.who
         counts = self.host.side(self.node, 0).history.counts()[asked.who]
         enough = policy.sends(self.users[asked.who[counts >= phase.task.least_items]])  # others add nothing to hide in

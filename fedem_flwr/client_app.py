@@ -43,7 +43,10 @@ def _host_from(message: Message, context: Context) -> NodeHost:
     run_dir = Path(str(told["run-dir"]))
     if not (run_dir / CONFIG_FILE).is_file():
         raise FedemError(f"{run_dir} of the server is not on this machine: give a run-dir that server and nodes share")
-    return NodeHost(run_dir, _told(context, "num-partitions"), int(context.run_config.get("threads", 0)))
+    threads = int(context.run_config.get("threads", 0))
+    return NodeHost(
+        run_dir, _told(context, "num-partitions"), threads, policy=_policy(context, NodePolicy.simulation())
+    )
 
 
 def _told(context: Context, key: str) -> int:
@@ -56,16 +59,23 @@ def _told(context: Context, key: str) -> int:
 def _shards_from(context: Context) -> Hosts:
     """Of Flower's own SuperNode, whose every message meets a new process: `--node-config 'shard="..." state="..."'`."""
     told = context.node_config
-    key, least = told.get("server-key"), told.get("smallest-sum")
-    individual = told.get("allow-individual-uploads") is True
+    key = told.get("server-key")
     return ShardHosts(
         Path(str(told["shard"])),
         Path(str(told["state"])),
         load_server_key(Path(str(key))) if key else None,
         threads=int(told.get("threads", 0)),
-        policy=NodePolicy.networked(None if least is None else int(least), single_users=individual),
+        policy=_policy(context, NodePolicy.networked()),
         resident=False,
     )
+
+
+def _policy(context: Context, otherwise: NodePolicy) -> NodePolicy:
+    """What whoever started the node has said of it."""
+    least, individual = (context.node_config.get(key) for key in ("smallest-sum", "allow-individual-uploads"))
+    if least is None and individual is None:
+        return otherwise
+    return NodePolicy.networked(None if least is None else int(least), single_users=individual is True)
 
 
 class SuperNodeApp(ClientApp):

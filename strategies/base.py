@@ -205,6 +205,8 @@ class CohortStrategy(NodeRoster, Strategy):
             arrays = arrays_of(reply)
             trains = self._trains[node]
             problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node)
+            if not problem and metrics.get("withheld") and any(array.any() for array in (arrays or {}).values()):
+                problem = "withholds its users' sum, and sends one"
             if arrays is None or problem:
                 self.fail(server_round, node, problem)
                 continue
@@ -259,11 +261,15 @@ class CohortStrategy(NodeRoster, Strategy):
 
     def _fault(self, arrays: Named, node: int) -> str:
         if len(self._trains[node]):
-            return self.problem(arrays, self._asked[node])
+            return self.problem(arrays, self._asked[node], self._trains[node])
         return "holds an upload that nobody asked for" if any(array.size for array in arrays.values()) else ""
 
-    def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
-        """What is wrong with an upload; empty if nothing is."""
+    def problem(self, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:
+        """What is wrong with an upload; empty if nothing is.
+
+        Args:
+            uploaders: whose own values it may hold. participants: whom its sums are over.
+        """
         return problem_of(arrays, self.expected(uploaders), self.config.aggregate.max_norm)
 
 

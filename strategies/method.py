@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from fedem_flwr.contract import Field, Gathered, Method, State
 from fedem_flwr.contract.fields import Named, fault_of
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.phases import NothingMade
+from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.settings_grid import SettingsGrid
 from fedem_flwr.messages.wire import plain_numbers
 from strategies.base import CohortStrategy
@@ -31,18 +33,35 @@ class MethodStrategy(CohortStrategy):
     """Carries out a method's phases on the server.
 
     Attributes:
+        TAKES_EACH: whether it takes in users' own values.
         method: the method. kept: its state, as after `done` rounds.
     """
+
+    TAKES_EACH: ClassVar[bool] = False
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         self.method: Method = method_of(config, items)
         self.schedule, self.tunings = self.method.schedule, self.method.tunings()
+        self._fits()
         self.grids = {tuning.name: SettingsGrid(tuning.name, tuning.rows, tuning.first) for tuning in self.tunings}
         self.stateless = self.method.stateless
         self.kept: State = self.method.start()
         self._sent: tuple[int, Named] = (-1, {})  # what goes down to everybody, and after how many rounds it was made
         self._begin(0)
+
+    def _fits(self) -> None:
+        """Raise InputError where this strategy, or the configuration, is not for the method."""
+        fields = [field for phase in self.schedule.phases for field in phase.task.fields().values()]
+        if not any(field.each for field in fields):
+            if self.config.aggregate.fraction < 1:
+                raise InputError(
+                    "aggregate.fraction chooses among tables of single clients, and this method uploads sums: "
+                    "set run.participants instead"
+                )
+        elif not self.TAKES_EACH:
+            named = f"{type(self.method).__name__} uploads users' own values"
+            raise InputError(f'{named}: give it STRATEGY = "strategies.tables:TablesStrategy"')
 
     def _begin(self, done: int) -> None:
         self.done, self._sent = done, (-1, {})
@@ -111,10 +130,10 @@ class MethodStrategy(CohortStrategy):
         length = self.phase.task.typical_length(self.method.typical_items(self.samples))
         return {name: field.filled(1 if field.each else length) for name, field in self.phase.task.fields().items()}
 
-    def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
+    def problem(self, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:
         """Shapes and types, then values, then what the task knows of them."""
         fields, limit = self.expected(uploaders), self.config.aggregate.max_norm
-        samples, users = int(self.samples[uploaders].sum()), len(uploaders)
+        samples, users = int(self.samples[participants].sum()), len(participants)
         return (
             problem_of(arrays, fields, limit)
             or fault_of(arrays, fields, users, limit)
@@ -123,10 +142,12 @@ class MethodStrategy(CohortStrategy):
 
     def combine(self, round_: int) -> None:
         """The task's step; what it makes of nothing is recorded, and the run goes on."""
-        try:
-            self.kept = self.phase.task.fold(self.kept, self.gathered())
-        except NothingMade as error:
-            self.failures.append(Failure(round_, "server", str(error)))
+        gathered = self.gathered()
+        if gathered.trained or len(gathered.uploaders):  # else every node held its sum back
+            try:
+                self.kept = self.phase.task.fold(self.kept, gathered)
+            except NothingMade as error:
+                self.failures.append(Failure(round_, "server", str(error)))
         self._begin(round_)
 
     def aggregate_train(

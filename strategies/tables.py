@@ -29,6 +29,8 @@ class TablesStrategy(SumsStrategy):
     wait for them, in the receivers' order, ascending.
     """
 
+    TAKES_EACH = True
+
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         parts = self.method.parts()
@@ -62,9 +64,9 @@ class TablesStrategy(SumsStrategy):
         """What waits for single users."""
         return {name: arrays[name] for name in ("receivers", *self.parts)}
 
-    def problem(self, arrays: Named, uploaders: np.ndarray) -> str:
+    def problem(self, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:
         """Also refuse values of users that were not asked for."""
-        fault = super().problem(arrays, uploaders)
+        fault = super().problem(arrays, uploaders, participants)
         return fault or ("" if np.array_equal(arrays["users"], uploaders) else "holds tables of other users")
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:

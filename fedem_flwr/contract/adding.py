@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -63,12 +64,19 @@ def contributed(task: Task, device: Device, asked: Asked, stages: Sequence[Stage
     """
     if not stages or task.handles_stages:
         return task.contribute(device, asked)
-    adder, samples, loss = Adder(task.fields()), 0, None
+    fields, samples, loss = task.fields(), 0, None
+    adder = Adder(fields)
+    each: dict[str, list[np.ndarray]] = {name: [] for name in fields.keys() - adder.fields.keys()}
     for who in [asked.who] if task.grouped else asked.who[:, None]:
-        one = task.contribute(device, asked.of(who))
-        adder.add(_values(staged(_contribution(one, device.users[who[:1]]), stages, asked.round)))
+        users = device.users[who]
+        own = asked.uploaders[np.isin(asked.uploaders, users)]
+        one = task.contribute(device, replace(asked, who=who, uploaders=own))
+        values = _values(staged(_contribution(one, users[:1]), stages, asked.round))
+        adder.add(values)
+        for name, found in each.items():
+            found.append(values[name])
         samples, loss = samples + one.samples, None if one.loss is None else (loss or 0.0) + one.loss
-    return Upload(adder.packed(), samples, loss)
+    return Upload({**adder.packed(), **{name: np.concatenate(x) for name, x in each.items()}}, samples, loss)
 
 
 def nothing(task: Task) -> Upload:

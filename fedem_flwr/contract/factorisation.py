@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedem_flwr.config import Config
 from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.block import Batch, Block
 from fedem_flwr.engine.epochs import Step
@@ -15,6 +16,7 @@ from fedem_flwr.engine.merge import Merge
 from fedem_flwr.engine.merged_steps import AdapterStep, MergedStep
 from fedem_flwr.engine.optimizer import Update
 from fedem_flwr.engine.parts import Mean, Part, Up
+from fedem_flwr.errors import InputError
 from fedem_flwr.models import mf
 from fedem_flwr.models.adapter import Adapter
 
@@ -29,6 +31,20 @@ class Factorisation(Method):
     """
 
     UP: ClassVar[Up] = "sum"
+
+    def __init__(self, config: Config, items: int) -> None:
+        super().__init__(config, items)
+        if self.merge.in_training and not (self._written_out or type(self).step is not Factorisation.step):
+            raise InputError(
+                f"{type(self).__name__} has a score, loss or penalty of its own, and training through a merge is "
+                'written out for p · q and cross-entropy: set merge.mode = "replace", or override step and adapter_step'
+            )
+
+    @property
+    def _written_out(self) -> bool:
+        """Whether what is written out here is what a subclass trains."""
+        own = type(self)
+        return (own.score, own.loss, own.penalty) == (Factorisation.score, Method.loss, Method.penalty)
 
     @property
     def mean(self) -> Mean:
@@ -64,7 +80,9 @@ class Factorisation(Method):
         return [Update({"user": self.config.local.lr_user, "items": self.config.local.lr_item})]
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
-        """Written out; see `models.mf.gradients`."""
+        """Written out, where no subclass scores or loses otherwise; see `models.mf.gradients`."""
+        if not self._written_out:
+            return super().gradients(batch, names)
         parts, sign = batch.block.parts, batch.block.samples.sign
         loss, to_user, to_items = mf.gradients(parts["user"], parts["items"], sign, batch.weight, batch.size)
         return loss, {"user": to_user, "items": to_items}

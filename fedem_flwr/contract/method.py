@@ -6,7 +6,7 @@ A method is one file with one subclass. It knows nothing of Flower.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -56,12 +56,14 @@ class Method:
     NEEDS_TIMES: ClassVar[bool] = False
     FEDERATED_ONLY: ClassVar[bool] = False
     LOW_RANK: ClassVar[bool] = False
-    EVALUATED: ClassVar[str] = "merged"
+    EVALUATED: ClassVar[Literal["merged", "local"]] = "merged"
     EXPOSES: ClassVar[str] = ""
     STRATEGY: ClassVar[str] = "strategies.sums:SumsStrategy"
     CLIENT: ClassVar[str] = "clients.method:MethodClient"
 
     def __init__(self, config: Config, items: int) -> None:
+        if self.EVALUATED not in ("merged", "local"):
+            raise ValueError(f"{type(self).__name__}.EVALUATED is neither 'merged' nor 'local'")
         self.config, self.items, self.seed = config, items, config.run.seed
         self.options: Any = config.method.options
         local = config.local

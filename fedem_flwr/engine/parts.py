@@ -49,6 +49,8 @@ class Part:
     def __post_init__(self) -> None:
         if self.private and self.up != "none":
             raise ValueError("a private part does not go up")
+        if self.up == "each" and not self.kept:
+            raise ValueError("what goes up of each user is what the client keeps: give it kept = True")
         if self.group and not self.private:
             raise ValueError("what is one for a node's users is private")
         if self.mean == "rows" and self.axis != "item" and self.up == "sum":

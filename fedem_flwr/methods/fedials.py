@@ -14,7 +14,6 @@ from torch import Tensor
 from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Task, Tuning, Upload, indexed
-from fedem_flwr.contract.checks import refuse_fraction
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.from_history import FromHistory
 from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, sums_of
@@ -32,7 +31,6 @@ class Fedials(FromHistory):
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
-        refuse_fraction(config)
         self.objective = Objective(config.ials.weight, config.ials.ridge)
 
     @property

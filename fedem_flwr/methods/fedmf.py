@@ -12,7 +12,6 @@ protocol. With another `merge.mode` than `replace` clients keep a table of their
 from __future__ import annotations
 
 from fedem_flwr.config import Config
-from fedem_flwr.contract.checks import refuse_fraction
 from fedem_flwr.contract.factorisation import Factorisation
 from fedem_flwr.engine.parts import Mean
 from fedem_flwr.errors import InputError
@@ -28,7 +27,6 @@ class FedMF(Factorisation):
                 f"method fedmf makes one table for all: aggregate.weights must be average or rows, "
                 f"not '{config.aggregate.weights}'"
             )
-        refuse_fraction(config)
 
     @property
     def mean(self) -> Mean:
