@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
+import tokenize
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -129,3 +132,26 @@ def test_a_planted_arrow_is_found(tmp_path: Path, planted: str) -> None:
     arrows = graph(tmp_path)
     assert len(upwards(arrows)) == 1
     assert "fedem_flwr.models.low" in circles(arrows)
+
+
+def lines_of_code(text: str) -> int:
+    """Without blank lines, comments and docstrings."""
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(StringIO(text).readline):
+        if token.type not in skipped:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
+
+
+def test_the_methods_are_as_long_as_the_docs_say() -> None:
+    assert lines_of_code('"""Doc."""\n\nx = """a\nb"""  # why\n\n# nothing\n') == 2
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(fed[a-z-]+)`.* (\d+) \|$", page, re.MULTILINE))
+    told |= dict(re.findall(r"`([a-z]+_[a-z]+|merging)` (\d+)", page))
+    files = (ROOT / "fedem_flwr" / "methods").rglob("[!_]*.py")
+    expected = {file.stem: lines_of_code(file.read_text(encoding="utf-8")) for file in files}
+    assert {name.replace("-", "_"): int(lines) for name, lines in told.items()} == expected
