@@ -66,10 +66,9 @@ def _clients(run: PreparedRun, rounds: int) -> dict[str, np.ndarray]:
 
 
 def _server(directory: RunDirectory) -> dict[str, np.ndarray]:
-    """The tables and weights of the server, where clients keep nothing."""
+    """What the server keeps, where clients keep nothing."""
     point = Checkpoints(directory.checkpoint_dir).load()
-    names = ("table", "groups", "rows", "weights", "map-values")
-    return {} if point is None else {name: point.arrays[name] for name in names if name in point.arrays}
+    return {} if point is None else {name: x for name, x in point.arrays.items() if x.dtype.kind == "f"}
 
 
 def main() -> None:

@@ -125,7 +125,7 @@ def test_a_node_cannot_host_anothers_users(world: FaultWorld, tmp_path: Path) ->
     assert wait_until(lambda: rightful.alive, 30)
     again = run_of(world, tmp_path / "again")
     assert world.serve(again).failures == []
-    assert np.array_equal(tables_of(again)["table"], tables_of(whole)["table"])
+    assert np.array_equal(tables_of(again)["items"], tables_of(whole)["items"])
 
 
 def test_a_registered_key_must_stand_in_the_roster(
@@ -216,7 +216,7 @@ def test_a_replayed_upload_counts_once(plain: FaultWorld, tmp_path: Path) -> Non
     thread.join(timeout=60)
     assert len(statuses) >= 6 and not plain.order_file(1).exists()
     assert read_outcome(run).failures == []
-    assert np.array_equal(tables_of(run)["table"], tables_of(whole)["table"])
+    assert np.array_equal(tables_of(run)["items"], tables_of(whole)["items"])
     assert [line["evaluated_users"] for line in run.read_metrics()] == [USERS] * 3
     upload = uploads_of(plain)[0]
     assert sent_again(plain.address.place, upload) != 200, "the run is over"

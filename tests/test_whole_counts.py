@@ -93,12 +93,12 @@ def verdicts(method: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[i
     found: dict[int, str] = {}
     honest = MethodStrategy.problem
 
-    def spy(strategy: MethodStrategy, arrays: Named, uploaders: np.ndarray) -> str:
+    def spy(strategy: MethodStrategy, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:
         for number, (of, upload, change, _) in enumerate(FAULTS):
             if (of, upload) == (method, strategy.upload) and number not in found:
                 copies = {name: np.array(values) for name, values in arrays.items()}
-                found[number] = honest(strategy, change(copies), uploaders)
-        return str(honest(strategy, arrays, uploaders))
+                found[number] = honest(strategy, change(copies), uploaders, participants)
+        return str(honest(strategy, arrays, uploaders, participants))
 
     monkeypatch.setattr(MethodStrategy, "problem", spy)
     assert carry_out(path, config).outcome.failures == [], "honest uploads are taken"
