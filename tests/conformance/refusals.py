@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Message, MetricRecord
@@ -61,33 +61,35 @@ def counts(arrays: Named, fields: Mapping[str, Field]) -> str:
     return ""
 
 
-def tampering(method: Method, fault: Fault, said: dict[int, str]) -> Tamper:
-    """A node that errs in every round; `said` is what the refusals must say."""
+def tampering(method: Method, faults: Sequence[Fault], said: dict[int, str]) -> Tamper:
+    """A node that errs in every round, in one way after the other; `said` is what the refusals must say."""
 
     def spoiled(reply: Message, message: Message) -> list[Message]:
         if node_of(reply) != BAD or message.metadata.message_type != "train":
             return [reply]
         phase = method.schedule.named(str(message.content.config_records["config"]["upload"]))
         arrays = {name: x.copy() for name, x in unpack_arrays(reply.content.array_records["arrays"]).items()}
-        expected = fault(arrays, phase.task.fields())
+        round_ = int(message.metadata.group_id)
+        expected = faults[round_ % len(faults)](arrays, phase.task.fields())
         if expected:
-            said[int(message.metadata.group_id)] = expected
+            said[round_] = expected
             reply.content["arrays"] = pack_arrays(arrays)
         return [reply]
 
     return spoiled
 
 
-def refused(subject: Subject, runs: Runs, faults: tuple[Fault, ...] = (nan, shape, kind, missing, counts)) -> None:
-    """Every fault in every phase."""
-    for fault in faults:
+def refused(subject: Subject, runs: Runs) -> None:
+    """Numbers that are none and impossible counts in every phase, arrays that are not what was declared by turns."""
+    for faults in ((nan,), (counts,), (shape, kind, missing)):
         said: dict[int, str] = {}
-        whole = runs.fresh(subject, tampering(subject.method, fault, said), run={"users_per_node": 7})
-        assert said or not subject.method.federated, f"{fault.__name__}: nothing could be spoiled"
+        name = faults[0].__name__
+        whole = runs.fresh(subject, tampering(subject.method, faults, said), run={"users_per_node": 7})
+        assert said or not subject.method.federated, f"{name}: nothing could be spoiled"
         lost = {failure["round"]: failure for failure in whole.done.outcome.failures}
-        assert lost.keys() == said.keys(), f"{fault.__name__}: {sorted(said)} spoiled, {sorted(lost)} refused"
+        assert lost.keys() == said.keys(), f"{name}: {sorted(said)} spoiled, {sorted(lost)} refused"
         for round_, words in said.items():
-            assert words in lost[round_]["reason"], f"{fault.__name__}: '{words}' not in '{lost[round_]['reason']}'"
+            assert words in lost[round_]["reason"], f"{name}: '{words}' not in '{lost[round_]['reason']}'"
             assert lost[round_]["node"] == "node of users 7–13"
         went_on(whole.done.server, len(whole.done.lines) == len(whole.rounds))
 
@@ -99,22 +101,21 @@ def went_on(server: Named, complete: bool) -> None:
 
 
 def boasting(subject: Subject, runs: Runs) -> None:
-    """Metric sums that a node's users cannot have: a hit for more users than it hosts, and one that is no number."""
-    for name, value in (("validation/full/hr@10", 8.0), ("test/full/ndcg@10", float("nan")), ("users", 8.0)):
-        said: list[int] = []
+    """Metric sums that a node's users cannot have: more hits than it hosts users, numbers that are none, more users."""
+    lies = (("validation/full/hr@10", 8.0), ("test/full/ndcg@10", float("nan")), ("users", 8.0))
+    said: list[int] = []
 
-        def boast(
-            reply: Message, message: Message, name: str = name, value: float = value, said: list[int] = said
-        ) -> list[Message]:
-            record = reply.content.metric_records.get("metrics")
-            if node_of(reply) == BAD and record is not None and name in record:
-                reply.content["metrics"] = MetricRecord({**record, name: value})
-                said.append(int(message.metadata.group_id))
-            return [reply]
+    def boast(reply: Message, message: Message) -> list[Message]:
+        record = reply.content.metric_records.get("metrics")
+        if node_of(reply) == BAD and record is not None and "users" in record:
+            name, value = lies[len(said) % len(lies)]
+            reply.content["metrics"] = MetricRecord({**record, name: value})
+            said.append(int(message.metadata.group_id))
+        return [reply]
 
-        whole = runs.fresh(subject, boast, run={"users_per_node": 7})
-        lost = [(failure["round"], failure["node"]) for failure in whole.done.outcome.failures]
-        assert said and lost == [(round_, "node of users 7–13") for round_ in said], name
-        for failure in whole.done.outcome.failures:
-            assert "a metric that" in failure["reason"]
-        went_on(whole.done.server, len(whole.done.lines) == len(whole.rounds))
+    whole = runs.fresh(subject, boast, run={"users_per_node": 7})
+    lost = [(failure["round"], failure["node"]) for failure in whole.done.outcome.failures]
+    assert len(said) >= len(lies) and lost == [(round_, "node of users 7–13") for round_ in said]
+    for failure in whole.done.outcome.failures:
+        assert "a metric that" in failure["reason"]
+    went_on(whole.done.server, len(whole.done.lines) == len(whole.rounds))
