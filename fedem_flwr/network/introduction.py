@@ -91,7 +91,7 @@ class Introduction:
 
 @dataclass
 class NetworkWelcome:
-    """What our server tells nodes, and which users each may host; see `runtime.welcome.Admission`.
+    """What our server tells nodes, and which users each may host; see `messages.admission.Admission`.
 
     Attributes:
         roster: which key belongs to which shard; None: whoever comes first.
