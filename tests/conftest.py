@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from functools import cache
@@ -35,8 +36,8 @@ def pytest_configure() -> None:
 @cache
 def starts_processes(file: Path) -> bool:
     """Whether tests of a file start processes that want the whole machine: they had better wait for each other."""
-    text = file.read_text(encoding="utf-8")
-    return any(f"pytest.mark.{mark}" in text for mark in ("ray", "network"))
+    marked = r"^(@|pytestmark = .*)pytest\.mark\.(ray|network)\b"  # one marked parameter does not count
+    return re.search(marked, file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
