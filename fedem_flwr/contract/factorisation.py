@@ -40,6 +40,12 @@ class Factorisation(Method):
                 'written out for p · q and cross-entropy: set merge.mode = "replace", or override step and adapter_step'
             )
 
+        if self.sharpness and self.merge.in_training and self.merge.schedule == "released":
+            raise InputError(
+                f"gradients.sharpness = {self.sharpness:g}: sharpness-aware gradients do not go through the merge in "
+                'every batch: set merge.schedule = "paper", or the sharpness to 0'
+            )
+
     @property
     def _written_out(self) -> bool:
         """Whether what is written out here is what a subclass trains."""

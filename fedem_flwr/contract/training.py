@@ -84,9 +84,9 @@ class LocalTraining(Task):
         for name, part in self._up.items():
             if part.up == "sum":
                 total, weight = gathered.sums[name], gathered.sums[_weight(name)]
-                new[name] = (
-                    average_rows(total, weight, state[name]) if _by_row(part) else _mean(total, weight, state[name])
-                )
+                before = torch.zeros_like(state[name]) if part.change else state[name]
+                found = average_rows(total, weight, before) if _by_row(part) else _mean(total, weight, before)
+                new[name] = state[name] + found if part.change else found
         return new
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:

@@ -196,7 +196,7 @@ class Cohort:
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
         local = self.learner.local
-        batches = (size + local.batch_size - 1) // local.batch_size
+        batches = -(-size // local.batch_size) if local.batch_size else size.clamp(max=1)
         touched, width = size.clamp(max=self.data.items), floats_of_a_row(self.parts)
         blocks = blocks_of(size, touched, 2 * batches + merging, width, budget(BLOCK_FLOATS, who.device))
 
@@ -228,8 +228,18 @@ class Cohort:
             self.overwrite(who, downloads)
             block = self.block_of(who, downloads, samples, round_, merging=False)
         loss = train_epochs(learner.step(block, round_), block, local, epochs=local.epochs, draws=draws, round_=round_)
+        self._pull(who, block, downloads)
         self.write_back(who, block)
         return Trained(loss, who, block, before)
+
+    def _pull(self, who: Tensor, block: Block, downloads: Downloads) -> None:
+        """Move the rows that no batch touched; see `engine.optimizer.Pull`."""
+        for (name, to), left in block.left.items():
+            if not self.parts[name].own:
+                raise ValueError(f"'{name}' is pulled, and clients keep no table of it")
+            table = self.state[name][who]
+            anchor = self._common(to, downloads).of(who) if to else torch.zeros_like(table)
+            self.state[name][who] = torch.lerp(anchor, table, left.view(-1, 1, 1))
 
     def _each(self, who: Tensor) -> State:
         """Users' own values of the parts that go up so."""

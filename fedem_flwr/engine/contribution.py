@@ -81,7 +81,7 @@ class Collector:
     @property
     def needs_before(self) -> bool:
         """Whether the rows before the round are looked at."""
-        return bool(self.stages) or any(_whole(part) for part in self.parts.values())
+        return bool(self.stages) or any(_whole(part) or part.change for part in self.parts.values())
 
     def add(self, given: Contribution) -> Contribution:
         """Add a block's contributions; returns them as the stages leave them.
@@ -94,12 +94,14 @@ class Collector:
             into = self.sums[name]
             weight = _weight(part, found.samples)
             if part.axis == "model":
-                into.total += (found.values[name].double() * weight.unsqueeze(1)).sum(0)
+                values = found.values[name] - found.before[name] if part.change else found.values[name]
+                into.total += (values.double() * weight.unsqueeze(1)).sum(0)
             elif part.mean == "rows":
-                into.total.index_add_(0, items, found.rows[name][found.real].double())
+                rows = found.rows[name] - found.before[name] if part.change else found.rows[name]
+                into.total.index_add_(0, items, rows[found.real].double())
                 into.weight.index_add_(0, items, torch.ones(len(items), dtype=torch.float64, device=items.device))
             else:
-                start = given.rows[name] if part.stays else found.before[name]
+                start = given.rows[name] if part.stays and not part.change else found.before[name]
                 change = (found.rows[name] - start).double() * weight.view(-1, 1, 1)
                 into.total.index_add_(0, items, change[found.real])
             if part.mean != "rows":
@@ -122,7 +124,7 @@ class Collector:
 
     def whole(self) -> list[str]:
         """The item parts whose whole tables are added up."""
-        return [name for name, part in self.parts.items() if _whole(part)]
+        return [name for name, part in self.parts.items() if _whole(part) and not part.change]
 
 
 def _whole(part: Part) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -11,9 +11,26 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from fedem_flwr.engine.block import Batch, Block
+from fedem_flwr.engine.parts import Part
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # torch's defaults, as in the paper's program
-Optimiser = Literal["adam", "sgd", "frequency-sgd"]
+Optimiser = Literal["adam", "sgd", "frequency-sgd", "kept-adam"]
+
+
+@dataclass(frozen=True)
+class Pull:
+    """A pull of every row of an item part, whether a batch touches it or not, in each step of `sgd`.
+
+    The step's gradient of a row q is one of the loss and `strength` · (q − a). Rows that no batch touches are moved in
+    closed form, once a round: what is left of their way to a is Π (1 − rate · strength) over the batches.
+
+    Attributes:
+        strength: factor on the way to a.
+        to: the part whose rows a are; empty: 0, which is weight decay.
+    """
+
+    strength: float
+    to: str = ""
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,29 @@ class Update:
 
     Attributes:
         rates: the learning rate of each part.
-        by: `adam` with torch's defaults, fresh in each round; `sgd`; `frequency-sgd`, in which an item row's gradient
-            is the mean over its own occurrences in the batch and not over the whole batch.
+        by: `adam` with torch's defaults, fresh in each round; `kept-adam`, whose moments a client keeps in a part that
+            the method has beside (see `moments`); `sgd`; `frequency-sgd`, in which an item row's gradient is the mean
+            over its own occurrences in the batch and not over the whole batch. One for all, or one a part.
+        pulls: of parts that clients keep, under `sgd`.
     """
 
     rates: Mapping[str, float]
-    by: Optimiser = "adam"
+    by: Optimiser | Mapping[str, Optimiser] = "adam"
+    pulls: Mapping[str, Pull] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(self.kind(name) != "sgd" for name in self.pulls):
+            raise ValueError("only parts that sgd trains can be pulled")
+
+    def kind(self, name: str) -> Optimiser:
+        """What moves a part."""
+        return self.by if isinstance(self.by, str) else self.by[name]
+
+
+def moments(part: Part) -> Part:
+    """What `kept-adam` keeps of a private vector: both moments and the number of steps, under NAME-moments."""
+    width = 2 * part.width + 1
+    return Part(part.axis, width, private=True, start=lambda _: torch.zeros(width))
 
 
 class Stepper(Protocol):
@@ -44,10 +78,41 @@ class Stepper(Protocol):
 
 def stepper_of(update: Update, block: Block) -> Stepper:
     """A fresh optimiser for one round of a block."""
-    if update.by == "adam":
-        return CohortAdam([block.parts[name] for name in update.rates], list(update.rates.values()))
-    by_frequency = [update.by == "frequency-sgd" and block.axes[name] == "item" for name in update.rates]
-    return CohortSgd(list(update.rates.values()), by_frequency)
+    names = list(update.rates)
+    found = [(kind, [n for n in names if update.kind(n) == kind]) for kind in dict.fromkeys(map(update.kind, names))]
+    steppers = [(_stepper(kind, some, update, block), [names.index(n) for n in some]) for kind, some in found]
+    return steppers[0][0] if len(steppers) == 1 else Together(steppers)
+
+
+def _stepper(kind: Optimiser, names: Sequence[str], update: Update, block: Block) -> Stepper:
+    rates = [update.rates[name] for name in names]
+    if kind == "adam":
+        return CohortAdam([block.parts[name] for name in names], rates)
+    if kind == "kept-adam":
+        return KeptAdam(names, rates)
+    by_frequency = [kind == "frequency-sgd" and block.axes[name] == "item" for name in names]
+    pulls = [update.pulls.get(name) for name in names]
+    for name, pull in zip(names, pulls, strict=True):
+        if pull is not None:
+            block.left[name, pull.to] = block.samples.sign.new_ones(len(block.users))
+    return CohortSgd(rates, by_frequency, list(zip(names, pulls, strict=True)))
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several optimisers that take one step, each on some of the tensors."""
+
+    steppers: Sequence[tuple[Stepper, Sequence[int]]]
+
+    def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch) -> None:
+        """See `Stepper`."""
+        for stepper, at in self.steppers:
+            stepper.step([tensors[i] for i in at], [gradients[i] for i in at], batch)
+
+    def keep(self, index: Tensor) -> None:
+        """See `Stepper`."""
+        for stepper, _ in self.steppers:
+            stepper.keep(index)
 
 
 class CohortAdam:
@@ -96,22 +161,52 @@ class CohortAdam:
 
 
 @dataclass(frozen=True)
+class KeptAdam:
+    """Adam of vectors (k, width) whose moments lie beside them in the block; see `moments`."""
+
+    names: Sequence[str]
+    rates: Sequence[float]
+
+    def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch) -> None:
+        """See `Stepper`."""
+        for name, rate, tensor, gradient in zip(self.names, self.rates, tensors, gradients, strict=True):
+            width = tensor.shape[1]
+            first, second, steps = batch.block.parts[f"{name}-moments"].split([width, width, 1], 1)
+            steps.add_(1)
+            first.lerp_(gradient, 1 - BETA_1)
+            second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+            scale = (second / (1 - BETA_2**steps)).sqrt_().add_(EPSILON)
+            tensor.sub_(first / scale / (1 - BETA_1**steps), alpha=rate)
+
+    def keep(self, index: Tensor) -> None:
+        """The moments are the block's."""
+
+
+@dataclass(frozen=True)
 class CohortSgd:
     """Plain gradient steps.
 
     Attributes:
         rates: learning rate of each tensor.
         by_frequency: which tensors are rows whose gradient is to be a mean over their own occurrences.
+        pulls: the tensors' names, and their pulls.
     """
 
     rates: Sequence[float]
     by_frequency: Sequence[bool]
+    pulls: Sequence[tuple[str, Pull | None]] = ()
 
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch) -> None:
         """See `Stepper`."""
-        for tensor, gradient, rate, frequency in zip(tensors, gradients, self.rates, self.by_frequency, strict=True):
-            scaled = gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1) if frequency else gradient
-            tensor.sub_(scaled, alpha=rate)
+        for at, (tensor, gradient, rate) in enumerate(zip(tensors, gradients, self.rates, strict=True)):
+            if self.by_frequency[at]:
+                gradient = gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1)
+            name, pull = self.pulls[at] if self.pulls else ("", None)
+            if pull is not None:
+                way = tensor - batch.block.parts[pull.to] if pull.to else tensor
+                gradient = gradient + pull.strength * way
+                batch.block.left[name, pull.to] *= 1 - rate * pull.strength
+            tensor.sub_(gradient, alpha=rate)
 
     def keep(self, index: Tensor) -> None:
         """Nothing is remembered."""

@@ -34,6 +34,8 @@ class Part:
             scores with it, and leaves its training to a task of the method's own.
         std: standard deviation of the initial values, N(0, std²), keyed by the seed and the part's name.
         start: the initial values themselves, made from the seed: (width,), or (m, width) of an item part.
+        change: whether the sum that goes up is one of changes since the round began, and not of values: what nobody
+            changed is then exactly 0.
     """
 
     axis: Axis
@@ -45,12 +47,15 @@ class Part:
     group: bool = False
     std: float = 1.0
     start: Callable[[int], Tensor] | None = None
+    change: bool = False
 
     def __post_init__(self) -> None:
         if self.private and self.up != "none":
             raise ValueError("a private part does not go up")
         if self.up == "each" and not self.kept:
             raise ValueError("what goes up of each user is what the client keeps: give it kept = True")
+        if self.change and self.up != "sum":
+            raise ValueError("only a sum can be one of changes")
         if self.group and not self.private:
             raise ValueError("what is one for a node's users is private")
         if self.mean == "rows" and self.axis != "item" and self.up == "sum":
