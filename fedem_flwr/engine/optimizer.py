@@ -199,14 +199,15 @@ class CohortSgd:
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch) -> None:
         """See `Stepper`."""
         for at, (tensor, gradient, rate) in enumerate(zip(tensors, gradients, self.rates, strict=True)):
-            if self.by_frequency[at]:
-                gradient = gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1)
+            step = (
+                gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1) if self.by_frequency[at] else gradient
+            )
             name, pull = self.pulls[at] if self.pulls else ("", None)
             if pull is not None:
                 way = tensor - batch.block.parts[pull.to] if pull.to else tensor
-                gradient = gradient + pull.strength * way
+                step = torch.add(step, way, alpha=pull.strength)
                 batch.block.left[name, pull.to] *= 1 - rate * pull.strength
-            tensor.sub_(gradient, alpha=rate)
+            tensor.sub_(step, alpha=rate)
 
     def keep(self, index: Tensor) -> None:
         """Nothing is remembered."""

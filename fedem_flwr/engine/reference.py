@@ -87,15 +87,15 @@ class Client:
         found, entropy = gradients(update.rates)
         if self.learner.sharpness:
             found = self.sharp(found, lambda names: gradients(names)[0])
-        often = torch.bincount(items, minlength=max(map(len, found.values())))  # long enough for any part
         for name, gradient in found.items():
+            self.values[name].grad = gradient
             if update.kind(name) == "frequency-sgd" and self.parts[name].axis == "item":
-                gradient *= (len(items) / often[: len(gradient)].clamp(min=1)).unsqueeze(1)
+                often = torch.bincount(items, minlength=len(gradient)).clamp(min=1)
+                gradient.mul_((len(items) / often).unsqueeze(1))
             if name in update.pulls:
                 pull = update.pulls[name]
                 anchor = self.values[pull.to].detach() if pull.to else 0.0
-                gradient += pull.strength * (self.values[name].detach() - anchor)
-            self.values[name].grad = gradient
+                gradient.add_(pull.strength * (self.values[name].detach() - anchor))
             optimisers[name].step()
             if update.kind(name) == "kept-adam":
                 self._remember(name, optimisers[name])

@@ -16,6 +16,7 @@ EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
     ("fedials-elastic", "several tables"): _HISTORIES,
     ("fedials-order", "gradients"): _HISTORIES,
     ("fedials-order", "several tables"): _HISTORIES,
+    ("gpfedrec-released", "two tastes"): "its similarity is a distance: users of the other taste are the neighbours",
     ("FedCIA", "spread over nodes"): "a group is a node: other groups are another result",
     ("FedCIA", "slow twin"): _GROUP,
     ("FedCIA", "gradients"): _GROUP,

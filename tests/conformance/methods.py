@@ -19,17 +19,22 @@ TINY: dict[str, Any] = {
     "merge": {"epochs": 2},
     "elastic": {"clustering": 1, "rounds": 1, "groups": 2, "hold_out": 1},
     "order": {"rounds": 2, "layers": 1, "heads": 2, "window": 6, "negatives": 5, "map": 8, "participants": 1.0},
-    "run": {"threads": 1, "device": "cpu", "checkpoint_every": 2},
+    "run": {"threads": 1, "device": "cpu", "checkpoint_every": 2, "participants": 1.0},
     "evaluation": {"controls": False, "local_only": False, "every": 1},
 }
 
 TEST_ONLY = tuple(
     f"conformance.{path}"
     for path in (
-        *("pfedrec:PFedRec", "fedrap:FedRap", "colr:CoLR", "fedcia:FedCIA", "fedncf:FedNCF", "fedfast:FedFast"),
+        *("pfedrec:PFedRec", "fedrap:FedRap", "fedcia:FedCIA", "fedncf:FedNCF", "fedfast:FedFast"),
         "biased:Biased",
     )
 )
+
+# Settings beyond those of the tiny world.
+SMALL: dict[str, dict[str, Any]] = {
+    "fedrecgel": {"method": {"options": {"hidden": [8, 4]}}},
+}
 
 # Settings beyond those of `conformance.useful` under which a method finds two tastes in 30 rounds.
 LEARNING: dict[str, dict[str, Any]] = {
@@ -37,7 +42,9 @@ LEARNING: dict[str, dict[str, Any]] = {
     "PFedRec": {"method": {"options": {"factor": 5.0, "lr": 0.3}}},
     "FedRap": {"method": {"options": {"apart": 0.001, "sparse": 0.001, "lr_head": 5.0, "lr": 20.0}}},
     "FedNCF": {"local": {"lr_user": 1.0, "lr_item": 1.0}},
-    "CoLR": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
+    "colr": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
+    "fedrecgel": {"method": {"options": {"lr_server": 0.05}}, "local": {"lr_user": 0.1}},
+    "gpfedrec": {"method": {"options": {"factor": 20.0}}, "model": {"init_std": 0.3}},
     "FedCIA": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}, "run": {"users_per_node": 10}},
 }
 
@@ -60,7 +67,8 @@ class Subject:
     def config(self, **sections: Any) -> Config:
         """On the tiny world, with as few rounds as the method's phases need, and at least three."""
         for rounds in (3, 4, 5, 6):
-            tree = merge_trees(TINY, {"method": {"name": self.name}, "run": {"rounds": rounds}})
+            own = {"method": {"name": self.name}, "run": {"rounds": rounds}}
+            tree = merge_trees(TINY, SMALL.get(self.short, {}), own)
             config = resolve({}, merge_trees(tree, sections))
             try:
                 method_of(config, ITEMS).phases()
