@@ -26,6 +26,7 @@ class Block:
             training does not look at them.
         pool: the (k, 1, d) own and downloaded mean rows that `scalar` merging looks at, or None.
         round: of the run, from 1.
+        shrunk: (k,) of item parts with weight decay: what it makes of rows that no sample touches, as a factor.
     """
 
     users: Tensor
@@ -35,6 +36,7 @@ class Block:
     received: dict[str, Tensor] = field(default_factory=dict)
     pool: tuple[Tensor, Tensor] | None = None
     round: int = 1
+    shrunk: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def real(self) -> Tensor:
@@ -54,12 +56,15 @@ class Block:
             {name: value[index] for name, value in self.received.items()},
             None if self.pool is None else (self.pool[0][index], self.pool[1][index]),
             self.round,
+            {name: value[index] for name, value in self.shrunk.items()},
         )
 
     def put(self, index: Tensor, other: Block) -> None:
         """Write the trained tensors of `other` back to the clients `index`."""
         for name, value in self.parts.items():
             value[index] = other.parts[name]
+        for name, value in self.shrunk.items():
+            value[index] = other.shrunk[name]
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Cohort:
         each = self._each(who) if sums and learner.stages() else {}
         started = {name: values.clone() for name, values in each.items()}
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
+        shrunk = {name: torch.ones_like(loss) for name in self._going_up()}
         collector = Collector(self.parts, self.data.items, self.device, round_, learner.stages()) if sums else None
         keep = collector is not None and collector.needs_before
         train = self._one_by_one if learner.engine == "reference" else self._in_blocks
@@ -128,12 +129,14 @@ class Cohort:
                 before = {name: values[index] for name, values in started.items()}
                 given = replace(given, values=given.values | own, before=given.before | before)
             found = collector.add(given)
+            for name in shrunk.keys() & found.shrunk.keys():
+                shrunk[name][index.to(loss.device)] = found.shrunk[name].double()
             for name, values in each.items():
                 values[index] = found.values[name]
         size = self.data.counts()[who].to(loss.device) * (1 + learner.local.negatives)  # decoys do not count
         if collector is not None:
             for name in collector.whole():
-                collector.complete(name, self._whole(name, who, size, downloads))
+                collector.complete(name, self._whole(name, who, size, shrunk[name], downloads))
         return TrainResult(loss, size, collector.sums if collector else {}, each)
 
     def overwrite(self, who: Tensor, downloads: Downloads) -> None:
@@ -167,13 +170,15 @@ class Cohort:
         return block
 
     def write_back(self, who: Tensor, block: Block) -> None:
-        """Write the trained parts that stay with their clients back; padding is masked out."""
+        """Write the trained parts that stay with their clients back; padding is masked out, other rows may shrink."""
         real, touched = block.real, block.samples.touched
         owner = who.unsqueeze(1).expand_as(real)[real]
         for name, values in self.state.items():
             if not self.parts[name].own:
                 continue
             if self.parts[name].axis == "item":
+                if name in block.shrunk:
+                    values[who] *= block.shrunk[name].view(-1, 1, 1)
                 values[owner, touched[real]] = block.parts[name][real]
             else:
                 values[who] = block.parts[name]
@@ -260,18 +265,20 @@ class Cohort:
         own[got], rho = merge.tables(theta, own[got], download.of(receivers))
         return rho
 
-    def _whole(self, name: str, who: Tensor, samples: Tensor, downloads: Downloads) -> Iterator[tuple[Tensor, Tensor]]:
+    def _whole(
+        self, name: str, who: Tensor, samples: Tensor, shrunk: Tensor, downloads: Downloads
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The whole tables behind the users' sums of a part; see `Collector.complete`."""
         if self.parts[name].stays:
             sizes = [len(chunk) for chunk in self.chunks(who)]
             for chunk, weight in zip(who.split(sizes), samples.split(sizes), strict=True):
-                yield self.state[name][chunk], weight
+                yield self.state[name][chunk], weight, torch.ones_like(weight, dtype=torch.float64)
             return
         download = self._common(name, downloads)
         for slot, value in enumerate(download.values):
             inside = download.slot[who] == slot
             if bool(inside.any()):
-                yield alike(value, int(inside.sum())), samples[inside]
+                yield alike(value, int(inside.sum())), samples[inside], shrunk[inside]
 
 
 def _replace(own: Tensor, who: Tensor, download: Download) -> None:
@@ -286,4 +293,5 @@ def _contribution(trained: Trained, collector: Collector) -> Contribution:
     rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
     values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
     samples = block.samples
-    return Contribution(block.users, samples.weight, samples.touched, block.real, rows, trained.before, values)
+    place = (block.users, samples.weight, samples.touched, block.real)
+    return Contribution(*place, rows, trained.before, values, block.shrunk)

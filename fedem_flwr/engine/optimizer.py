@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -26,10 +26,15 @@ class Update:
         rates: the learning rate of each part.
         by: `adam` with torch's defaults, fresh in each round; `sgd`; `frequency-sgd`, in which an item row's gradient
             is the mean over its own occurrences in the batch and not over the whole batch.
+        decay: weight decay of parts: so many times a part is added to its gradient, as in torch's optimisers. It
+            reaches every row of an item part, also those that no sample of the round touches; not under `adam`.
+        fading: after each batch of the round all rates are multiplied by it.
     """
 
     rates: Mapping[str, float]
     by: Optimiser = "adam"
+    decay: Mapping[str, float] = field(default_factory=dict)
+    fading: float = 1.0
 
 
 class Stepper(Protocol):
@@ -43,11 +48,21 @@ class Stepper(Protocol):
 
 
 def stepper_of(update: Update, block: Block) -> Stepper:
-    """A fresh optimiser for one round of a block."""
+    """A fresh optimiser for one round of a block.
+
+    Raises:
+        ValueError: what the update asks for has no closed form for rows that are not touched.
+    """
+    rates, decays = list(update.rates.values()), [update.decay.get(name, 0.0) for name in update.rates]
     if update.by == "adam":
-        return CohortAdam([block.parts[name] for name in update.rates], list(update.rates.values()))
+        if update.fading != 1 or any(d and block.axes[n] == "item" for n, d in zip(update.rates, decays, strict=True)):
+            raise ValueError("Adam neither fades nor decays item rows: it would move rows that no sample touches")
+        return CohortAdam([block.parts[name] for name in update.rates], rates, decays)
     by_frequency = [update.by == "frequency-sgd" and block.axes[name] == "item" for name in update.rates]
-    return CohortSgd(list(update.rates.values()), by_frequency)
+    for name, decay in zip(update.rates, decays, strict=True):
+        if decay and block.axes[name] == "item":
+            block.shrunk.setdefault(name, torch.ones(len(block.users), device=block.users.device))
+    return CohortSgd(list(update.rates), rates, by_frequency, decays, update.fading)
 
 
 class CohortAdam:
@@ -59,19 +74,20 @@ class CohortAdam:
 
     Args:
         tensors: (k, ...) tensors like those that will be updated.
-        rates: learning rate of each tensor.
+        rates: learning rate of each tensor. decays: weight decay of each; by default none.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], rates: Sequence[float]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], rates: Sequence[float], decays: Sequence[float] = ()) -> None:
         self._first = [torch.zeros_like(x) for x in tensors]
         self._second = [torch.zeros_like(x) for x in tensors]
         self._steps = [torch.zeros((), dtype=torch.float32, device=x.device) for x in tensors]
-        same = {rate: [i for i, other in enumerate(rates) if other == rate] for rate in rates}
+        both = list(zip(rates, decays or [0.0] * len(rates), strict=True))
+        same = {pair: [i for i, other in enumerate(both) if other == pair] for pair in both}
         self._groups = list(same.items())  # tensors of one rate take their step in one call
 
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch | None = None) -> None:
         """One Adam step with the given gradients, one a tensor; in place."""
-        for rate, members in self._groups:
+        for (rate, decay), members in self._groups:
             adam(
                 [tensors[i] for i in members],
                 [gradients[i] for i in members],
@@ -84,7 +100,7 @@ class CohortAdam:
                 beta1=BETA_1,
                 beta2=BETA_2,
                 lr=rate,
-                weight_decay=0.0,
+                weight_decay=decay,
                 eps=EPSILON,
                 maximize=False,
             )
@@ -95,23 +111,35 @@ class CohortAdam:
         self._second = [x[index] for x in self._second]
 
 
-@dataclass(frozen=True)
+@dataclass
 class CohortSgd:
-    """Plain gradient steps.
+    """Plain gradient steps. All clients of the block take theirs together, so one fading serves them all.
 
     Attributes:
+        names: of the parts, in the order of the tensors.
         rates: learning rate of each tensor.
         by_frequency: which tensors are rows whose gradient is to be a mean over their own occurrences.
+        decays: weight decay of each tensor. What it does to rows that are not touched is noted in `Block.shrunk`.
+        fading: see `Update`.
     """
 
+    names: Sequence[str]
     rates: Sequence[float]
     by_frequency: Sequence[bool]
+    decays: Sequence[float]
+    fading: float = 1.0
 
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch) -> None:
         """See `Stepper`."""
-        for tensor, gradient, rate, frequency in zip(tensors, gradients, self.rates, self.by_frequency, strict=True):
+        each = zip(self.names, tensors, gradients, self.rates, self.by_frequency, self.decays, strict=True)
+        for name, tensor, gradient, rate, frequency, decay in each:
             scaled = gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1) if frequency else gradient
+            if decay:
+                tensor.mul_(1 - rate * decay)
+                if name in batch.block.shrunk:
+                    batch.block.shrunk[name].mul_(1 - rate * decay)
             tensor.sub_(scaled, alpha=rate)
+        self.rates = [rate * self.fading for rate in self.rates]
 
     def keep(self, index: Tensor) -> None:
-        """Nothing is remembered."""
+        """All who are left go on with the same rates."""

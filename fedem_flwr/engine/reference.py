@@ -38,6 +38,7 @@ class Client:
         self.learner, self.received, self.round = learner, received, round_
         self.parts = learner.parts()
         self.values = {name: value.clone().requires_grad_() for name, value in values.items()}
+        self.shrunk: dict[str, float] = {}
         merged = learner.merged
         self.pooled = None if received is None else (values[merged].mean(0), received.mean(0))
 
@@ -86,11 +87,18 @@ class Client:
                 if self.parts[name].axis == "item" and gradient is not None:
                     gradient[: len(often)] *= (len(items) / often.clamp(min=1)).unsqueeze(1)
         optimiser.step()
+        for name, group in zip(update.rates, optimiser.param_groups, strict=True):
+            if group["weight_decay"]:
+                self.shrunk[name] = self.shrunk.get(name, 1.0) * (1 - group["lr"] * group["weight_decay"])
+            group["lr"] *= update.fading
         return float(entropy.detach())
 
     def optimiser(self, update: Update) -> torch.optim.Optimizer:
         """A fresh one."""
-        groups = [{"params": [self.values[name]], "lr": rate} for name, rate in update.rates.items()]
+        groups = [
+            {"params": [self.values[name]], "lr": rate, "weight_decay": update.decay.get(name, 0.0)}
+            for name, rate in update.rates.items()
+        ]
         return torch.optim.Adam(groups) if update.by == "adam" else torch.optim.SGD(groups)
 
 
@@ -134,7 +142,9 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
     for name, value in client.values.items():
         trained = value.detach()
         block.parts[name] = (trained[touched] if block.axes[name] == "item" else trained).unsqueeze(0)
-    cohort.write_back(who, block)
+        if cohort.parts[name].own:
+            cohort.state[name][who] = trained.unsqueeze(0)
+    block.shrunk = {n: torch.tensor([f]) for n, f in client.shrunk.items() if block.axes[n] == "item"}
     return Trained(torch.tensor([loss], dtype=torch.float64), who, block, before)
 
 
