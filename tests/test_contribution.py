@@ -57,7 +57,7 @@ def test_whole_tables_are_divided_by_all(mean: Any, weights: tuple[int, int]) ->
     """Changes of touched rows first, then the tables behind them."""
     collector = collected({"items": Part("item", 3, up="sum", mean=mean)})
     start = torch.full((4, 3), 5.0)
-    collector.complete("items", [(start.as_strided((2, 4, 3), (0, 3, 1)), given().samples)])
+    collector.complete("items", [(start.as_strided((2, 4, 3), (0, 3, 1)), given().samples, torch.ones(2))])
     sums = collector.sums["items"]
     assert float(sums.weight) == sum(weights)
     expected = start.double() * sum(weights)
@@ -189,9 +189,9 @@ def test_steps_by_frequency_are_means_over_an_items_own_samples() -> None:
         size, weight = torch.tensor([[4.0]]), torch.tensor([[3.0, 1.0]])
 
     batch: Any = Four()
-    CohortSgd([0.5], [True]).step([rows], [gradient], batch)
+    CohortSgd(["items"], [0.5], [True], [0.0]).step([rows], [gradient], batch)
     torch.testing.assert_close(rows.flatten(), torch.tensor([-0.5 * 3 * 4 / 3, -0.5 * 1 * 4]))
-    CohortSgd([0.5], [False]).step([rows], [gradient], batch)
+    CohortSgd(["items"], [0.5], [False], [0.0]).step([rows], [gradient], batch)
     torch.testing.assert_close(rows.flatten(), torch.tensor([-2.0 - 1.5, -2.0 - 0.5]))
 
 

@@ -65,8 +65,14 @@ class LocalConfig(Section):
     epochs: int = Field(10, ge=1, description="E")
     batch_size: int = Field(256, ge=0, description="B; 0: all samples of a client in one batch")
     negatives: int = Field(4, ge=0, le=100, description="drawn for each positive, fresh every round")
-    lr_user: float = Field(0.1, gt=0, description="η for p_u (Adam)")
-    lr_item: float = Field(0.1, gt=0, description="η for Q_u (Adam)")
+    lr_user: float = Field(0.1, gt=0, description="η for p_u")
+    lr_item: float = Field(0.1, gt=0, description="η for Q_u")
+    optimiser: Literal["adam", "sgd", "frequency-sgd"] = Field(
+        "adam",
+        description="of methods that bring none; `frequency-sgd`: a row's gradient is the mean over its occurrences in "
+        "the batch",
+    )
+    ridge: float = Field(0.0, ge=0, description="γ of FedMF and FedEM: loss + γ mean(‖p‖² + ‖q‖²) over a batch")
     early_stop: float = Field(
         0.0, ge=0, description="relative change of the running loss at which a client stops; 0 never"
     )

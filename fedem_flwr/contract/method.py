@@ -100,10 +100,10 @@ class Method:
         return None
 
     def updates(self, round_: int) -> Sequence[Update]:
-        """The updates of a batch: by default one Adam step on all parts, with the rates of `[local]`."""
+        """The updates of a batch: by default one step on all parts, with the optimiser and the rates of `[local]`."""
         local = self.config.local
         rates = {n: local.lr_user if part.axis == "user" else local.lr_item for n, part in self.parts().items()}
-        return [Update(rates)]
+        return [Update(rates, local.optimiser)]
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """By automatic differentiation; a method may write them out, and is tested against this."""
@@ -157,6 +157,14 @@ class Method:
     def schedule(self) -> Schedule:
         """The phases of the run."""
         return Schedule(tuple(self.phases()))
+
+    def participants(self, state: State, samples: np.ndarray, round_: int) -> np.ndarray | None:
+        """(p,) who takes part in a round, ascending; None: a random share, as `run.participants` or the phase says.
+
+        Args:
+            state: the server's. samples: (n,) training interactions of each user; who has none cannot take part.
+        """
+        return None
 
     def tunings(self) -> Sequence[Tuning]:
         """Settings chosen on validation sums."""

@@ -26,8 +26,7 @@ class Block:
             training does not look at them.
         pool: the (k, 1, d) own and downloaded mean rows that `scalar` merging looks at, or None.
         round: of the run, from 1.
-        left: (k,) what is left, for rows that no batch touches, of the way of a pulled part to what pulls it, by both
-            names; see `engine.optimizer.Pull`.
+        shrunk: (k,) of item parts with weight decay: what it makes of rows that no sample touches, as a factor.
     """
 
     users: Tensor
@@ -37,7 +36,7 @@ class Block:
     received: dict[str, Tensor] = field(default_factory=dict)
     pool: tuple[Tensor, Tensor] | None = None
     round: int = 1
-    left: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    shrunk: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def real(self) -> Tensor:
@@ -57,15 +56,15 @@ class Block:
             {name: value[index] for name, value in self.received.items()},
             None if self.pool is None else (self.pool[0][index], self.pool[1][index]),
             self.round,
-            {names: left[index] for names, left in self.left.items()},
+            {name: value[index] for name, value in self.shrunk.items()},
         )
 
     def put(self, index: Tensor, other: Block) -> None:
         """Write the trained tensors of `other` back to the clients `index`."""
         for name, value in self.parts.items():
             value[index] = other.parts[name]
-        for names, left in self.left.items():
-            left[index] = other.left[names]
+        for name, value in self.shrunk.items():
+            value[index] = other.shrunk[name]
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Cohort:
         each = self._each(who) if sums and learner.stages() else {}
         started = {name: values.clone() for name, values in each.items()}
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
+        shrunk = {name: torch.ones_like(loss) for name in self._going_up()}
         collector = Collector(self.parts, self.data.items, self.device, round_, learner.stages()) if sums else None
         keep = collector is not None and collector.needs_before
         train = self._one_by_one if learner.engine == "reference" else self._in_blocks
@@ -128,12 +129,14 @@ class Cohort:
                 before = {name: values[index] for name, values in started.items()}
                 given = replace(given, values=given.values | own, before=given.before | before)
             found = collector.add(given)
+            for name in shrunk.keys() & found.shrunk.keys():
+                shrunk[name][index.to(loss.device)] = found.shrunk[name].double()
             for name, values in each.items():
                 values[index] = found.values[name]
         size = self.data.counts()[who].to(loss.device) * (1 + learner.local.negatives)  # decoys do not count
         if collector is not None:
             for name in collector.whole():
-                collector.complete(name, self._whole(name, who, size, downloads))
+                collector.complete(name, self._whole(name, who, size, shrunk[name], downloads))
         return TrainResult(loss, size, collector.sums if collector else {}, each)
 
     def overwrite(self, who: Tensor, downloads: Downloads) -> None:
@@ -228,18 +231,20 @@ class Cohort:
             self.overwrite(who, downloads)
             block = self.block_of(who, downloads, samples, round_, merging=False)
         loss = train_epochs(learner.step(block, round_), block, local, epochs=local.epochs, draws=draws, round_=round_)
-        self._pull(who, block, downloads)
+        self._shrink(who, block, downloads)
         self.write_back(who, block)
         return Trained(loss, who, block, before)
 
-    def _pull(self, who: Tensor, block: Block, downloads: Downloads) -> None:
-        """Move the rows that no batch touched; see `engine.optimizer.Pull`."""
-        for (name, to), left in block.left.items():
-            if not self.parts[name].own:
-                raise ValueError(f"'{name}' is pulled, and clients keep no table of it")
-            table = self.state[name][who]
-            anchor = self._common(to, downloads).of(who) if to else torch.zeros_like(table)
-            self.state[name][who] = torch.lerp(anchor, table, left.view(-1, 1, 1))
+    def _shrink(self, who: Tensor, block: Block, downloads: Downloads) -> None:
+        """Move the rows of decayed tables that no batch touched; see `engine.optimizer.Update`."""
+        toward = {n: to for update in self.learner.updates(block.round) for n, to in update.toward.items()}
+        for name, left in block.shrunk.items():
+            if self.parts[name].own:
+                table, rest = self.state[name][who], left.view(-1, 1, 1)
+                anchor = self._common(toward[name], downloads).of(who) if name in toward else None
+                self.state[name][who] = table * rest if anchor is None else torch.lerp(anchor, table, rest)
+            elif name in toward:
+                raise ValueError(f"'{name}' shrinks to '{toward[name]}', and clients keep no table of it")
 
     def _each(self, who: Tensor) -> State:
         """Users' own values of the parts that go up so."""
@@ -270,18 +275,20 @@ class Cohort:
         own[got], rho = merge.tables(theta, own[got], download.of(receivers))
         return rho
 
-    def _whole(self, name: str, who: Tensor, samples: Tensor, downloads: Downloads) -> Iterator[tuple[Tensor, Tensor]]:
+    def _whole(
+        self, name: str, who: Tensor, samples: Tensor, shrunk: Tensor, downloads: Downloads
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The whole tables behind the users' sums of a part; see `Collector.complete`."""
         if self.parts[name].stays:
             sizes = [len(chunk) for chunk in self.chunks(who)]
             for chunk, weight in zip(who.split(sizes), samples.split(sizes), strict=True):
-                yield self.state[name][chunk], weight
+                yield self.state[name][chunk], weight, torch.ones_like(weight, dtype=torch.float64)
             return
         download = self._common(name, downloads)
         for slot, value in enumerate(download.values):
             inside = download.slot[who] == slot
             if bool(inside.any()):
-                yield alike(value, int(inside.sum())), samples[inside]
+                yield alike(value, int(inside.sum())), samples[inside], shrunk[inside]
 
 
 def _replace(own: Tensor, who: Tensor, download: Download) -> None:
@@ -296,4 +303,5 @@ def _contribution(trained: Trained, collector: Collector) -> Contribution:
     rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
     values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
     samples = block.samples
-    return Contribution(block.users, samples.weight, samples.touched, block.real, rows, trained.before, values)
+    place = (block.users, samples.weight, samples.touched, block.real)
+    return Contribution(*place, rows, trained.before, values, block.shrunk)

@@ -25,6 +25,7 @@ class Contribution:
         rows: (k, t, width) trained rows of each item part that goes up.
         before: the same as the round began with, rows and parts among the `values`, where a mean or a stage looks at
             it.
+        shrunk: (k,) of item parts with weight decay: the factor by which their other rows have become smaller.
         values: (k, ...) whatever else goes up: model parts, what goes up of each user, or something that a method makes
             of its parts.
     """
@@ -36,6 +37,7 @@ class Contribution:
     rows: dict[str, Tensor] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    shrunk: dict[str, Tensor] = field(default_factory=dict)
 
 
 Stage = Callable[[Contribution, int], Contribution]  # a contribution and the round, from 1
@@ -81,7 +83,7 @@ class Collector:
     @property
     def needs_before(self) -> bool:
         """Whether the rows before the round are looked at."""
-        return bool(self.stages) or any(_whole(part) or part.change for part in self.parts.values())
+        return bool(self.stages) or any(part.looks_back or _whole(part) for part in self.parts.values())
 
     def add(self, given: Contribution) -> Contribution:
         """Add a block's contributions; returns them as the stages leave them.
@@ -96,27 +98,33 @@ class Collector:
             if part.axis == "model":
                 values = found.values[name] - found.before[name] if part.change else found.values[name]
                 into.total += (values.double() * weight.unsqueeze(1)).sum(0)
-            elif part.mean == "rows":
-                rows = found.rows[name] - found.before[name] if part.change else found.rows[name]
-                into.total.index_add_(0, items, rows[found.real].double())
-                into.weight.index_add_(0, items, torch.ones(len(items), dtype=torch.float64, device=items.device))
+            elif part.by_row:
+                rows = found.rows[name][found.real].double()
+                change = rows - found.before[name][found.real] if part.looks_back else rows
+                behind = torch.ones(len(items), dtype=torch.float64, device=items.device)
+                if part.mean == "changes":
+                    behind = change.abs().sum(1)
+                rows = change if part.change else rows
+                into.total.index_add_(0, items, rows * behind.unsqueeze(1))
+                into.weight.index_add_(0, items, behind)
             else:
-                start = given.rows[name] if part.stays and not part.change else found.before[name]
+                own = part.stays and not part.change
+                start = given.rows[name] if own else _smaller(found.before[name], found.shrunk.get(name))
                 change = (found.rows[name] - start).double() * weight.view(-1, 1, 1)
                 into.total.index_add_(0, items, change[found.real])
-            if part.mean != "rows":
+            if not part.by_row:
                 into.weight += weight.sum()
         return found
 
-    def complete(self, name: str, tables: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def complete(self, name: str, tables: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Add the whole tables behind the changes of part `name`.
 
         Args:
-            tables: tables (k', m, width) and the samples (k',) of the users behind them: their own trained tables where
-                they keep one, else what the round began with.
+            tables: tables (k', m, width), the samples (k',) of the users behind them, and what is to be made of the
+                tables (k',), as a factor: their own trained tables where they keep one, else what the round began with.
         """
-        for table, samples in tables:
-            weight = _weight(self.parts[name], samples)
+        for table, samples, factor in tables:
+            weight = _weight(self.parts[name], samples) * factor
             if table.stride(0) == 0:  # one for all of them
                 self.sums[name].total += table[0] * weight.sum()
             else:
@@ -128,7 +136,11 @@ class Collector:
 
 
 def _whole(part: Part) -> bool:
-    return part.axis == "item" and part.mean != "rows"
+    return part.axis == "item" and not part.by_row
+
+
+def _smaller(rows: Tensor, factor: Tensor | None) -> Tensor:
+    return rows if factor is None else rows * factor.view(-1, 1, 1)
 
 
 def _weight(part: Part, samples: Tensor) -> Tensor:
@@ -137,5 +149,5 @@ def _weight(part: Part, samples: Tensor) -> Tensor:
 
 def _empty(part: Part, items: int, device: torch.device) -> PartSum:
     shape = (items, part.width) if part.axis == "item" else (part.width,)
-    weight = (items,) if part.axis == "item" and part.mean == "rows" else ()
+    weight = (items,) if part.by_row else ()
     return PartSum(*(torch.zeros(size, dtype=torch.float64, device=device) for size in (shape, weight)))

@@ -18,22 +18,6 @@ Optimiser = Literal["adam", "sgd", "frequency-sgd", "kept-adam"]
 
 
 @dataclass(frozen=True)
-class Pull:
-    """A pull of every row of an item part, whether a batch touches it or not, in each step of `sgd`.
-
-    The step's gradient of a row q is one of the loss and `strength` · (q − a). Rows that no batch touches are moved in
-    closed form, once a round: what is left of their way to a is Π (1 − rate · strength) over the batches.
-
-    Attributes:
-        strength: factor on the way to a.
-        to: the part whose rows a are; empty: 0, which is weight decay.
-    """
-
-    strength: float
-    to: str = ""
-
-
-@dataclass(frozen=True)
 class Update:
     """One update in a batch: which parts take a step together, and how.
 
@@ -44,16 +28,17 @@ class Update:
         by: `adam` with torch's defaults, fresh in each round; `kept-adam`, whose moments a client keeps in a part that
             the method has beside (see `moments`); `sgd`; `frequency-sgd`, in which an item row's gradient is the mean
             over its own occurrences in the batch and not over the whole batch. One for all, or one a part.
-        pulls: of parts that clients keep, under `sgd`.
+        decay: weight decay of parts: so many times a part is added to its gradient, as in torch's optimisers. It
+            reaches every row of an item part, also those that no sample of the round touches; not under `adam`.
+        toward: of decayed parts that clients keep, what they shrink to: the rows of another part, and not 0.
+        fading: after each batch of the round all rates are multiplied by it.
     """
 
     rates: Mapping[str, float]
     by: Optimiser | Mapping[str, Optimiser] = "adam"
-    pulls: Mapping[str, Pull] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if any(self.kind(name) != "sgd" for name in self.pulls):
-            raise ValueError("only parts that sgd trains can be pulled")
+    decay: Mapping[str, float] = field(default_factory=dict)
+    fading: float = 1.0
+    toward: Mapping[str, str] = field(default_factory=dict)
 
     def kind(self, name: str) -> Optimiser:
         """What moves a part."""
@@ -77,7 +62,11 @@ class Stepper(Protocol):
 
 
 def stepper_of(update: Update, block: Block) -> Stepper:
-    """A fresh optimiser for one round of a block."""
+    """A fresh optimiser for one round of a block.
+
+    Raises:
+        ValueError: what the update asks for has no closed form for rows that are not touched.
+    """
     names = list(update.rates)
     found = [(kind, [n for n in names if update.kind(n) == kind]) for kind in dict.fromkeys(map(update.kind, names))]
     steppers = [(_stepper(kind, some, update, block), [names.index(n) for n in some]) for kind, some in found]
@@ -85,17 +74,19 @@ def stepper_of(update: Update, block: Block) -> Stepper:
 
 
 def _stepper(kind: Optimiser, names: Sequence[str], update: Update, block: Block) -> Stepper:
-    rates = [update.rates[name] for name in names]
-    if kind == "adam":
-        return CohortAdam([block.parts[name] for name in names], rates)
-    if kind == "kept-adam":
-        return KeptAdam(names, rates)
+    rates, decays = [update.rates[name] for name in names], [update.decay.get(name, 0.0) for name in names]
+    if "adam" in kind:
+        items = any(decay and block.axes[name] == "item" for name, decay in zip(names, decays, strict=True))
+        if update.fading != 1 or items or (kind == "kept-adam" and any(decays)):
+            raise ValueError("Adam neither fades nor decays item rows: it would move rows that no sample touches")
+        if kind == "kept-adam":
+            return KeptAdam(names, rates)
+        return CohortAdam([block.parts[name] for name in names], rates, decays)
     by_frequency = [kind == "frequency-sgd" and block.axes[name] == "item" for name in names]
-    pulls = [update.pulls.get(name) for name in names]
-    for name, pull in zip(names, pulls, strict=True):
-        if pull is not None:
-            block.left[name, pull.to] = block.samples.sign.new_ones(len(block.users))
-    return CohortSgd(rates, by_frequency, list(zip(names, pulls, strict=True)))
+    for name, decay in zip(names, decays, strict=True):
+        if decay and block.axes[name] == "item":
+            block.shrunk.setdefault(name, torch.ones(len(block.users), device=block.users.device))
+    return CohortSgd(names, rates, by_frequency, decays, update.fading, update.toward)
 
 
 @dataclass(frozen=True)
@@ -124,19 +115,20 @@ class CohortAdam:
 
     Args:
         tensors: (k, ...) tensors like those that will be updated.
-        rates: learning rate of each tensor.
+        rates: learning rate of each tensor. decays: weight decay of each; by default none.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], rates: Sequence[float]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], rates: Sequence[float], decays: Sequence[float] = ()) -> None:
         self._first = [torch.zeros_like(x) for x in tensors]
         self._second = [torch.zeros_like(x) for x in tensors]
         self._steps = [torch.zeros((), dtype=torch.float32, device=x.device) for x in tensors]
-        same = {rate: [i for i, other in enumerate(rates) if other == rate] for rate in rates}
+        both = list(zip(rates, decays or [0.0] * len(rates), strict=True))
+        same = {pair: [i for i, other in enumerate(both) if other == pair] for pair in both}
         self._groups = list(same.items())  # tensors of one rate take their step in one call
 
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch | None = None) -> None:
         """One Adam step with the given gradients, one a tensor; in place."""
-        for rate, members in self._groups:
+        for (rate, decay), members in self._groups:
             adam(
                 [tensors[i] for i in members],
                 [gradients[i] for i in members],
@@ -149,7 +141,7 @@ class CohortAdam:
                 beta1=BETA_1,
                 beta2=BETA_2,
                 lr=rate,
-                weight_decay=0.0,
+                weight_decay=decay,
                 eps=EPSILON,
                 maximize=False,
             )
@@ -182,32 +174,38 @@ class KeptAdam:
         """The moments are the block's."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class CohortSgd:
-    """Plain gradient steps.
+    """Plain gradient steps. All clients of the block take theirs together, so one fading serves them all.
 
     Attributes:
+        names: of the parts, in the order of the tensors.
         rates: learning rate of each tensor.
         by_frequency: which tensors are rows whose gradient is to be a mean over their own occurrences.
-        pulls: the tensors' names, and their pulls.
+        decays: weight decay of each tensor. What it does to rows that are not touched is noted in `Block.shrunk`.
+        fading, toward: see `Update`.
     """
 
+    names: Sequence[str]
     rates: Sequence[float]
     by_frequency: Sequence[bool]
-    pulls: Sequence[tuple[str, Pull | None]] = ()
+    decays: Sequence[float]
+    fading: float = 1.0
+    toward: Mapping[str, str] = field(default_factory=dict)
 
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch) -> None:
         """See `Stepper`."""
-        for at, (tensor, gradient, rate) in enumerate(zip(tensors, gradients, self.rates, strict=True)):
-            step = (
-                gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1) if self.by_frequency[at] else gradient
-            )
-            name, pull = self.pulls[at] if self.pulls else ("", None)
-            if pull is not None:
-                way = tensor - batch.block.parts[pull.to] if pull.to else tensor
-                step = torch.add(step, way, alpha=pull.strength)
-                batch.block.left[name, pull.to] *= 1 - rate * pull.strength
-            tensor.sub_(step, alpha=rate)
+        each = zip(self.names, tensors, gradients, self.rates, self.by_frequency, self.decays, strict=True)
+        for name, tensor, gradient, rate, frequency, decay in each:
+            scaled = gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1) if frequency else gradient
+            if decay and name in self.toward:
+                tensor.lerp_(batch.block.parts[self.toward[name]], rate * decay)
+            elif decay:
+                tensor.mul_(1 - rate * decay)
+            if decay and name in batch.block.shrunk:
+                batch.block.shrunk[name].mul_(1 - rate * decay)
+            tensor.sub_(scaled, alpha=rate)
+        self.rates = [rate * self.fading for rate in self.rates]
 
     def keep(self, index: Tensor) -> None:
-        """Nothing is remembered."""
+        """All who are left go on with the same rates."""
