@@ -61,6 +61,15 @@ class Alone:
         """The method's."""
         return self.method.updates(round_)
 
+    @property
+    def sharpness(self) -> float:
+        """The method's."""
+        return self.method.sharpness
+
+    def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """The method's."""
+        return self.method.perturbed(names)
+
     def step(self, block: Block, round_: int) -> Step:
         """The method's."""
         return self.method.step(block, round_)

@@ -45,6 +45,12 @@ class Factorisation(Method):
                 'local.optimiser and local.ridge, or set merge.mode = "replace"'
             )
 
+        if self.sharpness and self.merge.in_training and self.merge.schedule == "released":
+            raise InputError(
+                f"gradients.sharpness = {self.sharpness:g}: sharpness-aware gradients do not go through the merge in "
+                'every batch: set merge.schedule = "paper", or the sharpness to 0'
+            )
+
     @property
     def _written_out(self) -> bool:
         """Whether what is written out here is what a subclass trains."""

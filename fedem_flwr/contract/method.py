@@ -104,6 +104,17 @@ class Method:
         """By automatic differentiation; a method may write them out, and is tested against this."""
         return automatic(self, batch, names)
 
+    @property
+    def sharpness(self) -> float:
+        """See `gradients.sharpness` of the configuration."""
+        return self.config.gradients.sharpness
+
+    def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Shared parts, then private ones; see `engine.gradients.sharp`."""
+        parts = self.parts()
+        groups = ([name for name in names if parts[name].private == private] for private in (False, True))
+        return [group for group in groups if group]
+
     def step(self, block: Block, round_: int) -> Step:
         """What takes a block's batches."""
         return GradientStep(self, block, round_)

@@ -52,7 +52,7 @@ class LocalTraining(Task):
     def _weight_field(self, part: Part) -> Field:
         if not part.by_row:
             return Field((1,), "int64")
-        if part.mean == "changes":
+        if part.mean == "distance":
             return Field((self.method.items,), least=0.0)
         return Field((self.method.items,), "int32", count=True)
 
@@ -90,8 +90,9 @@ class LocalTraining(Task):
         for name, part in self._up.items():
             if part.up == "sum":
                 total, weight = gathered.sums[name], gathered.sums[_weight(name)]
-                mean = average_rows if part.by_row else _mean
-                new[name] = mean(total, weight, state[name])
+                before = torch.zeros_like(state[name]) if part.change else state[name]
+                found = (average_rows if part.by_row else _mean)(total, weight, before)
+                new[name] = state[name] + found if part.change else found
         return new
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:

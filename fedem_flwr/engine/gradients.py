@@ -6,6 +6,7 @@ Users share no leaf, so the gradient of the sum of their losses is each user's o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from fedem_flwr.engine.optimizer import Update, stepper_of
 from fedem_flwr.models.mf import loss_and_residual
 
 Gradients = Mapping[str, Tensor]
+_TINY = 1e-12
 
 
 class Differentiable(Protocol):
@@ -35,6 +37,13 @@ class Differentiable(Protocol):
 
     def updates(self, round_: int) -> Sequence[Update]:
         """The updates of a batch, in their order."""
+
+    @property
+    def sharpness(self) -> float:
+        """ρ, how far from the parts their gradients are taken, see `sharp`; 0: where they are."""
+
+    def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """The parts `names` in the groups that `sharp` moves in turn."""
 
 
 def automatic(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
@@ -58,6 +67,29 @@ def automatic(method: Differentiable, batch: Batch, names: Sequence[str]) -> tup
     return entropy, dict(zip(names, found, strict=True))
 
 
+def sharp(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+    """Sharpness-aware gradients (Foret et al., ICLR 2021), a group of parts at a time as in FedRecGEL.
+
+    For each group θ of the parts, the others as they are: the gradient at θ + ρ g / ‖g‖, with g the gradient at θ and
+    one norm for the whole group of a user.
+
+    Returns:
+        The loss at θ, and the gradients.
+    """
+    loss, plain = method.gradients(batch, names)
+    parts, found = batch.block.parts, dict[str, Tensor]()
+    for group in method.perturbed(names):
+        there = {name: parts[name] for name in group}
+        norm = sum(plain[name].flatten(1).square().sum(1) for name in group)
+        scale = method.sharpness / torch.as_tensor(norm).sqrt().clamp(min=_TINY)  # (k,)
+        for name, values in there.items():
+            parts[name] = values + plain[name] * scale.view(-1, *[1] * (values.ndim - 1))
+        moved = method.gradients(batch, group)[1]
+        found |= {name: moved[name] for name in group}
+        parts.update(there)
+    return loss, found
+
+
 class GradientStep:
     """A method's updates, one after the other, on each batch. See `engine.epochs.Step`.
 
@@ -68,6 +100,7 @@ class GradientStep:
 
     def __init__(self, method: Differentiable, block: Block, round_: int) -> None:
         self.method, self.block = method, block
+        self.gradients = partial(sharp, method) if method.sharpness else method.gradients
         self.updates = [(update, stepper_of(update, block)) for update in method.updates(round_)]
 
     def __call__(self, row: Tensor, valid: Tensor) -> Tensor:
@@ -75,7 +108,7 @@ class GradientStep:
         batch, before = Batch(self.block, row, valid), None
         for update, stepper in self.updates:
             names = list(update.rates)
-            loss, found = self.method.gradients(batch, names)
+            loss, found = self.gradients(batch, names)
             stepper.step([self.block.parts[name] for name in names], [found[name] for name in names], batch)
             before = loss if before is None else before
         if before is None:
