@@ -189,9 +189,9 @@ def test_steps_by_frequency_are_means_over_an_items_own_samples() -> None:
         size, weight = torch.tensor([[4.0]]), torch.tensor([[3.0, 1.0]])
 
     batch: Any = Four()
-    CohortSgd(["items"], [0.5], [True], [0.0]).step([rows], [gradient], batch)
+    CohortSgd([0.5], [True]).step([rows], [gradient], batch)
     torch.testing.assert_close(rows.flatten(), torch.tensor([-0.5 * 3 * 4 / 3, -0.5 * 1 * 4]))
-    CohortSgd(["items"], [0.5], [False], [0.0]).step([rows], [gradient], batch)
+    CohortSgd([0.5], [False]).step([rows], [gradient], batch)
     torch.testing.assert_close(rows.flatten(), torch.tensor([-2.0 - 1.5, -2.0 - 0.5]))
 
 

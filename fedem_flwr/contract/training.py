@@ -52,7 +52,7 @@ class LocalTraining(Task):
     def _weight_field(self, part: Part) -> Field:
         if not part.by_row:
             return Field((1,), "int64")
-        if part.mean == "changes":
+        if part.mean == "distance":
             return Field((self.method.items,), least=0.0)
         return Field((self.method.items,), "int32", count=True)
 
@@ -91,7 +91,7 @@ class LocalTraining(Task):
             if part.up == "sum":
                 total, weight = gathered.sums[name], gathered.sums[_weight(name)]
                 before = torch.zeros_like(state[name]) if part.change else state[name]
-                found = average_rows(total, weight, before) if part.by_row else _mean(total, weight, before)
+                found = (average_rows if part.by_row else _mean)(total, weight, before)
                 new[name] = state[name] + found if part.change else found
         return new
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
-from fedem_flwr.engine.contribution import Collector, Contribution, PartSum
+from fedem_flwr.engine.contribution import Collector, PartSum, contribution_of
 from fedem_flwr.engine.downloads import Download, Downloads, alike
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import train_epochs
@@ -123,7 +123,7 @@ class Cohort:
             loss[index.to(loss.device)] = trained.loss
             if collector is None:
                 continue
-            given = _contribution(trained, collector)
+            given = contribution_of(trained, list(collector.parts))
             if each:
                 own = {name: self.state[name][trained.who] for name in each}
                 before = {name: values[index] for name, values in started.items()}
@@ -231,20 +231,20 @@ class Cohort:
             self.overwrite(who, downloads)
             block = self.block_of(who, downloads, samples, round_, merging=False)
         loss = train_epochs(learner.step(block, round_), block, local, epochs=local.epochs, draws=draws, round_=round_)
-        self._shrink(who, block, downloads)
+        self._pull(who, block, downloads)
         self.write_back(who, block)
         return Trained(loss, who, block, before)
 
-    def _shrink(self, who: Tensor, block: Block, downloads: Downloads) -> None:
-        """Move the rows of decayed tables that no batch touched; see `engine.optimizer.Update`."""
-        toward = {n: to for update in self.learner.updates(block.round) for n, to in update.toward.items()}
-        for name, left in block.shrunk.items():
-            if self.parts[name].own:
-                table, rest = self.state[name][who], left.view(-1, 1, 1)
-                anchor = self._common(toward[name], downloads).of(who) if name in toward else None
-                self.state[name][who] = table * rest if anchor is None else torch.lerp(anchor, table, rest)
-            elif name in toward:
-                raise ValueError(f"'{name}' shrinks to '{toward[name]}', and clients keep no table of it")
+    def _pull(self, who: Tensor, block: Block, downloads: Downloads) -> None:
+        """Move the rows that no batch touched; see `engine.optimizer.Pull`."""
+        for (name, to), left in block.left.items():
+            part = self.parts[name]
+            if part.own:
+                table = self.state[name][who]
+                anchor = self._common(to, downloads).of(who) if to else torch.zeros(())
+                self.state[name][who] = torch.lerp(anchor.to(table), table, left.view(-1, 1, 1))
+            elif to or part.change:
+                raise ValueError(f"'{name}' is pulled to '{to}', and clients keep no table of it")
 
     def _each(self, who: Tensor) -> State:
         """Users' own values of the parts that go up so."""
@@ -295,13 +295,3 @@ def _replace(own: Tensor, who: Tensor, download: Download) -> None:
     """Overwrite users' own values (k', ...) with what they received, in place."""
     got = download.received[who]
     own[got] = download.of(who[got])
-
-
-def _contribution(trained: Trained, collector: Collector) -> Contribution:
-    block = trained.block
-    up: Sequence[str] = list(collector.parts)
-    rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
-    values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
-    samples = block.samples
-    place = (block.users, samples.weight, samples.touched, block.real)
-    return Contribution(*place, rows, trained.before, values, block.shrunk)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.block import Trained
 from fedem_flwr.engine.parts import Part, Parts
 
 
@@ -38,6 +39,16 @@ class Contribution:
     before: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     shrunk: dict[str, Tensor] = field(default_factory=dict)
+
+
+def contribution_of(trained: Trained, up: Iterable[str]) -> Contribution:
+    """What a block's clients give of the parts `up`."""
+    block = trained.block
+    rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
+    values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
+    shrunk = {name: left for (name, to), left in block.left.items() if not to}
+    place = (block.users, block.samples.weight, block.samples.touched, block.real)
+    return Contribution(*place, rows, trained.before, values, shrunk)
 
 
 Stage = Callable[[Contribution, int], Contribution]  # a contribution and the round, from 1
@@ -83,7 +94,8 @@ class Collector:
     @property
     def needs_before(self) -> bool:
         """Whether the rows before the round are looked at."""
-        return bool(self.stages) or any(part.looks_back or _whole(part) for part in self.parts.values())
+        parts = self.parts.values()
+        return bool(self.stages) or any(_whole(part) or part.change or part.mean == "distance" for part in parts)
 
     def add(self, given: Contribution) -> Contribution:
         """Add a block's contributions; returns them as the stages leave them.
@@ -99,17 +111,15 @@ class Collector:
                 values = found.values[name] - found.before[name] if part.change else found.values[name]
                 into.total += (values.double() * weight.unsqueeze(1)).sum(0)
             elif part.by_row:
-                rows = found.rows[name][found.real].double()
-                change = rows - found.before[name][found.real] if part.looks_back else rows
-                behind = torch.ones(len(items), dtype=torch.float64, device=items.device)
-                if part.mean == "changes":
-                    behind = change.abs().sum(1)
-                rows = change if part.change else rows
+                rows = found.rows[name] - found.before[name] if part.change else found.rows[name]
+                rows, behind = rows[found.real].double(), torch.ones_like(items, dtype=torch.float64)
+                if part.mean == "distance":
+                    behind = (found.rows[name] - found.before[name])[found.real].abs().sum(1).double()
                 into.total.index_add_(0, items, rows * behind.unsqueeze(1))
                 into.weight.index_add_(0, items, behind)
             else:
-                own = part.stays and not part.change
-                start = given.rows[name] if own else _smaller(found.before[name], found.shrunk.get(name))
+                before = _smaller(found.before[name], found.shrunk.get(name))
+                start = given.rows[name] if part.stays and not part.change else before
                 change = (found.rows[name] - start).double() * weight.view(-1, 1, 1)
                 into.total.index_add_(0, items, change[found.real])
             if not part.by_row:

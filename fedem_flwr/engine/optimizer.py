@@ -18,6 +18,23 @@ Optimiser = Literal["adam", "sgd", "frequency-sgd", "kept-adam"]
 
 
 @dataclass(frozen=True)
+class Pull:
+    """A pull of a part in each step: its gradient is one of the loss and `strength` · (q − a).
+
+    An item part, which `sgd` trains, is pulled with every row, whether a batch touches it or not. Rows that none
+    touches are moved in closed form, once a round: what is left of their way to a is Π (1 − rate · strength) over the
+    batches.
+
+    Attributes:
+        strength: factor on the way to a.
+        to: the part whose rows a are; empty: 0, which is weight decay.
+    """
+
+    strength: float
+    to: str = ""
+
+
+@dataclass(frozen=True)
 class Update:
     """One update in a batch: which parts take a step together, and how.
 
@@ -28,17 +45,23 @@ class Update:
         by: `adam` with torch's defaults, fresh in each round; `kept-adam`, whose moments a client keeps in a part that
             the method has beside (see `moments`); `sgd`; `frequency-sgd`, in which an item row's gradient is the mean
             over its own occurrences in the batch and not over the whole batch. One for all, or one a part.
-        decay: weight decay of parts: so many times a part is added to its gradient, as in torch's optimisers. It
-            reaches every row of an item part, also those that no sample of the round touches; not under `adam`.
-        toward: of decayed parts that clients keep, what they shrink to: the rows of another part, and not 0.
-        fading: after each batch of the round all rates are multiplied by it.
+        pulls: of parts. Item parts that clients do not keep can only be pulled to 0.
+        fading: after each batch of the round the rates of `sgd` are multiplied by it.
     """
 
     rates: Mapping[str, float]
     by: Optimiser | Mapping[str, Optimiser] = "adam"
-    decay: Mapping[str, float] = field(default_factory=dict)
+    pulls: Mapping[str, Pull] = field(default_factory=dict)
     fading: float = 1.0
-    toward: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kinds = {self.kind(name) for name in self.rates}
+        if self.fading != 1 and kinds != {"sgd"}:
+            raise ValueError("only the rates of sgd fade")
+        if any(
+            self.kind(name) != "sgd" and (pull.to or self.kind(name) != "adam") for name, pull in self.pulls.items()
+        ):
+            raise ValueError("only parts that sgd trains can be pulled, and vectors to 0 that adam trains")
 
     def kind(self, name: str) -> Optimiser:
         """What moves a part."""
@@ -62,11 +85,7 @@ class Stepper(Protocol):
 
 
 def stepper_of(update: Update, block: Block) -> Stepper:
-    """A fresh optimiser for one round of a block.
-
-    Raises:
-        ValueError: what the update asks for has no closed form for rows that are not touched.
-    """
+    """A fresh optimiser for one round of a block."""
     names = list(update.rates)
     found = [(kind, [n for n in names if update.kind(n) == kind]) for kind in dict.fromkeys(map(update.kind, names))]
     steppers = [(_stepper(kind, some, update, block), [names.index(n) for n in some]) for kind, some in found]
@@ -74,19 +93,21 @@ def stepper_of(update: Update, block: Block) -> Stepper:
 
 
 def _stepper(kind: Optimiser, names: Sequence[str], update: Update, block: Block) -> Stepper:
-    rates, decays = [update.rates[name] for name in names], [update.decay.get(name, 0.0) for name in names]
-    if "adam" in kind:
-        items = any(decay and block.axes[name] == "item" for name, decay in zip(names, decays, strict=True))
-        if update.fading != 1 or items or (kind == "kept-adam" and any(decays)):
-            raise ValueError("Adam neither fades nor decays item rows: it would move rows that no sample touches")
-        if kind == "kept-adam":
-            return KeptAdam(names, rates)
-        return CohortAdam([block.parts[name] for name in names], rates, decays)
+    rates = [update.rates[name] for name in names]
+    pulls = [update.pulls.get(name) for name in names]
+    if kind == "adam":
+        if any(pull and block.axes[name] == "item" for name, pull in zip(names, pulls, strict=True)):
+            raise ValueError("Adam pulls no rows: how far those go that no batch touches has no closed form")
+        return CohortAdam(
+            [block.parts[name] for name in names], rates, [pull.strength if pull else 0 for pull in pulls]
+        )
+    if kind == "kept-adam":
+        return KeptAdam(names, rates)
     by_frequency = [kind == "frequency-sgd" and block.axes[name] == "item" for name in names]
-    for name, decay in zip(names, decays, strict=True):
-        if decay and block.axes[name] == "item":
-            block.shrunk.setdefault(name, torch.ones(len(block.users), device=block.users.device))
-    return CohortSgd(names, rates, by_frequency, decays, update.fading, update.toward)
+    for name, pull in zip(names, pulls, strict=True):
+        if pull is not None and block.axes[name] == "item":
+            block.left[name, pull.to] = block.samples.sign.new_ones(len(block.users))
+    return CohortSgd(rates, by_frequency, list(zip(names, pulls, strict=True)), update.fading)
 
 
 @dataclass(frozen=True)
@@ -115,7 +136,7 @@ class CohortAdam:
 
     Args:
         tensors: (k, ...) tensors like those that will be updated.
-        rates: learning rate of each tensor. decays: weight decay of each; by default none.
+        rates: learning rate of each tensor. decays: weight decay of each, as torch has it; by default none.
     """
 
     def __init__(self, tensors: Sequence[Tensor], rates: Sequence[float], decays: Sequence[float] = ()) -> None:
@@ -183,33 +204,32 @@ class CohortSgd:
     """Plain gradient steps. All clients of the block take theirs together, so one fading serves them all.
 
     Attributes:
-        names: of the parts, in the order of the tensors.
         rates: learning rate of each tensor.
         by_frequency: which tensors are rows whose gradient is to be a mean over their own occurrences.
-        decays: weight decay of each tensor. What it does to rows that are not touched is noted in `Block.shrunk`.
-        fading, toward: see `Update`.
+        pulls: the tensors' names, and their pulls.
+        fading: of the rates, after each step.
     """
 
-    names: Sequence[str]
     rates: Sequence[float]
     by_frequency: Sequence[bool]
-    decays: Sequence[float]
+    pulls: Sequence[tuple[str, Pull | None]] = ()
     fading: float = 1.0
-    toward: Mapping[str, str] = field(default_factory=dict)
 
     def step(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor], batch: Batch) -> None:
         """See `Stepper`."""
-        each = zip(self.names, tensors, gradients, self.rates, self.by_frequency, self.decays, strict=True)
-        for name, tensor, gradient, rate, frequency, decay in each:
-            scaled = gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1) if frequency else gradient
-            if decay and name in self.toward:
-                tensor.lerp_(batch.block.parts[self.toward[name]], rate * decay)
-            elif decay:
-                tensor.mul_(1 - rate * decay)
-            if decay and name in batch.block.shrunk:
-                batch.block.shrunk[name].mul_(1 - rate * decay)
-            tensor.sub_(scaled, alpha=rate)
-        self.rates = [rate * self.fading for rate in self.rates]
+        for at, (tensor, gradient, rate) in enumerate(zip(tensors, gradients, self.rates, strict=True)):
+            step = (
+                gradient * (batch.size / batch.weight.clamp(min=1)).unsqueeze(-1) if self.by_frequency[at] else gradient
+            )
+            name, pull = self.pulls[at] if self.pulls else ("", None)
+            if pull is not None:
+                way = tensor - batch.block.parts[pull.to] if pull.to else tensor
+                step = torch.add(step, way, alpha=pull.strength)
+                if (name, pull.to) in batch.block.left:
+                    batch.block.left[name, pull.to] *= 1 - rate * pull.strength
+            tensor.sub_(step, alpha=rate)
+        if self.fading != 1:
+            self.rates = [rate * self.fading for rate in self.rates]
 
     def keep(self, index: Tensor) -> None:
         """All who are left go on with the same rates."""

@@ -13,7 +13,7 @@ from fedem_flwr.randomness import keyed_normal
 
 Axis = Literal["user", "item", "model"]
 Up = Literal["none", "sum", "each"]
-Mean = Literal["rows", "changes", "samples", "users"]
+Mean = Literal["rows", "distance", "samples", "users"]
 State = dict[str, Tensor]  # a cohort's private state, or a server's: tensors by the name of their part
 
 
@@ -27,8 +27,8 @@ class Part:
         width: numbers of a vector, of a row, or of all weights.
         private: it never leaves the node. Else it is sent down.
         up: what clients upload of it: nothing, a cohort's sum, or each user's own.
-        mean: what a sum is made of and divided by. `rows`: each row over the clients that trained it; `changes`: the
-            same, each client weighted by the l1 norm of its change of the row; `samples`: whole tensors, weighted by
+        mean: what a sum is made of and divided by. `rows`: each row over the clients that trained it; `distance`: the
+            same, each client weighted by how far, in l1, it has moved the row; `samples`: whole tensors, weighted by
             the clients' samples (the p_v of FedAvg); `users`: whole tensors, all alike.
         kept: whether a client keeps its own copy between rounds. Private parts always are.
         group: of a private part, whether it is one for all users of a node together, (1, ...) in its state. The engine
@@ -68,14 +68,9 @@ class Part:
         return self.private or self.kept
 
     @property
-    def looks_back(self) -> bool:
-        """Whether a sum is made of what its rows were when the round began, too."""
-        return self.change or self.mean == "changes"
-
-    @property
     def by_row(self) -> bool:
         """Whether a sum has a divisor for each row, and holds trained rows only."""
-        return self.mean in ("rows", "changes")
+        return self.mean in ("rows", "distance")
 
     @property
     def own(self) -> bool:

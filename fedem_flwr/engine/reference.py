@@ -39,7 +39,7 @@ class Client:
         self.learner, self.received, self.round = learner, received, round_
         self.parts = learner.parts()
         self.values = {name: value.clone().requires_grad_() for name, value in values.items()}
-        self.shrunk: dict[str, float] = {}
+        self.left: dict[tuple[str, str], Tensor] = {}
         merged = learner.merged
         self.pooled = None if received is None else (values[merged].mean(0), received.mean(0))
 
@@ -93,13 +93,15 @@ class Client:
             if update.kind(name) == "frequency-sgd" and self.parts[name].axis == "item":
                 often = torch.bincount(items, minlength=len(gradient)).clamp(min=1)
                 gradient.mul_((len(items) / often).unsqueeze(1))
-            if decay := update.decay.get(name, 0.0):
-                anchor = self.values[update.toward[name]].detach() if name in update.toward else 0.0
-                gradient.add_(decay * (self.values[name].detach() - anchor))
+            if name in update.pulls:
+                pull = update.pulls[name]
+                anchor = self.values[pull.to].detach() if pull.to else 0.0
+                gradient.add_(pull.strength * (self.values[name].detach() - anchor))
+                (group,) = optimisers[name].param_groups
+                left = self.left.get((name, pull.to), torch.ones(1))
+                self.left[name, pull.to] = left * (1 - group["lr"] * pull.strength)
             optimisers[name].step()
-            for group in optimisers[name].param_groups:
-                self.shrunk[name] = self.shrunk.get(name, 1.0) * (1 - group["lr"] * decay)
-                group["lr"] *= update.fading
+            optimisers[name].param_groups[0]["lr"] *= update.fading
             if update.kind(name) == "kept-adam":
                 self._remember(name, optimisers[name])
         return float(entropy)
@@ -177,10 +179,9 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
     for name, value in client.values.items():
         trained = value.detach()
         block.parts[name] = (trained[touched] if block.axes[name] == "item" else trained).unsqueeze(0)
-        if cohort.parts[name].own:
+        if cohort.parts[name].own:  # a pull moves untouched rows, too
             cohort.state[name][who] = trained.unsqueeze(0)
-    decayed = {name for update in updates for name in update.decay if block.axes[name] == "item"}
-    block.shrunk = {name: torch.tensor([client.shrunk[name]]) for name in decayed}
+    block.left = {names: left for names, left in client.left.items() if block.axes[names[0]] == "item"}
     return Trained(torch.tensor([loss], dtype=torch.float64), who, block, before)
 
 

@@ -57,7 +57,7 @@ class FedFast(Method):
         dim, std, output = self.config.model.dim, self.config.model.init_std, Mlp((self.config.model.dim, 1))
         return {
             "user": Part("user", dim, up="each", kept=True, std=std),
-            "items": Part("item", dim, up="sum", mean="changes", std=std),
+            "items": Part("item", dim, up="sum", mean="distance", std=std),
             "output": Part("model", output.size, up="sum", mean="samples", start=lambda s: output.initial(s, "output")),
         }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Method, Part, Update
+from fedem_flwr.contract import Method, Part, Pull, Update
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mlp import Mlp
 
@@ -69,4 +69,4 @@ class FedNCF(Method):
         """One Adam step on everything."""
         local = self.config.local
         rates = {"user": local.lr_user, "items": local.lr_item, "network": self.options.lr}
-        return [Update(rates, decay={"network": self.options.decay})]
+        return [Update(rates, pulls={"network": Pull(self.options.decay)})]

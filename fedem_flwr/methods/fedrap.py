@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Method, Part, Update
+from fedem_flwr.contract import Method, Part, Pull, Update
 from fedem_flwr.models.mf import scores
 from fedem_flwr.models.mlp import Mlp, head_scores
 
@@ -66,7 +66,8 @@ class FedRAP(Method):
         apart, size = (parts["own"] - parts["shared"]).square(), parts["shared"].abs()
         each = (self.options.sparse * size - self.options.apart * apart).mean(2)  # (k, b)
         grown = math.tanh(round_ / 10) if self.options.curriculum == "tanh" else 1.0
-        return grown * (each * valid).sum(1) / valid.sum(1).clamp(min=1)
+        found: Tensor = grown * (each * valid).sum(1) / valid.sum(1).clamp(min=1)
+        return found
 
     def updates(self, round_: int) -> Sequence[Update]:
         """One backward pass, two rates."""
@@ -74,4 +75,4 @@ class FedRAP(Method):
         shrunk = options.fading_rounds ** (round_ - 1)
         tables = options.lr_tables * shrunk
         rates = {"user": options.lr_user * shrunk, "own": tables, "shared": tables}
-        return [Update(rates, "sgd", dict.fromkeys(rates, options.decay) if options.decay else {}, options.fading)]
+        return [Update(rates, "sgd", dict.fromkeys(rates, Pull(options.decay)), options.fading)]

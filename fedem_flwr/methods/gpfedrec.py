@@ -20,7 +20,7 @@ from fedem_flwr.aggregation.combine import combine_tables
 from fedem_flwr.aggregation.similarity import cosines
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, State, Update
+from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, Pull, State, Update
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.models.mf import initial_table
@@ -81,8 +81,8 @@ class GPFedRec(Method):
         """One backward pass, three rates."""
         o, dim = self.options, self.config.model.dim
         rates = {"network": o.lr, "user": o.lr * (o.factor - 1), "items": o.lr * (o.factor * self.items - 1)}
-        decay = {"items": 2 * o.pull / (self.items * dim)}
-        return [Update(rates, "sgd", decay, toward={"items": "anchor"})]
+        pull = Pull(2 * o.pull / (self.items * dim), "anchor")
+        return [Update(rates, "sgd", {"items": pull})]
 
     def start(self) -> State:
         """The mean of all r, before there are any: what everybody starts from."""

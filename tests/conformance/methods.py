@@ -30,19 +30,23 @@ SMALL: dict[str, dict[str, Any]] = {
     "fedrecgel": {"method": {"options": {"hidden": [8, 4]}}},
     "fedcia": {"method": {"options": {"group": "user", "steps": 10}}},
     "fedcia-released": {"method": {"options": {"steps": 10}}},
+    "fedfast": {"run": {"participants": 0.6}, "method": {"options": {"clusters": 3}}},
 }
 
-FEDRAP = {"apart": 0.001, "sparse": 0.001, "lr_user": 5.0, "lr_tables": 20.0}
+FEDRAP = {
+    "method": {"options": {"apart": 0.001, "sparse": 0.001, "lr_user": 5.0, "lr_tables": 2.0, "fading": 1.0}},
+    "local": {"epochs": 5},
+}
+FEDNCF = {"method": {"options": {"lr": 0.03}}, "local": {"lr_user": 0.1, "lr_item": 0.1, "epochs": 5}}
 # Settings beyond those of `conformance.useful` under which a method finds two tastes in 30 rounds.
 LEARNING: dict[str, dict[str, Any]] = {
     "fedem-released": {"aggregate": {"fraction": 1.0}},  # with a tenth of 40 users there is little to hear of others
-    "pfedrec": {"method": {"options": {"factor": 5.0, "lr": 0.3}}},
-    "fedrap": {"method": {"options": FEDRAP}},
-    "fedrap-released": {"method": {"options": FEDRAP}},
-    "fedncf": {"local": {"lr_user": 0.1, "lr_item": 0.1}, "method": {"options": {"lr": 0.1}}},
-    "fedncf-released": {"local": {"lr_user": 0.1, "lr_item": 0.1}, "method": {"options": {"lr": 0.1}}},
-    "fedfast": {"run": {"participants": 0.5}, "method": {"options": {"clusters": 4}}},
-    "fedmf-visits": {"local": {"lr_user": 1.0, "lr_item": 1.0}, "run": {"participants": 1.0}},
+    "pfedrec": {"model": {"init_std": 0.3}, "method": {"options": {"factor": 5.0}}, "local": {"epochs": 4}},
+    "fedrap": FEDRAP,
+    "fedrap-released": FEDRAP,
+    "fedncf": FEDNCF,
+    "fedncf-released": FEDNCF,
+    "fedmf-visits": {"local": {"lr_user": 1.0, "lr_item": 1.0}},
     "colr": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
     "fedrecgel": {"method": {"options": {"lr_server": 0.05}}, "local": {"lr_user": 0.1}},
     "gpfedrec": {"method": {"options": {"factor": 20.0}}, "model": {"init_std": 0.3}},
