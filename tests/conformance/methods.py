@@ -51,7 +51,11 @@ LEARNING: dict[str, dict[str, Any]] = {
     "fedrecgel": {"method": {"options": {"lr_server": 0.05}}, "local": {"lr_user": 0.1}},
     "gpfedrec": {"method": {"options": {"factor": 20.0}}, "model": {"init_std": 0.3}},
     "fedcia": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}},
-    "fedcia-released": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}, "run": {"users_per_node": 10}},
+    "fedcia-released": {
+        "local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05},
+        "method": {"options": {"steps": 30, "rate": 0.3}},
+        "run": {"users_per_node": 10},
+    },
 }
 
 
