@@ -201,4 +201,4 @@ def test_users_keep_their_adam_and_the_server_has_one() -> None:
         for name, value in own.items():
             torch.testing.assert_close(cohort.state[name], value.detach(), rtol=1e-3, atol=1e-4)
         for name, value in shared.items():
-            torch.testing.assert_close(state[name], value.detach(), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(state[name], value.detach(), rtol=1e-3, atol=3e-4)  # of steps of .01

@@ -22,8 +22,8 @@ class Pull:
     """A pull of a part in each step: its gradient is one of the loss and `strength` · (q − a).
 
     An item part, which `sgd` trains, is pulled with every row, whether a batch touches it or not. Rows that none
-    touches are moved in closed form, once a round: what is left of their way to a is Π (1 − rate · strength) over the
-    batches.
+    touches are moved in closed form, once a round: what is left of their way to a is Π (1 − rate · strength) over
+    the batches.
 
     Attributes:
         strength: factor on the way to a.
