@@ -5,7 +5,7 @@ Users share no leaf, so the gradient of the sum of their losses is each user's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from fedem_flwr.models.mf import loss_and_residual
 
 Gradients = Mapping[str, Tensor]
 _TINY = 1e-12
+_ROWS = 2  # touched rows for each sample of a batch up to which they are all scored
 
 
 class Differentiable(Protocol):
@@ -52,18 +53,42 @@ def automatic(method: Differentiable, batch: Batch, names: Sequence[str]) -> tup
     Returns:
         (k,) float64 sum of the batch's cross-entropies, and the gradients.
     """
-    block = batch.block
-    leaves = {name: block.parts[name].detach().requires_grad_() for name in names}
+    axes = batch.block.axes
+
+    def seen(parts: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: batch.of_samples(value) if axes[name] == "item" else value for name, value in parts.items()}
+
+    return _differentiated(method, batch, names, seen, batch.sign, batch.valid)
+
+
+def by_rows(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+    """The same, faster: touched rows are scored once, with how often each occurs in the batch in the mask's place.
+
+    For methods whose loss and penalty weigh samples by `valid`. Where a batch is much smaller than the round's touched
+    rows it is sample by sample.
+    """
+    if batch.block.samples.sign.shape[1] > _ROWS * batch.row.shape[1]:
+        return automatic(method, batch, names)
+    return _differentiated(method, batch, names, dict, batch.block.samples.sign, batch.weight)
+
+
+def _differentiated(
+    method: Differentiable,
+    batch: Batch,
+    names: Sequence[str],
+    seen: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    sign: Tensor,
+    valid: Tensor,
+) -> tuple[Tensor, Gradients]:
+    parts = batch.block.parts
+    leaves = {name: parts[name].detach().requires_grad_() for name in names}
     with torch.enable_grad():
-        seen = {
-            name: batch.of_samples(value) if block.axes[name] == "item" else value
-            for name, value in {**block.parts, **leaves}.items()
-        }
-        logits = method.score(seen)
-        total, more = method.loss(logits, batch.sign, batch.valid), method.penalty(seen, batch.valid, block.round)
+        scored = seen({**parts, **leaves})
+        logits = method.score(scored)
+        total, more = method.loss(logits, sign, valid), method.penalty(scored, valid, batch.block.round)
         minimised = total if more is None else total + more
         found = torch.autograd.grad(minimised.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
-    entropy, _ = loss_and_residual(logits.detach(), batch.sign, batch.valid)
+    entropy, _ = loss_and_residual(logits.detach(), sign, valid)
     return entropy, dict(zip(names, found, strict=True))
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Section
 from fedem_flwr.contract import Method, Part, Pull, Update
+from fedem_flwr.engine.block import Batch
+from fedem_flwr.engine.gradients import Gradients, by_rows
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mlp import Mlp
 
@@ -64,6 +66,10 @@ class FedNCF(Method):
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:
         """See the class."""
         return self.network.scores(parts["network"], parts["user"], parts["items"])
+
+    def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+        """See `by_rows`."""
+        return by_rows(self, batch, names)
 
     def updates(self, round_: int) -> Sequence[Update]:
         """One Adam step on everything."""

@@ -17,12 +17,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Section
 from fedem_flwr.contract import Method, Part, Pull, Update
-from fedem_flwr.models.mf import scores
+from fedem_flwr.engine.block import Batch
+from fedem_flwr.engine.gradients import Gradients
+from fedem_flwr.models.mf import loss_and_residual, scores
 from fedem_flwr.models.mlp import Mlp, head_scores
 
 
@@ -65,9 +68,25 @@ class FedRAP(Method):
         """See above; a row that occurs twice counts twice."""
         apart, size = (parts["own"] - parts["shared"]).square(), parts["shared"].abs()
         each = (self.options.sparse * size - self.options.apart * apart).mean(2)  # (k, b)
-        grown = math.tanh(round_ / 10) if self.options.curriculum == "tanh" else 1.0
-        found: Tensor = grown * (each * valid).sum(1) / valid.sum(1).clamp(min=1)
+        found: Tensor = self.grown(round_) * (each * valid).sum(1) / valid.sum(1).clamp(min=1)
         return found
+
+    def grown(self, round_: int) -> float:
+        """What the round makes of λ and μ."""
+        return math.tanh(round_ / 10) if self.options.curriculum == "tanh" else 1.0
+
+    def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+        """Written out, a row with how often it occurs in the batch: two outer products, no sample is gathered."""
+        parts, grown = batch.block.parts, self.grown(batch.block.round) / self.config.model.dim
+        user, own, shared, often = parts["user"], parts["own"], parts["shared"], batch.weight / batch.size  # (k, t)
+        loss, residual = loss_and_residual(self.score(parts), batch.block.samples.sign, batch.weight)
+        residual = residual / batch.size
+        of_score = residual.unsqueeze(-1) * user[:, None, : own.shape[-1]]  # (k, t, d), without a head's b
+        apart = (own - shared).mul_(often.unsqueeze(-1)).mul_(2 * self.options.apart * grown)
+        size = shared.sign().mul_(often.unsqueeze(-1)).mul_(self.options.sparse * grown)
+        to_user = torch.bmm(residual.unsqueeze(1), own + shared).squeeze(1)
+        to_user = torch.cat([to_user, residual.sum(1, keepdim=True)], 1) if self.options.head else to_user
+        return loss, {"user": to_user, "own": of_score - apart, "shared": size.add_(of_score).add_(apart)}
 
     def updates(self, round_: int) -> Sequence[Update]:
         """One backward pass, two rates."""

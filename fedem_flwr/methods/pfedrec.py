@@ -13,11 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Section
 from fedem_flwr.contract import Method, Part, Update
+from fedem_flwr.engine.block import Batch
+from fedem_flwr.engine.gradients import Gradients
+from fedem_flwr.models.mf import loss_and_residual
 from fedem_flwr.models.mlp import Mlp, head_scores
 
 
@@ -43,6 +47,16 @@ class PFedRec(Method):
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:
         """See the class."""
         return head_scores(parts["head"], parts["items"])
+
+    def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+        """Written out, a row with how often it occurs in the batch; each of the two where it is asked for."""
+        head, rows = batch.block.parts["head"], batch.block.parts["items"]
+        loss, residual = loss_and_residual(head_scores(head, rows), batch.block.samples.sign, batch.weight)
+        residual = residual.div_(batch.size)  # (k, t)
+        if "items" in names:
+            return loss, {"items": residual.unsqueeze(-1) * head[:, None, :-1]}
+        to_w = torch.bmm(residual.unsqueeze(1), rows).squeeze(1)
+        return loss, {"head": torch.cat([to_w, residual.sum(1, keepdim=True)], 1)}
 
     def updates(self, round_: int) -> Sequence[Update]:
         """The head, then the items."""
