@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upl
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.optimizer import adam_step
-from fedem_flwr.engine.samples import draw_samples
+from fedem_flwr.engine.triples import Triples
 
 if TYPE_CHECKING:
     from fedem_flwr.methods.fedcia import FedCIA
@@ -74,7 +73,7 @@ class GroupSimilarities(Task):
         at = {name: who if name.startswith("user") else group for name in state}
         values = {name: state[name][index] for name, index in at.items()}
         values["items"] = method.tables(device, asked)[group]
-        triples, samples = self.triples(device, asked, who)
+        triples = self.triples(device, asked, who)
         total = 0.0
         for epoch in range(method.local.epochs):
             order = triples.shuffled(asked.round, epoch)
@@ -82,7 +81,7 @@ class GroupSimilarities(Task):
                 total += self.step(values, triples, batch)
         for name, value in values.items():
             state[name][at[name]] = value
-        return samples, total / method.local.epochs / max(1, int(triples.valid.sum())) * samples
+        return triples.samples, total / method.local.epochs / max(1, int(triples.valid.sum())) * triples.samples
 
     def step(self, values: State, triples: Triples, batch: Tensor) -> float:
         """One Adam step of every group that has triples left; returns their summed loss."""
@@ -106,20 +105,11 @@ class GroupSimilarities(Task):
             values[name] = value
         return float((loss.detach().double() * valid.sum(1)).sum())
 
-    def triples(self, device: Device, asked: Asked, who: Tensor) -> tuple[Triples, int]:
-        """A row a group, of its participants' triples, drawn once for the run; and how many samples they hold."""
-        negatives, draws = self.method.local.negatives, Draws(self.method.seed, device.secret)
-        drawn = draw_samples(device.cohort.data, who, negatives, draws, _ONCE)
-        count = int(drawn.weight.max()) // (1 + negatives)
-        items = drawn.touched.gather(1, drawn.row)[:, : count * (1 + negatives)].view(len(who), count, 1 + negatives)
-        met, other = items[..., :1].expand(-1, -1, negatives).flatten(1), items[..., 1:].flatten(1)
-        owner = torch.arange(len(who), device=who.device).unsqueeze(1).expand_as(met)
-        real = torch.arange(met.shape[1], device=who.device) < (drawn.weight * negatives // (1 + negatives)).unsqueeze(
-            1
-        )
-        users = device.cohort.data.users[who]
-        found = Triples(owner, met, other, real.float(), users, draws)
-        return found if self.method.single else found.of_one_group(real), int(drawn.weight.sum())
+    def triples(self, device: Device, asked: Asked, who: Tensor) -> Triples:
+        """A row a group, of its participants' triples, drawn once for the run."""
+        method, draws = self.method, Draws(self.method.seed, device.secret)
+        together = not method.single
+        return Triples.drawn(device.cohort.data, who, method.local.negatives, draws, _ONCE, together=together)
 
 
 class UserSimilarities(GroupSimilarities):
@@ -142,35 +132,3 @@ class UserSimilarities(GroupSimilarities):
         rows = tables.transpose(0, 1).flatten(1)  # (m, k' d): the sum of all V Vᵀ is one product
         arrays = {"similar": (rows @ rows.T).cpu().numpy(), "groups": np.array([len(tables)], np.int32)}
         return Upload(arrays, samples, loss)
-
-
-@dataclass(frozen=True)
-class Triples:
-    """Rows of triples, (g, s) each.
-
-    Attributes:
-        owner: positions among the participants. met, other: items. valid: 1 where a triple is real.
-        users, draws: (k,) codes of the participants, and the key of their shuffles.
-        real: where all are one row, which of the participants' (k, s') they were.
-    """
-
-    owner: Tensor
-    met: Tensor
-    other: Tensor
-    valid: Tensor
-    users: Tensor
-    draws: Draws
-    real: Tensor | None = None
-
-    def of_one_group(self, real: Tensor) -> Triples:
-        """All in one row, without padding."""
-        owner, met, other, valid = (x[real].unsqueeze(0) for x in (self.owner, self.met, self.other, self.valid))
-        return Triples(owner, met, other, valid, self.users, self.draws, real)
-
-    def shuffled(self, round_: int, epoch: int) -> Tensor:
-        """(g, s) an order of each row's triples; padding comes last."""
-        count = self.met.shape[1] if self.real is None else self.real.shape[1]
-        key = self.draws.bits("train/shuffle", (round_, epoch), self.users, count)
-        key = key if self.real is None else key[self.real].unsqueeze(0)
-        found: Tensor = key.masked_fill(self.valid == 0, torch.iinfo(key.dtype).max).sort(dim=1, stable=True).indices
-        return found
