@@ -14,6 +14,7 @@ from conformance.runs import Runs
 from torch import Tensor
 from worlds import carry_out
 
+from fedem_flwr.config import Config
 from fedem_flwr.contract import Field, Gathered, Method, State, Task, Upload
 from fedem_flwr.contract.adding import contributed
 from fedem_flwr.contract.asked import Asked, Device
@@ -25,13 +26,14 @@ from fedem_flwr.engine.parts import Part
 from fedem_flwr.engine.samples import draw_samples
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.methods.fedem import FedEM
+from fedem_flwr.methods.fedfast import FedFast
 from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.nodes.policy import NodePolicy
 from strategies.sums import SumsStrategy
 from strategies.tables import TablesStrategy
 
 HERE = "test_hooks"
-FEDFAST = Subject("conformance.fedfast:FedFast")
+FEDFAST = Subject("fedfast")
 
 
 class Pulled(FedMF):
@@ -45,6 +47,13 @@ class PulledFedEM(FedEM):
     """The same, where clients train through a merge."""
 
     penalty = Pulled.penalty
+
+
+class HalfSent(FedFast):
+    """FedFast, of whose delegates some keep their vector."""
+
+    def __init__(self, config: Config, items: int) -> None:
+        Method.__init__(self, config, items)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,8 @@ def test_sums_beside_users_own_values_have_the_policy_of_sums(runs: Runs) -> Non
 
 def test_fewer_uploaders_than_participants(runs: Runs) -> None:
     """Sums are over the participants, and are checked for them."""
-    done = carry_out(runs.path(), FEDFAST.config(aggregate={"fraction": 0.5}, run={"users_per_node": 7}))
+    config = Subject(f"{HERE}:HalfSent").config(aggregate={"fraction": 0.5}, run={"users_per_node": 7})
+    done = carry_out(runs.path(), config)
     assert done.outcome.failures == []
 
 

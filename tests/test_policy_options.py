@@ -22,8 +22,9 @@ from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.runtime.inputs import build_strategy
 
 FLAG, ALLOW = "--allow-individual-uploads", {"privacy": {"individual_uploads": True}}
-SINGLE = ["fedem", "fedem-released", "fedsim", "fedsim-sm", "fedsim-dm"]
+SINGLE = ["fedem", "fedem-released", "fedsim", "fedsim-sm", "fedsim-dm", "fedfast"]
 OTHERS = ["fedmf", "fedmf-sr", "fedials", "fedials-order", "fedials-elastic", "fedmf-elastic", "local-only"]
+OTHERS += ["fedmf-visits", "fedncf", "fedncf-released", "pfedrec", "fedrap", "fedrap-released"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

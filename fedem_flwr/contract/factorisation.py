@@ -39,12 +39,23 @@ class Factorisation(Method):
                 f"{type(self).__name__} has a score, loss or penalty of its own, and training through a merge is "
                 'written out for p · q and cross-entropy: set merge.mode = "replace", or override step and adapter_step'
             )
+        if self.merge.in_training and (config.local.ridge or config.local.optimiser != "adam"):
+            raise InputError(
+                f"merge.mode = '{config.merge.mode}' trains through the merge by Adam and without a ridge: leave out "
+                'local.optimiser and local.ridge, or set merge.mode = "replace"'
+            )
+
+        if self.sharpness and self.merge.in_training and self.merge.schedule == "released":
+            raise InputError(
+                f"gradients.sharpness = {self.sharpness:g}: sharpness-aware gradients do not go through the merge in "
+                'every batch: set merge.schedule = "paper", or the sharpness to 0'
+            )
 
     @property
     def _written_out(self) -> bool:
         """Whether what is written out here is what a subclass trains."""
         own = type(self)
-        return (own.score, own.loss, own.penalty) == (Factorisation.score, Method.loss, Method.penalty)
+        return (own.score, own.loss, own.penalty) == (Factorisation.score, Method.loss, Factorisation.penalty)
 
     @property
     def mean(self) -> Mean:
@@ -68,6 +79,14 @@ class Factorisation(Method):
         """See `Method.score`."""
         return mf.scores(parts["user"], parts["items"])
 
+    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor, round_: int) -> Tensor | None:
+        """γ (‖p‖² + the mean of ‖q‖² over the batch's samples)."""
+        ridge = self.config.local.ridge
+        if not ridge:
+            return None
+        rows = parts["items"].square().sum(-1) * valid  # (k, b)
+        return ridge * (parts["user"].square().sum(-1) + rows.sum(1) / valid.sum(1).clamp(min=1))
+
     @property
     def merge(self) -> Merge:
         """From `[merge]`."""
@@ -76,8 +95,9 @@ class Factorisation(Method):
         return Merge(merge.mode, merge.rho, adapter, merge.schedule, merge.epochs, merge.lr)
 
     def updates(self, round_: int) -> Sequence[Update]:
-        """Eq. 12 of FedEM: one Adam step on p and Q."""
-        return [Update({"user": self.config.local.lr_user, "items": self.config.local.lr_item})]
+        """Eq. 12 of FedEM: one step on p and Q, by Adam where `local.optimiser` says nothing else."""
+        local = self.config.local
+        return [Update({"user": local.lr_user, "items": local.lr_item}, local.optimiser)]
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """Written out, where no subclass scores or loses otherwise; see `models.mf.gradients`."""
@@ -85,6 +105,9 @@ class Factorisation(Method):
             return super().gradients(batch, names)
         parts, sign = batch.block.parts, batch.block.samples.sign
         loss, to_user, to_items = mf.gradients(parts["user"], parts["items"], sign, batch.weight, batch.size)
+        if ridge := self.config.local.ridge:
+            to_user.add_(parts["user"], alpha=2 * ridge)
+            to_items.addcmul_(parts["items"], (batch.weight / batch.size).unsqueeze(-1), value=2 * ridge)
         return loss, {"user": to_user, "items": to_items}
 
     def step(self, block: Block, round_: int) -> Step:
