@@ -75,12 +75,16 @@ class GradientStep:
         batch, before = Batch(self.block, row, valid), None
         for update, stepper in self.updates:
             names = list(update.rates)
-            loss, found = self.method.gradients(batch, names)
+            loss, found = self.gradients(batch, names)
             stepper.step([self.block.parts[name] for name in names], [found[name] for name in names], batch)
             before = loss if before is None else before
         if before is None:
             raise ValueError("a method that trains needs at least one update")
         return before
+
+    def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+        """See `Differentiable.gradients`."""
+        return self.method.gradients(batch, names)
 
     def keep(self, index: Tensor) -> Block:
         """See `engine.epochs.Step.keep`."""
