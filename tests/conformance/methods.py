@@ -48,19 +48,27 @@ class Subject:
 
     Attributes:
         name: what `method.name` takes: a preset, a registered name, or a dotted path.
+        more: settings that it is tested under: section, key, value.
     """
 
     name: str
+    more: tuple[tuple[str, str, Any], ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The method alone."""
+        return self.name.rpartition(":")[2]
 
     @property
     def short(self) -> str:
         """For ids and lists."""
-        return self.name.rpartition(":")[2]
+        return "+".join([self.base, *(str(value) for _, _, value in self.more)])
 
     def config(self, **sections: Any) -> Config:
         """On the tiny world, with as few rounds as the method's phases need, and at least three."""
+        own: dict[str, Any] = merge_trees(*({section: {key: value}} for section, key, value in self.more))
         for rounds in (3, 4, 5, 6):
-            tree = merge_trees(TINY, {"method": {"name": self.name}, "run": {"rounds": rounds}})
+            tree = merge_trees(TINY, {"method": {"name": self.name}, "run": {"rounds": rounds}}, own)
             config = resolve({}, merge_trees(tree, sections))
             try:
                 method_of(config, ITEMS).phases()

@@ -43,7 +43,7 @@ def tastes(subject: Subject, runs: Runs) -> None:
 def tastes_config(subject: Subject, runs: Runs) -> Config:
     """A run of the method over the world of two tastes."""
     data = {"data": {"dataset": str(tastes_file(runs))}}
-    return subject.config(**merge_trees(TASTES, LEARNING.get(subject.short, {}), data))
+    return subject.config(**merge_trees(TASTES, LEARNING.get(subject.base, {}), data))
 
 
 def tastes_file(runs: Runs) -> Path:
