@@ -82,7 +82,12 @@ class MethodStrategy(CohortStrategy):
     # Who takes part, and what they are told.
 
     def participants(self, round_: int) -> np.ndarray:
-        """(p,) the users that train in a round; a phase may have a share of its own."""
+        """(p,) the users that train in a round; a phase may have a share of its own, and a method may choose."""
+        if (
+            self._drawn[0] != round_
+            and (chosen := self.method.participants(self.kept, self.samples, round_)) is not None
+        ):
+            self._drawn = round_, chosen
         share = self.schedule.at(round_)[0].participants
         return self.drawn(round_, self.config.run.participants if share is None else share)
 

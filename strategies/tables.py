@@ -26,7 +26,8 @@ class TablesStrategy(SumsStrategy):
     """One table a client; what else goes up is added up.
 
     The method's state holds, beside its own, `receivers` (r,) and for each part that goes up `(r, ...)` values that
-    wait for them, in the receivers' order, ascending.
+    wait for them, in the receivers' order, ascending. What a fold gives is for the uploaders, or for receivers that it
+    names.
     """
 
     TAKES_EACH = True
@@ -91,6 +92,8 @@ class TablesStrategy(SumsStrategy):
         waiting = ~np.isin(receivers, np.concatenate([_NOBODY, *self._served, whose]))
         failures = len(self.failures)
         super().combine(round_)
+        if self.kept["receivers"] is not before["receivers"]:
+            return  # the method has said for whom its values are
         made = self.kept if len(whose) and len(self.failures) == failures else {n: before[n][:0] for n in self.parts}
         users = np.concatenate([whose if len(made[next(iter(self.parts))]) else _NOBODY, receivers[waiting]])
         order = np.argsort(users)

@@ -20,7 +20,7 @@ TOLERANCE = 1e-9
 def twin(adapter: Adapter, theta: Tensor) -> nn.Sequential:
     """One client's adapter as plain torch modules."""
     modules: list[nn.Module] = []
-    for n_in, n_out in itertools.pairwise(adapter.widths):
+    for n_in, n_out in itertools.pairwise(adapter.mlp.widths):
         modules += [nn.Linear(n_in, n_out, dtype=theta.dtype), nn.ReLU()]
     net = nn.Sequential(*modules[:-1], nn.Sigmoid())
     nn.utils.vector_to_parameters(theta, net.parameters())
@@ -80,14 +80,14 @@ def test_float32_stays_close_to_float64() -> None:
 
 def test_shape_and_views() -> None:
     adapter = Adapter(16)
-    assert adapter.widths == (32, 16, 8, 1)
+    assert adapter.mlp.widths == (32, 16, 8, 1)
     assert adapter.parameters == -(-(33 * 16 + 17 * 8 + 9) // 16) * 16 == 688
     theta = torch.zeros(2, adapter.parameters)
     for number, (weight, bias) in enumerate(adapter.layers(theta), start=1):
         weight.fill_(number)
         bias.fill_(-number)
     sizes = [weight[0].numel() for weight, _ in adapter.layers(theta)]
-    outputs = adapter.widths[1:]
+    outputs = adapter.mlp.widths[1:]
     expected = [v for j, (w, o) in enumerate(zip(sizes, outputs, strict=True), 1) for v in [j] * w + [-j] * o]
     assert theta[1].tolist() == expected + [0] * (688 - 673)  # whole vectors: the rest is unused
 
@@ -96,7 +96,7 @@ def test_initial_values_have_the_distribution_of_torch_linear() -> None:
     adapter = Adapter(16)
     drawn = torch.stack([adapter.initial(seed) for seed in range(40)])  # (40, P)
     assert drawn.dtype == torch.float32
-    for (weight, bias), n_in in zip(adapter.layers(drawn), adapter.widths, strict=False):
+    for (weight, bias), n_in in zip(adapter.layers(drawn), adapter.mlp.widths, strict=False):
         reference = nn.Linear(n_in, 4096)
         for values, torchs in ((weight, reference.weight), (bias, reference.bias)):
             flat = (values.flatten() * math.sqrt(n_in)).double().numpy()  # U(-1, 1)

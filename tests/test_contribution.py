@@ -57,7 +57,7 @@ def test_whole_tables_are_divided_by_all(mean: Any, weights: tuple[int, int]) ->
     """Changes of touched rows first, then the tables behind them."""
     collector = collected({"items": Part("item", 3, up="sum", mean=mean)})
     start = torch.full((4, 3), 5.0)
-    collector.complete("items", [(start.as_strided((2, 4, 3), (0, 3, 1)), given().samples)])
+    collector.complete("items", [(start.as_strided((2, 4, 3), (0, 3, 1)), given().samples, torch.ones(2))])
     sums = collector.sums["items"]
     assert float(sums.weight) == sum(weights)
     expected = start.double() * sum(weights)

@@ -31,7 +31,7 @@ from strategies.sums import SumsStrategy
 from strategies.tables import TablesStrategy
 
 HERE = "test_hooks"
-FEDFAST = Subject("conformance.fedfast:FedFast")
+FEDFAST = Subject("fedfast")
 
 
 class Pulled(FedMF):

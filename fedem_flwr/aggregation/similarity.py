@@ -50,16 +50,21 @@ def similarity(
         scores = principal_scores(tables, pca_sign).unsqueeze(-1)  # (K, m, 1)
         result = squared_distances(scores, block_items).sqrt_().add_(1).reciprocal_()
     elif kind == "cosine":
-        result = _gram(tables, centred=False, block_items=block_items)
-        norm = result.diagonal().sqrt()
-        norm = norm.where(norm > 0, torch.ones_like(norm))
-        result = _mirror_(result.div_(norm[:, None]).div_(norm[None, :]).clamp_(0, 1))
+        result = cosines(tables, block_items).clamp_(min=0)
     else:
         raise ValueError(f"unknown similarity '{kind}'; valid: cosine, frobenius, pca")
     if saturate is not None:
         result.masked_fill_(result > saturate, 1.0)
     result.fill_diagonal_(1.0)
     return result
+
+
+def cosines(tables: Tensor, block_items: int | None = None) -> Tensor:
+    """Cosine of every pair of flattened tables: (K, m, d) -> (K, K) float64 in [−1, 1], the diagonal exactly 1."""
+    result = _gram(tables, centred=False, block_items=block_items)
+    norm = result.diagonal().sqrt()
+    norm = norm.where(norm > 0, torch.ones_like(norm))
+    return _mirror_(result.div_(norm[:, None]).div_(norm[None, :]).clamp_(-1, 1)).fill_diagonal_(1.0)
 
 
 def squared_distances(tables: Tensor, block_items: int | None = None) -> Tensor:

@@ -25,6 +25,7 @@ from fedem_flwr.config.sections import (
     ElasticConfig,
     EvaluationConfig,
     FoldInConfig,
+    GradientsConfig,
     IalsConfig,
     LocalConfig,
     MergeConfig,
@@ -49,6 +50,7 @@ class Config(Section):
     method: MethodConfig = MethodConfig()
     model: ModelConfig = ModelConfig()
     local: LocalConfig = LocalConfig()
+    gradients: GradientsConfig = GradientsConfig()
     merge: MergeConfig = MergeConfig()
     aggregate: AggregateConfig = AggregateConfig()
     ials: IalsConfig = IalsConfig()

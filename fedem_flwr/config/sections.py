@@ -63,12 +63,29 @@ class LocalConfig(Section):
     """Local training, Eq. 12. Defaults are the paper's."""
 
     epochs: int = Field(10, ge=1, description="E")
-    batch_size: int = Field(256, ge=1, description="B")
+    batch_size: int = Field(256, ge=0, description="B; 0: all samples of a client in one batch")
     negatives: int = Field(4, ge=0, le=100, description="drawn for each positive, fresh every round")
-    lr_user: float = Field(0.1, gt=0, description="η for p_u (Adam)")
-    lr_item: float = Field(0.1, gt=0, description="η for Q_u (Adam)")
+    lr_user: float = Field(0.1, gt=0, description="η for p_u")
+    lr_item: float = Field(0.1, gt=0, description="η for Q_u")
+    optimiser: Literal["adam", "sgd", "frequency-sgd"] = Field(
+        "adam",
+        description="of methods that bring none; `frequency-sgd`: a row's gradient is the mean over its occurrences in "
+        "the batch",
+    )
+    ridge: float = Field(0.0, ge=0, description="γ of FedMF and FedEM: loss + γ mean(‖p‖² + ‖q‖²) over a batch")
     early_stop: float = Field(
         0.0, ge=0, description="relative change of the running loss at which a client stops; 0 never"
+    )
+
+
+class GradientsConfig(Section):
+    """Where the gradients of local training are taken, for any method that the engine trains."""
+
+    sharpness: float = Field(
+        0.0,
+        ge=0,
+        description="ρ of sharpness-aware gradients (FedRecGEL), taken at θ + ρ g / ‖g‖, of shared and of private "
+        "parts in turn; 0: plain ones",
     )
 
 

@@ -7,7 +7,7 @@ from fedem_flwr.contract.fields import Field, indexed
 from fedem_flwr.contract.method import Method
 from fedem_flwr.contract.phases import Gathered, Phase, Task, Upload
 from fedem_flwr.contract.tuning import Tuning
-from fedem_flwr.engine.optimizer import Update
+from fedem_flwr.engine.optimizer import Pull, Update, moments
 from fedem_flwr.engine.parts import Part, State
 
 __all__ = [
@@ -18,10 +18,12 @@ __all__ = [
     "Method",
     "Part",
     "Phase",
+    "Pull",
     "State",
     "Task",
     "Tuning",
     "Update",
     "Upload",
     "indexed",
+    "moments",
 ]

@@ -30,13 +30,13 @@ class Factorisation(Method):
     def _written_out(self) -> bool:
         """Whether what is written out here is what a subclass trains."""
         own = type(self)
-        return (own.score, own.loss, own.penalty) == (Factorisation.score, Method.loss, Method.penalty)
+        return (own.score, own.loss, own.penalty) == (Factorisation.score, Method.loss, Factorisation.penalty)
 
     @property
     def _merges_as_written(self) -> bool:
         """Whether what is written out for merged rows is what a subclass trains."""
         as_here = type(self).gradients == Factorisation.gradients and self.merged == "items"
-        return self._written_out and as_here
+        return self._written_out and as_here and not self.config.local.ridge
 
     @property
     def mean(self) -> Mean:
@@ -53,9 +53,18 @@ class Factorisation(Method):
         """See `Method.score`."""
         return mf.scores(parts["user"], parts["items"])
 
+    def penalty(self, parts: Mapping[str, Tensor], valid: Tensor, round_: int) -> Tensor | None:
+        """γ (‖p‖² + the mean of ‖q‖² over the batch's samples)."""
+        ridge = self.config.local.ridge
+        if not ridge:
+            return None
+        rows = parts["items"].square().sum(-1) * valid  # (k, b)
+        return ridge * (parts["user"].square().sum(-1) + rows.sum(1) / valid.sum(1).clamp(min=1))
+
     def updates(self, round_: int) -> Sequence[Update]:
-        """Eq. 12 of FedEM: one Adam step on p and Q."""
-        return [Update({"user": self.config.local.lr_user, "items": self.config.local.lr_item})]
+        """Eq. 12 of FedEM: one step on p and Q, by Adam where `local.optimiser` says nothing else."""
+        local = self.config.local
+        return [Update({"user": local.lr_user, "items": local.lr_item}, local.optimiser)]
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """Written out, where no subclass scores or loses otherwise; see `models.mf.gradients`."""
@@ -63,14 +72,18 @@ class Factorisation(Method):
             return super().gradients(batch, names)
         parts, sign = batch.block.parts, batch.block.samples.sign
         loss, to_user, to_items = mf.gradients(parts["user"], parts["items"], sign, batch.weight, batch.size)
+        if ridge := self.config.local.ridge:
+            to_user.add_(parts["user"], alpha=2 * ridge)
+            to_items.addcmul_(parts["items"], (batch.weight / batch.size).unsqueeze(-1), value=2 * ridge)
         return loss, {"user": to_user, "items": to_items}
 
     def step(self, block: Block, round_: int) -> Step:
         """Written out for merged rows, too, where no subclass trains otherwise."""
-        as_here = self.updates(round_) == Factorisation.updates(self, round_) and self._merges_as_written
-        if not block.received or not as_here:
+        local = self.config.local
+        written = [Update({"user": local.lr_user, "items": local.lr_item})]
+        if not block.received or not self._merges_as_written or self.updates(round_) != written:
             return super().step(block, round_)
-        return MergedStep(block, self.merge, self.config.local.lr_user, self.config.local.lr_item)
+        return MergedStep(block, self.merge, local.lr_user, local.lr_item)
 
     def adapter_step(self, block: Block) -> Step:
         """Eq. 11."""

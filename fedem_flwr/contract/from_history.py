@@ -6,9 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedem_flwr.config import Config
 from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.parts import Part
+from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.scorers import HistoryScorer
 
 
@@ -17,6 +19,13 @@ class FromHistory(Method):
 
     FEDERATED_ONLY = True  # a table of one's own history alone knows no other item
     LOW_RANK = True
+
+    def __init__(self, config: Config, items: int) -> None:
+        super().__init__(config, items)
+        if self.sharpness:
+            raise InputError(
+                f"gradients.sharpness = {self.sharpness:g}: {type(self).__name__} takes no local steps; set it to 0"
+            )
 
     def parts(self) -> Mapping[str, Part]:
         """None is trained by the engine."""

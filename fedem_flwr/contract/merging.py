@@ -44,6 +44,11 @@ class Merged(Method):
         mode = config.merge.mode
         if mode == "none" and not self.MERGES_ALONE:
             raise InputError('merge.mode = "none" lets every client train alone: that is the method local-only')
+        if self.sharpness and self.merge.in_batches:
+            raise InputError(
+                f"gradients.sharpness = {self.sharpness:g}: sharpness-aware gradients do not go through the merge in "
+                'every batch: set merge.schedule = "paper", or the sharpness to 0'
+            )
         if self.merged not in self.sends():
             raise InputError(f"merge.mode = '{mode}': clients are not sent '{self.merged}'; {_OTHERWISE}")
 
@@ -82,6 +87,10 @@ class Merged(Method):
         """Of Θ there are none: it takes its steps alone."""
         found = super().updates(round_)
         return [replace(u, rates={n: rate for n, rate in u.rates.items() if n != ADAPTER}) for u in found]
+
+    def scored_with(self, done: int) -> Sequence[str]:
+        """Also what is merged, so that ρ is seen wherever users are evaluated."""
+        return list(dict.fromkeys([*super().scored_with(done), *self.sends()]))
 
     def training_cohort(self, device: Device) -> Cohort:
         """Without the held-out items where Θ is trained on them. A repeated pair counts once there."""

@@ -84,6 +84,11 @@ class Method:
         """
         raise NotImplementedError
 
+    @property
+    def floats_of_a_score(self) -> int:
+        """Numbers that `score` holds of each user and item beside their rows: layers of a network, say."""
+        return 0
+
     # How it is trained.
 
     def loss(self, logits: Tensor, sign: Tensor, valid: Tensor) -> Tensor:
@@ -96,14 +101,25 @@ class Method:
         return None
 
     def updates(self, round_: int) -> Sequence[Update]:
-        """The updates of a batch: by default one Adam step on all parts, with the rates of `[local]`."""
+        """The updates of a batch: by default one step on all parts, with the optimiser and the rates of `[local]`."""
         local = self.config.local
         rates = {n: local.lr_user if part.axis == "user" else local.lr_item for n, part in self.parts().items()}
-        return [Update(rates)]
+        return [Update(rates, local.optimiser)]
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """By automatic differentiation; a method may write them out, and is tested against this."""
         return automatic(self, batch, names)
+
+    @property
+    def sharpness(self) -> float:
+        """See `gradients.sharpness` of the configuration."""
+        return self.config.gradients.sharpness
+
+    def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Shared parts, then private ones; see `engine.gradients.sharp`."""
+        parts = self.parts()
+        groups = ([name for name in names if parts[name].private == private] for private in (False, True))
+        return [group for group in groups if group]
 
     def step(self, block: Block, round_: int) -> Step:
         """What takes a block's batches; through merged rows where the block has downloaded ones beside its own."""
@@ -138,6 +154,14 @@ class Method:
     def schedule(self) -> Schedule:
         """The phases of the run."""
         return Schedule(tuple(self.phases()))
+
+    def participants(self, state: State, samples: np.ndarray, round_: int) -> np.ndarray | None:
+        """(p,) who takes part in a round, ascending; None: a random share, as `run.participants` or the phase says.
+
+        Args:
+            state: the server's. samples: (n,) training interactions of each user; who has none cannot take part.
+        """
+        return None
 
     def tunings(self) -> Sequence[Tuning]:
         """Settings chosen on validation sums."""

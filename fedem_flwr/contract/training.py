@@ -46,9 +46,15 @@ class LocalTraining(Task):
                 found[name] = Field((None, *shape), each=True, bounded=True)
                 continue
             found[name] = Field(shape)
-            counts = Field((self.method.items,), "int32", count=True)
-            found[_weight(name)] = counts if _by_row(part) else Field((1,), "int64")
+            found[_weight(name)] = self._weight_field(part)
         return found
+
+    def _weight_field(self, part: Part) -> Field:
+        if not part.by_row:
+            return Field((1,), "int64")
+        if part.mean == "distance":
+            return Field((self.method.items,), least=0.0)
+        return Field((self.method.items,), "int32", count=True)
 
     def needs(self) -> Sequence[str]:
         """All shared parts."""
@@ -72,9 +78,9 @@ class LocalTraining(Task):
                 arrays[name] = _own(name, device, asked, result).cpu().numpy()
             else:
                 found = result.sums[name]
-                kind = torch.int32 if _by_row(part) else torch.int64
                 arrays[name] = found.total.float().cpu().numpy()
-                arrays[_weight(name)] = found.weight.to(kind).reshape(-1).cpu().numpy()
+                kind = self._weight_field(part).dtype
+                arrays[_weight(name)] = found.weight.reshape(-1).cpu().numpy().astype(kind)
         loss = float((result.loss.double() * result.samples).sum())
         return Upload(arrays, int(result.samples.sum()), loss)
 
@@ -84,9 +90,9 @@ class LocalTraining(Task):
         for name, part in self._up.items():
             if part.up == "sum":
                 total, weight = gathered.sums[name], gathered.sums[_weight(name)]
-                new[name] = (
-                    average_rows(total, weight, state[name]) if _by_row(part) else _mean(total, weight, state[name])
-                )
+                before = torch.zeros_like(state[name]) if part.change else state[name]
+                found = (average_rows if part.by_row else _mean)(total, weight, before)
+                new[name] = state[name] + found if part.change else found
         return new
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:
@@ -97,12 +103,12 @@ class LocalTraining(Task):
                 continue
             total, weight = arrays[name], arrays[_weight(name)]
             most = samples * (1 + self.method.local.negatives) if part.mean == "samples" else users
-            if not _by_row(part) and not 0 <= int(weight[0]) <= most:
+            if not part.by_row and not 0 <= int(weight[0]) <= most:
                 return f"'{_weight(name)}' is {int(weight[0])}, not between 0 and {most}"
             behind = weight.reshape(-1, *[1] * (total.ndim - 1))  # (m, 1) of rows; (1, 1) or (1,) of whole tensors
             if bool((total * (behind == 0)).any()):
                 return f"'{name}' has values that nobody is behind"
-            size = float(np.linalg.norm((total / np.maximum(behind, 1)).astype(np.float64)))
+            size = float(np.linalg.norm((total / np.where(behind > 0, behind, 1)).astype(np.float64)))
             if size > limit:
                 return f"'{name}' has a mean of norm {size:.3g}, more than {limit:.3g}"
         return ""
@@ -123,10 +129,6 @@ def _own(name: str, device: Device, asked: Asked, result: TrainResult) -> Tensor
 
 def _mean(total: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:
     return (total / weight).to(otherwise) if float(weight) else otherwise
-
-
-def _by_row(part: Part) -> bool:
-    return part.axis == "item" and part.mean == "rows"
 
 
 def _weight(name: str) -> str:

@@ -26,6 +26,8 @@ class Block:
             training does not look at them.
         pool: the (k, 1, d) own and downloaded mean rows that `scalar` merging looks at, or None.
         round: of the run, from 1.
+        left: (k,) what is left, for rows that no batch touches, of the way of a pulled part to what pulls it, by both
+            names; see `engine.optimizer.Pull`.
     """
 
     users: Tensor
@@ -35,6 +37,7 @@ class Block:
     received: dict[str, Tensor] = field(default_factory=dict)
     pool: tuple[Tensor, Tensor] | None = None
     round: int = 1
+    left: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
     @property
     def real(self) -> Tensor:
@@ -54,12 +57,15 @@ class Block:
             {name: value[index] for name, value in self.received.items()},
             None if self.pool is None else (self.pool[0][index], self.pool[1][index]),
             self.round,
+            {names: left[index] for names, left in self.left.items()},
         )
 
     def put(self, index: Tensor, other: Block) -> None:
         """Write the trained tensors of `other` back to the clients `index`."""
         for name, value in self.parts.items():
             value[index] = other.parts[name]
+        for names, left in self.left.items():
+            left[index] = other.left[names]
 
 
 @dataclass(frozen=True)

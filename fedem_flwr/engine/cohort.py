@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
-from fedem_flwr.engine.contribution import Collector, Contribution, PartSum
+from fedem_flwr.engine.contribution import Collector, PartSum, contribution_of
 from fedem_flwr.engine.downloads import Download, Downloads, alike
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.epochs import train_epochs
+from fedem_flwr.engine.epochs import batches_of, train_epochs
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merging import Merging
 from fedem_flwr.engine.parallel import budget, in_parallel
@@ -70,7 +70,7 @@ class Cohort:
         """Users in chunks whose whole tables, or scores where one table serves all, fit the working budget."""
         several = {name for name, download in (downloads or {}).items() if len(download.values) > 1}
         own = (part for name, part in self.parts.items() if part.axis == "item" and (part.own or name in several))
-        kept = sum(part.width for part in own)
+        kept = sum(part.width for part in own) + self.learner.floats_of_a_score
         return list(who.split(max(1, budget(MERGE_FLOATS, who.device) // (self.data.items * max(1, kept)))))
 
     def seen(self, who: Tensor, downloads: Downloads, *, merge: bool = True) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -118,6 +118,7 @@ class Cohort:
         each = self._each(who) if sums and learner.stages() else {}
         started = {name: values.clone() for name, values in each.items()}
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
+        shrunk = {name: torch.ones_like(loss) for name in self._going_up()}
         collector = Collector(self.parts, self.data.items, self.device, round_, learner.stages()) if sums else None
         keep = collector is not None and collector.needs_before
         train = self._one_by_one if learner.engine == "reference" else self._in_blocks
@@ -125,18 +126,20 @@ class Cohort:
             loss[index.to(loss.device)] = trained.loss
             if collector is None:
                 continue
-            given = _contribution(trained, collector)
+            given = contribution_of(trained, list(collector.parts))
             if each:
                 own = {name: self.state[name][trained.who] for name in each}
                 before = {name: values[index] for name, values in started.items()}
                 given = replace(given, values=given.values | own, before=given.before | before)
             found = collector.add(given)
+            for name in shrunk.keys() & found.shrunk.keys():
+                shrunk[name][index.to(loss.device)] = found.shrunk[name].double()
             for name, values in each.items():
                 values[index] = found.values[name]
         size = self.data.counts()[who].to(loss.device) * (1 + learner.local.negatives)  # decoys do not count
         if collector is not None:
             for name in collector.whole():
-                collector.complete(name, self._whole(name, who, size, downloads))
+                collector.complete(name, self._whole(name, who, size, shrunk[name], downloads))
         return TrainResult(loss, size, collector.sums if collector else {}, each)
 
     def overwrite(self, who: Tensor, downloads: Downloads) -> None:
@@ -189,7 +192,7 @@ class Cohort:
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
         local = self.learner.local
-        batches = (size + local.batch_size - 1) // local.batch_size
+        batches = batches_of(size, local)
         touched, width = size.clamp(max=self.data.items), floats_of_a_row(self.parts)
         group = 2 * (batches + (self.merging.gate_batches(who) << _BATCH_BITS)) + merging
         blocks = blocks_of(size, touched, group, width, budget(BLOCK_FLOATS, who.device))
@@ -213,16 +216,28 @@ class Cohort:
         draws = Draws(learner.seed, self.data.secret)
         samples = draw_samples(self.data, who, local.negatives, draws, round_)
         block = self.block_of(who, downloads, samples, round_, merging=merging)
-        before = {name: block.parts[name].clone() for name in self._going_up()} if keep else {}
         if merging and merge.fits_first:  # Eq. 11, then Eq. 10 with the new Θ
             gate = self.merging.gate_samples(who, round_)
             fitted = block if gate is None else self.block_of(who, downloads, gate[0], round_, merging=True)
             self.merging.fit(fitted, who, draws if gate is None else gate[1], round_)
             self.overwrite(who, downloads)
             block = self.block_of(who, downloads, samples, round_, merging=merge.in_batches)
+        before = {name: block.parts[name].clone() for name in self._going_up()} if keep else {}
         loss = train_epochs(learner.step(block, round_), block, local, epochs=local.epochs, draws=draws, round_=round_)
+        self._pull(who, block, downloads)
         self.write_back(who, block)
         return Trained(loss, who, block, before)
+
+    def _pull(self, who: Tensor, block: Block, downloads: Downloads) -> None:
+        """Move the rows that no batch touched; see `engine.optimizer.Pull`."""
+        for (name, to), left in block.left.items():
+            part = self.parts[name]
+            if part.own:
+                table = self.state[name][who]
+                anchor = self._common(to, downloads).of(who) if to else torch.zeros(())
+                self.state[name][who] = torch.lerp(anchor.to(table), table, left.view(-1, 1, 1))
+            elif to or part.change:
+                raise ValueError(f"'{name}' is pulled to '{to}', and clients keep no table of it")
 
     def _each(self, who: Tensor) -> State:
         """Users' own values of the parts that go up so."""
@@ -242,30 +257,23 @@ class Cohort:
         start = self.parts[name].initial(name, self.data.items, self.learner.seed).to(self.device)
         return Download.for_all(start, len(self.data.users))
 
-    def _whole(self, name: str, who: Tensor, samples: Tensor, downloads: Downloads) -> Iterator[tuple[Tensor, Tensor]]:
+    def _whole(
+        self, name: str, who: Tensor, samples: Tensor, shrunk: Tensor, downloads: Downloads
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The whole tables behind the users' sums of a part; see `Collector.complete`."""
         if self.parts[name].stays:
             sizes = [len(chunk) for chunk in self.chunks(who)]
             for chunk, weight in zip(who.split(sizes), samples.split(sizes), strict=True):
-                yield self.state[name][chunk], weight
+                yield self.state[name][chunk], weight, torch.ones_like(weight, dtype=torch.float64)
             return
         download = self._common(name, downloads)
         for slot, value in enumerate(download.values):
             inside = download.slot[who] == slot
             if bool(inside.any()):
-                yield alike(value, int(inside.sum())), samples[inside]
+                yield alike(value, int(inside.sum())), samples[inside], shrunk[inside]
 
 
 def _replace(own: Tensor, who: Tensor, download: Download) -> None:
     """Overwrite users' own values (k', ...) with what they received, in place."""
     got = download.received[who]
     own[got] = download.of(who[got])
-
-
-def _contribution(trained: Trained, collector: Collector) -> Contribution:
-    block = trained.block
-    up: Sequence[str] = list(collector.parts)
-    rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
-    values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
-    samples = block.samples
-    return Contribution(block.users, samples.weight, samples.touched, block.real, rows, trained.before, values)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.block import Trained
 from fedem_flwr.engine.parts import Part, Parts
 
 
@@ -25,6 +26,7 @@ class Contribution:
         rows: (k, t, width) trained rows of each item part that goes up.
         before: the same as the round began with, rows and parts among the `values`, where a mean or a stage looks at
             it.
+        shrunk: (k,) of item parts with weight decay: the factor by which their other rows have become smaller.
         values: (k, ...) whatever else goes up: model parts, what goes up of each user, or something that a method makes
             of its parts.
     """
@@ -36,6 +38,17 @@ class Contribution:
     rows: dict[str, Tensor] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
+    shrunk: dict[str, Tensor] = field(default_factory=dict)
+
+
+def contribution_of(trained: Trained, up: Iterable[str]) -> Contribution:
+    """What a block's clients give of the parts `up`."""
+    block = trained.block
+    rows = {name: block.parts[name] for name in up if block.axes[name] == "item"}
+    values = {name: block.parts[name] for name in up if block.axes[name] != "item"}
+    shrunk = {name: left for (name, to), left in block.left.items() if not to}
+    place = (block.users, block.samples.weight, block.samples.touched, block.real)
+    return Contribution(*place, rows, trained.before, values, shrunk)
 
 
 Stage = Callable[[Contribution, int], Contribution]  # a contribution and the round, from 1
@@ -81,7 +94,8 @@ class Collector:
     @property
     def needs_before(self) -> bool:
         """Whether the rows before the round are looked at."""
-        return bool(self.stages) or any(_whole(part) for part in self.parts.values())
+        parts = self.parts.values()
+        return bool(self.stages) or any(_whole(part) or part.change or part.mean == "distance" for part in parts)
 
     def add(self, given: Contribution) -> Contribution:
         """Add a block's contributions; returns them as the stages leave them.
@@ -94,27 +108,33 @@ class Collector:
             into = self.sums[name]
             weight = _weight(part, found.samples)
             if part.axis == "model":
-                into.total += (found.values[name].double() * weight.unsqueeze(1)).sum(0)
-            elif part.mean == "rows":
-                into.total.index_add_(0, items, found.rows[name][found.real].double())
-                into.weight.index_add_(0, items, torch.ones(len(items), dtype=torch.float64, device=items.device))
+                values = found.values[name] - found.before[name] if part.change else found.values[name]
+                into.total += (values.double() * weight.unsqueeze(1)).sum(0)
+            elif part.by_row:
+                rows = found.rows[name] - found.before[name] if part.change else found.rows[name]
+                rows, behind = rows[found.real].double(), torch.ones_like(items, dtype=torch.float64)
+                if part.mean == "distance":
+                    behind = (found.rows[name] - found.before[name])[found.real].abs().sum(1).double()
+                into.total.index_add_(0, items, rows * behind.unsqueeze(1))
+                into.weight.index_add_(0, items, behind)
             else:
-                start = given.rows[name] if part.stays else found.before[name]
+                before = _smaller(found.before[name], found.shrunk.get(name))
+                start = given.rows[name] if part.stays and not part.change else before
                 change = (found.rows[name] - start).double() * weight.view(-1, 1, 1)
                 into.total.index_add_(0, items, change[found.real])
-            if part.mean != "rows":
+            if not part.by_row:
                 into.weight += weight.sum()
         return found
 
-    def complete(self, name: str, tables: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def complete(self, name: str, tables: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Add the whole tables behind the changes of part `name`.
 
         Args:
-            tables: tables (k', m, width) and the samples (k',) of the users behind them: their own trained tables where
-                they keep one, else what the round began with.
+            tables: tables (k', m, width), the samples (k',) of the users behind them, and what is to be made of the
+                tables (k',), as a factor: their own trained tables where they keep one, else what the round began with.
         """
-        for table, samples in tables:
-            weight = _weight(self.parts[name], samples)
+        for table, samples, factor in tables:
+            weight = _weight(self.parts[name], samples) * factor
             if table.stride(0) == 0:  # one for all of them
                 self.sums[name].total += table[0] * weight.sum()
             else:
@@ -122,11 +142,15 @@ class Collector:
 
     def whole(self) -> list[str]:
         """The item parts whose whole tables are added up."""
-        return [name for name, part in self.parts.items() if _whole(part)]
+        return [name for name, part in self.parts.items() if _whole(part) and not part.change]
 
 
 def _whole(part: Part) -> bool:
-    return part.axis == "item" and part.mean != "rows"
+    return part.axis == "item" and not part.by_row
+
+
+def _smaller(rows: Tensor, factor: Tensor | None) -> Tensor:
+    return rows if factor is None else rows * factor.view(-1, 1, 1)
 
 
 def _weight(part: Part, samples: Tensor) -> Tensor:
@@ -135,5 +159,5 @@ def _weight(part: Part, samples: Tensor) -> Tensor:
 
 def _empty(part: Part, items: int, device: torch.device) -> PartSum:
     shape = (items, part.width) if part.axis == "item" else (part.width,)
-    weight = (items,) if part.axis == "item" and part.mean == "rows" else ()
+    weight = (items,) if part.by_row else ()
     return PartSum(*(torch.zeros(size, dtype=torch.float64, device=device) for size in (shape, weight)))

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from fedem_flwr.engine.block import Block
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.samples import shuffled_rows
+from fedem_flwr.engine.samples import LANES, shuffled_rows
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LocalSettings:
 
     Attributes:
         epochs: E, passes over the round's samples.
-        batch_size: B.
+        batch_size: B; 0: all samples in one batch.
         negatives: drawn for every positive, fresh each round.
         early_stop: a client stops when its running mean loss changes by less than this share between epochs; 0 never.
     """
@@ -29,6 +29,11 @@ class LocalSettings:
     batch_size: int
     negatives: int
     early_stop: float = 0.0
+
+
+def batches_of(size: Tensor, settings: LocalSettings) -> Tensor:
+    """(k,) batches of an epoch, for users with `size` samples (k,)."""
+    return -(-size // settings.batch_size) if settings.batch_size else size.clamp(max=1)
 
 
 class Step(Protocol):
@@ -63,9 +68,10 @@ def train_epochs(
     for epoch in range(epochs):
         samples = current.samples
         order = shuffled_rows(samples, current.users, draws, round_, first_epoch + epoch)
-        order = pad(order, (0, -order.shape[1] % settings.batch_size))  # every batch has the same width in every block
-        for start in range(0, order.shape[1], settings.batch_size):
-            row = order[:, start : start + settings.batch_size]
+        width = settings.batch_size or -(-order.shape[1] // LANES) * LANES
+        order = pad(order, (0, -order.shape[1] % width))  # every batch has the same width in every block
+        for start in range(0, order.shape[1], width):
+            row = order[:, start : start + width]
             column = torch.arange(start, start + row.shape[1], device=row.device)
             valid = (column < samples.size.unsqueeze(1)).to(samples.sign.dtype)
             total[alive] += step(row, valid)

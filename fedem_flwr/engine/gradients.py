@@ -16,6 +16,7 @@ from fedem_flwr.engine.optimizer import Update, stepper_of
 from fedem_flwr.models.mf import loss_and_residual
 
 Gradients = Mapping[str, Tensor]
+_TINY = 1e-12
 
 
 class Differentiable(Protocol):
@@ -35,6 +36,13 @@ class Differentiable(Protocol):
 
     def updates(self, round_: int) -> Sequence[Update]:
         """The updates of a batch, in their order."""
+
+    @property
+    def sharpness(self) -> float:
+        """ρ, how far from the parts their gradients are taken, see `sharp`; 0: where they are."""
+
+    def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
+        """The parts `names` in the groups that `sharp` moves in turn."""
 
 
 def automatic(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
@@ -56,6 +64,29 @@ def automatic(method: Differentiable, batch: Batch, names: Sequence[str]) -> tup
         found = torch.autograd.grad(minimised.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     entropy, _ = loss_and_residual(logits.detach(), batch.sign, batch.valid)
     return entropy, dict(zip(names, found, strict=True))
+
+
+def sharp(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+    """Sharpness-aware gradients (Foret et al., ICLR 2021), a group of parts at a time as in FedRecGEL.
+
+    For each group θ of the parts, the others as they are: the gradient at θ + ρ g / ‖g‖, with g the gradient at θ and
+    one norm for the whole group of a user.
+
+    Returns:
+        The loss at θ, and the gradients.
+    """
+    loss, plain = method.gradients(batch, names)
+    parts, found = batch.block.parts, dict[str, Tensor]()
+    for group in method.perturbed(names):
+        there = {name: parts[name] for name in group}
+        norm = sum(plain[name].flatten(1).square().sum(1) for name in group)
+        scale = method.sharpness / torch.as_tensor(norm).sqrt().clamp(min=_TINY)  # (k,)
+        for name, values in there.items():
+            parts[name] = values + plain[name] * scale.view(-1, *[1] * (values.ndim - 1))
+        moved = method.gradients(batch, group)[1]
+        found |= {name: moved[name] for name in group}
+        parts.update(there)
+    return loss, found
 
 
 class GradientStep:
@@ -83,8 +114,8 @@ class GradientStep:
         return before
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
-        """See `Differentiable.gradients`."""
-        return self.method.gradients(batch, names)
+        """See `Differentiable.gradients`, and `sharp`."""
+        return sharp(self.method, batch, names) if self.method.sharpness else self.method.gradients(batch, names)
 
     def keep(self, index: Tensor) -> Block:
         """See `engine.epochs.Step.keep`."""

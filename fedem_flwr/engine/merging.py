@@ -14,7 +14,7 @@ from torch import Tensor
 from fedem_flwr.engine.block import Block
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.epochs import train_epochs
+from fedem_flwr.engine.epochs import batches_of, train_epochs
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merge import ADAPTER, pooled
 from fedem_flwr.engine.parts import State
@@ -93,7 +93,7 @@ class Merging:
         if self.gate is None:
             return 0
         local = self.learner.local
-        return -(-self.gate.sizes(local.negatives)[who].cpu() // local.batch_size)
+        return batches_of(self.gate.sizes(local.negatives)[who].cpu(), local)
 
     def fit(self, block: Block, who: Tensor, draws: Draws, round_: int) -> None:
         """Eq. 11: train Θ through the merge on a block's samples, and keep it."""

@@ -13,7 +13,7 @@ from fedem_flwr.randomness import keyed_normal
 
 Axis = Literal["user", "item", "model"]
 Up = Literal["none", "sum", "each"]
-Mean = Literal["rows", "samples", "users"]
+Mean = Literal["rows", "distance", "samples", "users"]
 State = dict[str, Tensor]  # a cohort's private state, or a server's: tensors by the name of their part
 
 
@@ -27,13 +27,16 @@ class Part:
         width: numbers of a vector, of a row, or of all weights.
         private: it never leaves the node. Else it is sent down.
         up: what clients upload of it: nothing, a cohort's sum, or each user's own.
-        mean: what a sum is made of and divided by. `rows`: each row over the clients that trained it; `samples`: whole
-            tensors, weighted by the clients' samples (the p_v of FedAvg); `users`: whole tensors, all alike.
+        mean: what a sum is made of and divided by. `rows`: each row over the clients that trained it; `distance`: the
+            same, each client weighted by how far, in l1, it has moved the row; `samples`: whole tensors, weighted by
+            the clients' samples (the p_v of FedAvg); `users`: whole tensors, all alike.
         kept: whether a client keeps its own copy between rounds. Private parts always are.
         group: of a private part, whether it is one for all users of a node together, (1, ...) in its state. The engine
             scores with it, and leaves its training to a task of the method's own.
         std: standard deviation of the initial values, N(0, std²), keyed by the seed and the part's name.
         start: the initial values themselves, made from the seed: (width,), or (m, width) of an item part.
+        change: whether the sum that goes up is one of changes since the round began, and not of values: what nobody
+            changed is then exactly 0.
     """
 
     axis: Axis
@@ -45,21 +48,29 @@ class Part:
     group: bool = False
     std: float = 1.0
     start: Callable[[int], Tensor] | None = None
+    change: bool = False
 
     def __post_init__(self) -> None:
         if self.private and self.up != "none":
             raise ValueError("a private part does not go up")
         if self.up == "each" and not self.kept:
             raise ValueError("what goes up of each user is what the client keeps: give it kept = True")
+        if self.change and self.up != "sum":
+            raise ValueError("only a sum can be one of changes")
         if self.group and not self.private:
             raise ValueError("what is one for a node's users is private")
-        if self.mean == "rows" and self.axis != "item" and self.up == "sum":
+        if self.by_row and self.axis != "item" and self.up == "sum":
             raise ValueError("only an item part has rows to average: choose mean = samples or users")
 
     @property
     def stays(self) -> bool:
         """Whether it is part of a client's state."""
         return self.private or self.kept
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a sum has a divisor for each row, and holds trained rows only."""
+        return self.mean in ("rows", "distance")
 
     @property
     def own(self) -> bool:

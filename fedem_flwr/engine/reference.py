@@ -5,7 +5,7 @@ Slow, and obviously right. Only the keyed draws are shared with the fast back en
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from fedem_flwr.engine.block import Trained
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.merge import ADAPTER
-from fedem_flwr.engine.optimizer import Update
+from fedem_flwr.engine.optimizer import Optimiser, Update
 from fedem_flwr.engine.samples import RoundSamples, draw_samples, shuffled_rows
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedem_flwr.engine.learner import Learner
 
 Values = dict[str, Tensor]  # whole parts of one user: (width,), or (m, width)
+Optimisers = dict[str, torch.optim.Optimizer]  # one a part
 Rows = Callable[[Values, Tensor], Values]  # parts and items (b,) to what is scored: item parts as rows (b, width)
 
 
@@ -39,6 +40,7 @@ class Client:
         self.learner, self.received, self.round = learner, received, round_
         self.parts = learner.parts()
         self.values = {name: value.clone().requires_grad_() for name, value in values.items()}
+        self.left: dict[tuple[str, str], Tensor] = {}
         self.pool()
 
     def pool(self) -> None:
@@ -79,24 +81,67 @@ class Client:
         entropy = binary_cross_entropy_with_logits(logits[0], (sign < 0).to(logits.dtype))
         return (loss if more is None else loss + more).sum(), entropy
 
-    def step(self, update: Update, optimiser: torch.optim.Optimizer, rows: Rows, items: Tensor, sign: Tensor) -> float:
+    def step(self, update: Update, optimisers: Optimisers, rows: Rows, items: Tensor, sign: Tensor) -> float:
         """One update; returns the mean cross-entropy before it."""
-        optimiser.zero_grad()
-        loss, entropy = self.minimised(rows(self.values, items), sign)
-        loss.backward()
-        if update.by == "frequency-sgd":
-            often = torch.bincount(items, minlength=int(items.max()) + 1)
-            for name in update.rates:
-                gradient = self.values[name].grad
-                if self.parts[name].axis == "item" and gradient is not None:
-                    gradient[: len(often)] *= (len(items) / often.clamp(min=1)).unsqueeze(1)
-        optimiser.step()
-        return float(entropy.detach())
 
-    def optimiser(self, update: Update) -> torch.optim.Optimizer:
-        """A fresh one."""
-        groups = [{"params": [self.values[name]], "lr": rate} for name, rate in update.rates.items()]
-        return torch.optim.Adam(groups) if update.by == "adam" else torch.optim.SGD(groups)
+        def gradients(names: Iterable[str]) -> tuple[Values, Tensor]:
+            loss, entropy = self.minimised(rows(self.values, items), sign)
+            wanted = [self.values[name] for name in names]
+            found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+            return dict(zip(names, found, strict=True)), entropy.detach()
+
+        found, entropy = gradients(update.rates)
+        if self.learner.sharpness and ADAPTER not in found:
+            found = self.sharp(found, lambda names: gradients(names)[0])
+        for name, gradient in found.items():
+            self.values[name].grad = gradient
+            if update.kind(name) == "frequency-sgd" and self.parts[name].axis == "item":
+                often = torch.bincount(items, minlength=len(gradient)).clamp(min=1)
+                gradient.mul_((len(items) / often).unsqueeze(1))
+            if name in update.pulls:
+                pull = update.pulls[name]
+                anchor = self.values[pull.to].detach() if pull.to else 0.0
+                gradient.add_(pull.strength * (self.values[name].detach() - anchor))
+                (group,) = optimisers[name].param_groups
+                left = self.left.get((name, pull.to), torch.ones(1))
+                self.left[name, pull.to] = left * (1 - group["lr"] * pull.strength)
+            optimisers[name].step()
+            optimisers[name].param_groups[0]["lr"] *= update.fading
+            if update.kind(name) == "kept-adam":
+                self._remember(name, optimisers[name])
+        return float(entropy)
+
+    def sharp(self, plain: Values, gradients: Callable[[Sequence[str]], Values]) -> Values:
+        """Sharpness-aware ones: each group of parts moved by ρ along its own gradient, the others as they are."""
+        found: Values = {}
+        for group in self.learner.perturbed(list(plain)):
+            norm = torch.cat([plain[name].flatten() for name in group]).norm()
+            there = {name: self.values[name] for name in group}
+            for name, value in there.items():
+                moved = value.detach() + self.learner.sharpness * plain[name] / norm.clamp(min=1e-12)
+                self.values[name] = moved.requires_grad_()
+            found |= gradients(group)
+            self.values.update(there)
+        return found
+
+    def optimisers(self, update: Update) -> Optimisers:
+        """Torch's own; only what is kept goes on from the round before."""
+        found = {name: _optimiser(update.kind(name), self.values[name], lr) for name, lr in update.rates.items()}
+        for name, one in found.items():
+            if update.kind(name) == "kept-adam":
+                *both, steps = self.values[f"{name}-moments"].detach().split([*[len(self.values[name])] * 2, 1])
+                kept = dict(zip(("exp_avg", "exp_avg_sq"), (x.clone() for x in both), strict=True))
+                one.state[self.values[name]] = {"step": steps[0].clone(), **kept}
+        return found
+
+    def _remember(self, name: str, optimiser: torch.optim.Optimizer) -> None:
+        state = optimiser.state[self.values[name]]
+        both = torch.cat([state["exp_avg"], state["exp_avg_sq"], state["step"].reshape(1)])
+        self.values[f"{name}-moments"].data.copy_(both)
+
+
+def _optimiser(kind: Optimiser, value: Tensor, rate: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam([value], lr=rate) if "adam" in kind else torch.optim.SGD([value], lr=rate)
 
 
 def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, merging: bool, keep: bool) -> Trained:
@@ -111,7 +156,6 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
     values = {name: value[0] for name, value in cohort.seen(who, downloads, merge=False)[0].items()}
     received = downloads[learner.merged].of(who)[0] if merging else None
     block = cohort.block_of(who, downloads, samples, round_, merging=False)
-    before = {name: block.parts[name].clone() for name in block.parts} if keep else {}
     client = Client(learner, values, received, round_)
     adapter = [Update({ADAPTER: merge.lr})] if merging and merge.learned else []
     epochs = learner.local.epochs
@@ -125,6 +169,8 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
             client.values[learner.merged].copy_(merged)
             cohort.state[learner.merged][who] = merged.unsqueeze(0)
         client.pool()
+        block = cohort.block_of(who, downloads, samples, round_, merging=False)
+    before = {name: block.parts[name].clone() for name in block.parts} if keep else {}
     rows = client.through_merge if merging and merge.in_batches else client.plain
     updates = [*(adapter if merge.fits_in_batches else []), *learner.updates(round_)]
     loss = _epochs(client, updates, rows, samples, block.users, draws, round_, epochs, 0)
@@ -132,7 +178,9 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
     for name, value in client.values.items():
         trained = value.detach()
         block.parts[name] = (trained[touched] if block.axes[name] == "item" else trained).unsqueeze(0)
-    cohort.write_back(who, block)
+        if cohort.parts[name].own:  # a pull moves untouched rows, too
+            cohort.state[name][who] = trained.unsqueeze(0)
+    block.left = {names: left for names, left in client.left.items() if block.axes[names[0]] == "item"}
     return Trained(torch.tensor([loss], dtype=torch.float64), who, block, before)
 
 
@@ -149,13 +197,13 @@ def _epochs(
 ) -> float:
     """Go through the samples; returns the mean cross-entropy a sample, before a batch's first update of the method."""
     local, count = client.learner.local, int(samples.size[0])
-    optimisers = [(update, client.optimiser(update)) for update in updates]
+    optimisers = [(update, client.optimisers(update)) for update in updates]
     total = mean = 0.0
     for epoch in range(epochs):
         order = shuffled_rows(samples, users, draws, round_, first_epoch + epoch)[0, :count]
-        for batch in order.split(local.batch_size):
+        for batch in order.split(local.batch_size or count):
             items, sign = samples.touched[0][batch], samples.sign[0][batch]
-            losses = [client.step(update, optimiser, rows, items, sign) for update, optimiser in optimisers]
+            losses = [client.step(update, each, rows, items, sign) for update, each in optimisers]
             own = [loss for loss, update in zip(losses, updates, strict=True) if ADAPTER not in update.rates]
             total += (own or losses)[0] * len(batch)
         before, mean = mean, total / (count * (epoch + 1))

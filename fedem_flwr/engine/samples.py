@@ -17,7 +17,7 @@ from fedem_flwr.engine.draws import Draws
 from fedem_flwr.errors import InputError
 
 _POSITION_BITS = 20  # a user's samples in one round: at most 2**20
-_LANES = (
+LANES = (
     64  # touched rows are padded to a multiple: vector units then see no remainder, which they would round otherwise
 )
 
@@ -144,7 +144,7 @@ def draw_samples(histories: TrainingItems, rows: Tensor, negatives: int, draws: 
     slot = (is_first.cumsum(1) - 1).clamp_(min=0)  # (k, s) touched row of each ordered sample
     touched_count = is_first.sum(1)
     owner, column = is_first.nonzero(as_tuple=True)
-    width = -(-int(touched_count.max()) // _LANES) * _LANES
+    width = -(-int(touched_count.max()) // LANES) * LANES
     touched = torch.zeros((k, width), dtype=torch.int64, device=users.device)
     touched[owner, slot[owner, column]] = ordered[owner, column]
     row = torch.zeros_like(items).scatter_(1, position, torch.where(is_real, slot, 0))

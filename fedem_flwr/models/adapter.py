@@ -7,7 +7,6 @@ in the hot loop.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedem_flwr.randomness import keyed_uniform
+from fedem_flwr.models.mlp import Mlp
 
 _LANES = 16
 
@@ -43,9 +42,9 @@ class Adapter:
     bias: float = 0.0
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Layer widths from the 2d inputs to the single output."""
-        return (2 * self.dim, *self.hidden, 1)
+    def mlp(self) -> Mlp:
+        """The layers, from the 2d inputs to the single output."""
+        return Mlp((2 * self.dim, *self.hidden, 1))
 
     @property
     def parameters(self) -> int:
@@ -53,27 +52,17 @@ class Adapter:
 
         Otherwise the optimiser would round a client's last parameters differently at the end of a cohort.
         """
-        used = sum((n_in + 1) * n_out for n_in, n_out in zip(self.widths, self.widths[1:], strict=False))
-        return -(-used // _LANES) * _LANES
+        return -(-self.mlp.size // _LANES) * _LANES
 
     def initial(self, seed: int) -> Tensor:
         """(P,) initial parameters, the same for every client: torch's Linear default, U(±1/√fan_in), keyed by seed."""
-        parts = []
-        for layer, (n_in, n_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
-            uniform = keyed_uniform(seed, f"adapter/layer-{layer}", torch.arange((n_in + 1) * n_out))
-            parts.append((2 * uniform - 1) / math.sqrt(n_in))
-        parts[-1][-1] += self.bias
-        return pad(torch.cat(parts), (0, self.parameters - sum(map(len, parts)))).to(torch.float32)
+        start = self.mlp.initial(seed, "adapter")
+        start[-1] += self.bias
+        return pad(start, (0, self.parameters - len(start)))
 
     def layers(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
         """View (k, P) as [(weight (k, out, in), bias (k, 1, out)), ...]; writing to the views writes to theta."""
-        views, start = [], 0
-        for n_in, n_out in zip(self.widths, self.widths[1:], strict=False):
-            weight = theta[:, start : start + n_in * n_out].view(-1, n_out, n_in)
-            start += n_in * n_out
-            views.append((weight, theta[:, start : start + n_out].unsqueeze(1)))
-            start += n_out
-        return views
+        return self.mlp.layers(theta)
 
     def forward(self, theta: Tensor, local: Tensor, glob: Tensor) -> Activations:
         """Eq. 9 for a batch of rows.

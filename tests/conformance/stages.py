@@ -15,6 +15,8 @@ from conformance.runs import Named, Runs, Whole
 from fedem_flwr.contract import Method, Task
 from fedem_flwr.contract.adding import Adder, contributed
 from fedem_flwr.engine.contribution import Contribution, Stage
+from fedem_flwr.engine.draws import Draws
+from fedem_flwr.engine.samples import draw_samples
 
 RADIUS = 0.05
 
@@ -69,43 +71,57 @@ def by_hand(whole: Whole, round_: int) -> Named:
     whole.until(client, round_)
     task = task_of(client.method, round_)
     adder, own = Adder(task.fields()), dict[str, list[np.ndarray]]()
-    for arrays in ones(client, whole, round_):
-        short = shortened(client.method, task, arrays)
+    for arrays, touched in ones(client, whole, round_):
+        short = shortened(client.method, task, arrays, touched)
         adder.add({name: short[name] for name in adder.fields})
         for name in short.keys() - adder.fields.keys():
             own.setdefault(name, []).append(short[name])
     return {**{name: np.concatenate(values) for name, values in own.items()}, **adder.packed()}
 
 
-def ones(client: MethodClient, whole: Whole, round_: int) -> Iterator[Named]:
-    """What each user would send alone."""
+def ones(client: MethodClient, whole: Whole, round_: int) -> Iterator[tuple[Named, np.ndarray]]:
+    """What each user would send alone, and (m, 1) which items its samples hold."""
     asked = asked_of(whole, client, round_)
     device, task = client.host.side(0, round_ - 1), task_of(client.method, round_)
     for at in [asked.who] if task.grouped else asked.who[:, None]:
         one = replace(asked.of(at), uploaders=np.intersect1d(device.users[at], asked.uploaders))
-        yield contributed(task, device, one, ()).arrays
+        held = np.ones((client.method.items, 1), bool)
+        if task.handles_stages:
+            draws, data = Draws(client.method.seed), device.cohort.data
+            samples = draw_samples(data, torch.from_numpy(at), client.method.local.negatives, draws, round_)
+            held = np.isin(np.arange(client.method.items), samples.touched[0, : samples.touched_count[0]])[:, None]
+        yield contributed(task, device, one, ()).arrays, held
 
 
-def shortened(method: Method, task: Task, arrays: Named) -> Named:
-    """One user's upload after clipping; the parts of local training by their change."""
+def shortened(method: Method, task: Task, arrays: Named, touched: np.ndarray) -> Named:
+    """One user's upload after clipping; the parts of local training by their change, of item parts in touched rows."""
     parts = method.parts() if task.handles_stages else {}
     start, scale = dict[str, np.ndarray](), dict[str, np.ndarray]()
     for name, values in arrays.items():
         if values.dtype.kind != "f":
             continue
         start[name], scale[name] = np.zeros_like(values), np.ones(())
-        if name in parts:
+        if name in parts and not parts[name].change:
             start[name] = parts[name].initial(name, method.items, method.seed).numpy()
         if f"{name}-weight" in arrays:
             weight = arrays[f"{name}-weight"].astype(np.float64)
             scale[name] = weight[:, None] if len(weight) == method.items else weight
+    lengths = {
+        name: x for name, x in arrays.items() if name.endswith("-weight") and name in start
+    }  # how far a row moved
     change = {
-        name: np.where(scale[name] > 0, arrays[name] / np.maximum(scale[name], 1) - start[name], 0) for name in start
+        name: np.where(scale[name] > 0, arrays[name] / np.where(scale[name] > 0, scale[name], 1) - start[name], 0)
+        for name in start.keys() - lengths.keys()
     }
-    norm = float(np.sqrt(sum(np.square(x).sum() for x in change.values())))
+    inside = {
+        name: np.where(touched, x, 0) if len(x) == len(touched) != scale[name].size else x for name, x in change.items()
+    }
+    norm = float(np.sqrt(sum(np.square(x).sum() for x in inside.values())))
     factor = min(1.0, RADIUS / max(norm, 1e-12))
-    new = {name: ((start[name] + factor * x) * scale[name]).astype(np.float32) for name, x in change.items()}
-    return {**arrays, **new}
+    new = {name: start[name] + x + (factor - 1) * inside[name] for name, x in change.items()}
+    new = {n: x * scale[n] * (factor if f"{n}-weight" in lengths else 1) for n, x in new.items()}
+    short = {**new, **{name: x * factor for name, x in lengths.items()}}
+    return {**arrays, **{name: x.astype(np.float32) for name, x in short.items()}}
 
 
 def _alike(one: Named, other: Named) -> bool:

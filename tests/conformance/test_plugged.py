@@ -12,8 +12,7 @@ from conformance.runs import Runs
 
 EM = ("merge", "mode", "elastic")
 RELEASED, HELD_OUT = ("merge", "schedule", "released"), ("merge", "gate_data", "heldout")
-PFEDREC, FEDRAP = "conformance.pfedrec:PFedRec", "conformance.fedrap:FedRap"
-FEDNCF, FEDFAST = "conformance.fedncf:FedNCF", "conformance.fedfast:FedFast"
+PFEDREC, FEDRAP, FEDNCF, FEDFAST, GPFEDREC = "pfedrec", "fedrap", "fedncf", "fedfast", "gpfedrec"
 PLUGGED = (Subject(PFEDREC, (EM,)), Subject("fedmf", (EM,)))
 HERE = (  # in one process; other runtimes carry out the same rounds
     *("spread over nodes", "killed and resumed", "warm evaluation", "only what is declared", "nothing private"),
@@ -45,7 +44,7 @@ def test_a_round_is_that_of_the_reference(subject: Subject, runs: Runs) -> None:
     CELLS["slow twin"](subject, runs)
 
 
-@pytest.mark.parametrize("name", [PFEDREC, FEDRAP, FEDNCF, FEDFAST, "fedmf"])
+@pytest.mark.parametrize("name", [PFEDREC, FEDRAP, FEDNCF, GPFEDREC, "fedmf"])
 def test_two_tastes_are_found(name: str, runs: Runs) -> None:
     CELLS["two tastes"](Subject(name, (EM,)), runs)
 

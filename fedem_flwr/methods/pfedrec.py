@@ -1,0 +1,50 @@
+"""PFedRec: Zhang et al., "Dual Personalization on Federated Recommendation", IJCAI 2023.
+
+There is no user vector: a user is a scoring layer. Private: (w, b), `head`. Up: a cohort's sum of the trained item
+tables. Server: their mean over the clients. Down: the table, from which every client's own starts. Loss: binary
+cross-entropy. A batch is a gradient step on the head and then, computed anew, one on the items. Users are scored with
+the table as their own training has left it, before it is averaged ("dual personalisation").
+
+A batch's mean over B samples and rows that occur once or twice in it make the items' gradients tiny, hence their rate
+η · factor · m (13,456 on ML-100K). The released program uploads b, too, and no client reads the average: here it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+from torch import Tensor
+
+from fedem_flwr.config.section import Section
+from fedem_flwr.contract import Method, Part, Update
+from fedem_flwr.models.mlp import Mlp, head_scores
+
+
+class PFedRecOptions(Section):
+    """Of `PFedRec`."""
+
+    lr: float = Field(0.1, gt=0, description="η, gradient steps of the head")
+    factor: float = Field(80.0, gt=0, description="η_mult: the items' rate is η · factor · m")
+
+
+class PFedRec(Method):
+    """Score z = w · q + b."""
+
+    Options = PFedRecOptions
+    EVALUATED = "local"
+
+    def parts(self) -> Mapping[str, Part]:
+        """A client keeps both; the head never leaves it."""
+        dim, head = self.config.model.dim, Mlp((self.config.model.dim, 1))
+        items = Part("item", dim, up="sum", mean="users", kept=True, std=self.config.model.init_std)
+        return {"head": Part("model", head.size, private=True, start=lambda s: head.initial(s, "head")), "items": items}
+
+    def score(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """See the class."""
+        return head_scores(parts["head"], parts["items"])
+
+    def updates(self, round_: int) -> Sequence[Update]:
+        """The head, then the items."""
+        rate = self.options.lr
+        return [Update({"head": rate}, "sgd"), Update({"items": rate * self.options.factor * self.items}, "sgd")]
