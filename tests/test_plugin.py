@@ -187,8 +187,8 @@ def test_the_gate_sees_no_target_and_nothing_else_sees_its_items(tmp_path: Path)
     [
         ("colr", {"mode": "elastic"}, "are not sent 'factor'"),
         ("fedials", {"mode": "static"}, 'set merge.mode = "replace"'),
-        ("fedmf-elastic", {"mode": "elastic"}, "[groups]"),
-        ("fedials-elastic", {"mode": "scalar"}, "[groups]"),
+        ("fedmf-elastic", {"mode": "elastic"}, "[group_tables]"),
+        ("fedials-elastic", {"mode": "scalar"}, "[group_tables]"),
         ("fedmf", {"mode": "none"}, "local-only"),
         ("fedmf", {"mode": "elastic", "part": "table"}, "item tables that go up are items"),
     ],

@@ -22,10 +22,10 @@ from fedem_flwr.config.section import Keywords, Section
 from fedem_flwr.config.sections import (
     AggregateConfig,
     DataConfig,
-    ElasticConfig,
     EvaluationConfig,
     FoldInConfig,
     GradientsConfig,
+    GroupTablesConfig,
     IalsConfig,
     LocalConfig,
     MergeConfig,
@@ -39,6 +39,7 @@ from fedem_flwr.config.sections import (
 from fedem_flwr.errors import InputError, suggest
 
 Tree = dict[str, Any]
+_FORMER = {"elastic": "group_tables"}  # sections by the names that they had
 _MOVED = {"ials.individual_uploads": "privacy.individual_uploads"}
 DEFAULT_METHOD = "fedials"  # where the data set's file names none
 
@@ -56,7 +57,7 @@ class Config(Section):
     ials: IalsConfig = IalsConfig()
     fold_in: FoldInConfig = FoldInConfig()
     order: OrderConfig = OrderConfig()
-    elastic: ElasticConfig = ElasticConfig()
+    group_tables: GroupTablesConfig = GroupTablesConfig()
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -79,6 +80,7 @@ def build(tree: Mapping[str, Any], origin: str) -> Config:
     Raises:
         InputError: naming the key, what is wrong with it and, for an unknown key, the nearest valid one.
     """
+    tree = renamed(tree)
     method = dict(tree.get("method", {}))
     strategy, options = str(method.get("strategy", MethodConfig().strategy)), method.pop("options", {})
     config = _valid(Config, {**tree, "method": method}, origin)
@@ -135,6 +137,11 @@ def merge_trees(*trees: Mapping[str, Any]) -> Tree:
             both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
             out[key] = merge_trees(out[key], value) if both else value
     return out
+
+
+def renamed(tree: Mapping[str, Any]) -> Tree:
+    """A tree of sections in which those with a former name have today's."""
+    return merge_trees(*({_FORMER.get(section, section): keys} for section, keys in tree.items()))
 
 
 def read_toml(path: Path) -> Tree:
@@ -194,7 +201,7 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     Raises:
         InputError: unknown method, data set or key, or a value out of range.
     """
-    given = merge_trees(experiment, options)
+    given = merge_trees(renamed(experiment), renamed(options))
     for key, value in given.items():
         if key not in Config.model_fields:
             raise InputError(f"{origin}: unknown section [{key}]{suggest(key, Config.model_fields)}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedem_flwr.engine.downloads import Download
-from fedem_flwr.engine.elastic import Tables
-from fedem_flwr.engine.elastic_scores import Chosen
+from fedem_flwr.engine.group_scores import Chosen
+from fedem_flwr.engine.group_tables import Tables
 from fedem_flwr.evaluation.ranking import Part
 from fedem_flwr.evaluation.scorers import CohortScorer
 

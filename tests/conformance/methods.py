@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
     "model": {"dim": 4, "init_std": 0.3},
     "local": {"epochs": 2, "batch_size": 40},
     "merge": {"epochs": 2},
-    "elastic": {"clustering": 1, "rounds": 1, "groups": 2, "hold_out": 1},
+    "group_tables": {"clustering": 1, "rounds": 1, "groups": 2, "hold_out": 1},
     "order": {"rounds": 2, "layers": 1, "heads": 2, "window": 6, "negatives": 5, "map": 8, "participants": 1.0},
     "run": {"threads": 1, "device": "cpu", "checkpoint_every": 2, "participants": 1.0},
     "evaluation": {"controls": False, "local_only": False, "every": 1},
