@@ -217,7 +217,8 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     method_preset = _preset("methods", base) or _own_preset(base, own_strategy)
     if not method_preset and (base != method or own_strategy is None):
         raise InputError(f"{origin}: unknown method '{base}'{suggest(base, method_names())}")
-    tree = merge_trees(method_preset, data_preset, settings.get(method, {}), _untuned(given), given)
+    of_data = merge_trees(settings.get(base, {}), settings.get(method, {}))
+    tree = merge_trees(method_preset, data_preset, of_data, _untuned(given), given)
     unnamed = "name" not in given.get("method", {}) and own_strategy not in (None, method_preset["method"]["strategy"])
     named = str(own_strategy) if unnamed else method  # results must not pass as the preset's
     tree.setdefault("method", {})["name"] = name_of_class(named) if ":" in named else named

@@ -24,9 +24,7 @@ VARIANTS = (
     Subject(FEDNCF, (("merge", "mode", "scalar"), RELEASED)),
     Subject(FEDRAP, (EM, RELEASED)),
     Subject(FEDNCF, (EM, HELD_OUT, ("merge", "hold_out", 4))),
-    Subject(
-        "fedem", (HELD_OUT, ("merge", "hold_out", 7), ("local", "batch_size", 20))
-    ),
+    Subject("fedem", (HELD_OUT, ("merge", "hold_out", 7), ("local", "batch_size", 20))),
     Subject("fedem", (HELD_OUT, RELEASED, ("merge", "mode", "scalar"))),
     Subject("test_hooks:PulledFedEM", (EM, RELEASED, ("aggregate", "weights", "eq13"))),
 )
