@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from fedem_flwr.config import Config, Tree, name_of_class, preset_names
+from fedem_flwr.config import Config, Tree, name_of_class, preset_names, renamed
 from fedem_flwr.config.registry import find, names
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, read_frame
 from fedem_flwr.errors import InputError, suggest
@@ -196,7 +196,7 @@ def _options(given: Mapping[str, Any], method: Method | None, settings: Mapping[
         InputError: an unknown argument, a section that is none, or something that is said twice.
     """
     tree: Tree = {}
-    for section, keys in settings.items():
+    for section, keys in renamed(settings).items():
         if section not in Config.model_fields:
             raise InputError(f"{_ORIGIN}: unknown argument '{section}'{suggest(section, _valid_arguments())}")
         if not isinstance(keys, Mapping):

@@ -21,7 +21,7 @@ def small(method: str, merge: str, **sections: Any) -> Config:
     rounds = BEFORE_FIT + 1 + (2 if merge == "item" else 0) + 2
     own: dict[str, dict[str, Any]] = {
         "run": {"rounds": rounds},
-        "elastic": {**SMALL, "merge": merge},
+        "group_tables": {**SMALL, "merge": merge},
         "model": {"dim": 8},
         "evaluation": {"every": 1},
     }

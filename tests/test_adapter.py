@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedem_flwr.engine.merge import Merge, MergeMode, pooled
 from fedem_flwr.models.adapter import Adapter
 
-SHAPES = [Adapter(16), Adapter(3, (7,)), Adapter(4, (5, 6, 3)), Adapter(1, (2, 2))]
+SHAPES = [Adapter(16), Adapter(3, (7,)), Adapter(4, (5, 6, 3)), Adapter(1, (2, 2)), Adapter(3, ())]
 TOLERANCE = 1e-9
 
 

@@ -223,7 +223,7 @@ def test_bad_options(arguments: list[str], words: list[str], fedem: Fedem, tmp_p
         ("rounds = 3\n", ["rounds"]),
         ("[run]\nrounds = 0\n", ["run.rounds", "greater than or equal to 1"]),
         ("[merge]\nmode = 'elastisch'\n", ["merge.mode", "'elastic'"]),
-        ("[merge]\nhidden = []\n", ["merge.hidden"]),
+        ("[merge]\nhidden = [0]\n", ["merge.hidden"]),
         ("[data]\nprotocol = 3\n", ["data.protocol"]),
     ],
 )

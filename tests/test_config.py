@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fedem_flwr.cli.options import experiment_tree, options_tree
-from fedem_flwr.config import Config, load_resolved, merge_trees, preset_names, read_toml, resolve
+from fedem_flwr.config import Config, build, load_resolved, merge_trees, preset_names, read_toml, resolve
 from fedem_flwr.data import Interactions
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.flow import plan
 from fedem_flwr.protocol.splits import make_split
 from fedem_flwr.runtime.inputs import adapted, check_method
 
@@ -63,10 +64,40 @@ def test_every_file_begins_with_the_command_that_runs_it(kind: str) -> None:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_resolves(name: str) -> None:
     tree, origin = experiment_tree(name)
-    methods = tree.pop("methods", None)
-    assert origin == name
-    for method in methods or [None]:
-        check_method(resolve(tree, {"method": {"name": method}} if method else {}, origin))
+    asked = plan(tree, {}, origin=origin)
+    assert origin == name and len(asked.others) == len(tree["methods"]) - 1
+    for config in (asked.config, *asked.others):
+        check_method(config)
+    titles = [config.method.title for config in (asked.config, *asked.others)]
+    assert len({*titles}) == len(titles)
+
+
+def test_variants_are_of_one_method_each() -> None:
+    tree = {
+        "methods": ["mine", "fedmf", "deep"],
+        "variants": {
+            "mine": {"method": {"base": "fedmf"}, "merge": {"mode": "elastic"}},
+            "deep": {"method": {"base": "fedem"}, "merge": {"hidden": []}},
+        },
+        "run": {"rounds": 7},
+    }
+    asked = plan(tree, {"local": {"epochs": 2}}, origin="a test")
+    assert [c.method.name for c in (asked.config, *asked.others)] == tree["methods"]
+    assert [c.merge.mode for c in (asked.config, *asked.others)] == ["elastic", "replace", "elastic"]
+    assert asked.config.local.epochs == asked.others[1].local.epochs == 2
+    assert asked.config.local.lr_user == resolve({}, {"method": {"name": "fedmf"}}).local.lr_user
+    assert asked.others[1].merge.hidden == () and asked.others[1].run.rounds == 7
+    for variants, words in (({"fedmv": {}}, "'fedmf'"), ({"fedmf": 1}, "variants.NAME.SECTION"), (3, "sections")):
+        with pytest.raises(InputError, match=words):
+            plan({"methods": ["fedmf"], "variants": variants}, {}, origin="a test")
+
+
+def test_a_section_of_a_former_name_is_read() -> None:
+    """Also from the file of a run that was carried out before."""
+    config = resolve({"elastic": {"groups": 3}}, {"method": {"name": "fedmf-elastic"}})
+    assert config.group_tables.groups == 3 and config.group_tables.rounds == 20
+    tree = config.model_dump()
+    assert build({**tree, "elastic": tree.pop("group_tables")}, "a test") == config
 
 
 def test_defaults_are_the_ones_that_are_promised() -> None:

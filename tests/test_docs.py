@@ -111,7 +111,7 @@ def test_command_parses(page: str, line: str) -> None:
         tree, _ = experiment_tree(params["experiment"])
     except InputError:  # a file of the reader's own
         tree = {"method": {"strategy": "theirs"}}
-    tree.pop("methods", None)
+    tree = {section: keys for section, keys in tree.items() if section not in ("methods", "variants")}
     resolve(tree, merge_trees(options, {"method": of_the_reader(params["method"])}))
     for method in params["against"] or []:
         resolve({}, {"method": {"name": method, **of_the_reader(method)}})

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.contract import Gathered, State
 from fedem_flwr.contract.finding import method_of
-from fedem_flwr.engine.elastic import Evidence, ItemWeights, Tables, crowded, curves, own_choice
-from fedem_flwr.engine.elastic_scores import Chosen, FoldInMerge
+from fedem_flwr.engine.group_scores import Chosen, FoldInMerge
+from fedem_flwr.engine.group_tables import Evidence, ItemWeights, Tables, crowded, curves, own_choice
 from fedem_flwr.engine.held_out import hold_out
 from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
 from fedem_flwr.models.adapter import Adapter
@@ -141,7 +141,7 @@ def group_sums(items: int, groups: int, dim: int) -> dict[str, torch.Tensor]:
 def folded(name: str) -> tuple[Any, State, State, dict[str, torch.Tensor]]:
     """The method, its state before and after a round of the groups, and the round's sums."""
     items, dim = 7, 4
-    method: Any = method_of(small(name, "all", model={"dim": dim}, elastic={"ridge": 0.5}), items)
+    method: Any = method_of(small(name, "all", model={"dim": dim}, group_tables={"ridge": 0.5}), items)
     state = method.start()
     table = state[method.merging.table]
     groups = table + torch.arange(1, 4)[:, None, None] * 0.1

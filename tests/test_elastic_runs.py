@@ -50,8 +50,8 @@ def fitted(path: Path, method: str, tastes: int) -> dict[str, Any]:
     extra: dict[str, Any] = {"model": {"dim": 3}, "ials": {"ridge": 0.01}}
     if method == "fedmf-elastic":
         elastic["ridge"], extra = 1.0, {"model": {"dim": 3}, "local": {"epochs": 5}}
-    config = small(method, "all", data=data, elastic=elastic, run={"rounds": 12 + 2 * 10 + 1 + 12}, **extra)
-    shown: Any = carry_out(path / f"run-{tastes}", config).outcome.diagnostics["elastic"]
+    config = small(method, "all", data=data, group_tables=elastic, run={"rounds": 12 + 2 * 10 + 1 + 12}, **extra)
+    shown: Any = carry_out(path / f"run-{tastes}", config).outcome.diagnostics["group-tables"]
     return dict(shown)
 
 

@@ -59,7 +59,7 @@ def test_a_held_out_item_may_be_drawn_as_a_negative() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_held_out_items_enter_no_sum_before_rho_is_fitted(method: str, tmp_path: Path) -> None:
     """Two worlds that differ in nothing but the held-out items: what goes up differs when these are looked at."""
-    config = small(method, "all", elastic={"hold_out": 1})
+    config = small(method, "all", group_tables={"hold_out": 1})
     one = prepare(tmp_path / "one", config)
     split, items = one.split, np.array(one.split.train_items)
     rng = np.random.default_rng(0)

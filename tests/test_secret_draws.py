@@ -172,7 +172,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "fedem": {"run": {"rounds": 2}},
     "fedmf": {"run": {"rounds": 2}},
     "fedials-order": {"run": {"rounds": 6}, "order": {"rounds": 3, "participants": 1.0}},
-    "fedials-elastic": {"run": {"rounds": 10}, "elastic": {"clustering": 2, "rounds": 1}},  # lots: its first centres
+    "fedials-elastic": {
+        "run": {"rounds": 10},
+        "group_tables": {"clustering": 2, "rounds": 1},
+    },  # lots: its first centres
 }
 
 

@@ -21,7 +21,7 @@ SETTINGS: dict[str, Any] = {
     "local": {"epochs": 1},
     "evaluation": {"every": 100},
     "order": {"rounds": 2, "participants": 1.0, "layers": 1, "heads": 2, "window": 6, "negatives": 5, "map": 4},
-    "elastic": {"merge": "item", "groups": 2, "clustering": 2, "rounds": 1, "steps": 1},
+    "group_tables": {"merge": "item", "groups": 2, "clustering": 2, "rounds": 1, "steps": 1},
 }
 ROUNDS = {"fedials-order": 3, "fedials-elastic": 7, "fedmf-elastic": 7}
 

@@ -12,6 +12,7 @@ from fedem_flwr.config.resolved import (
     name_of_class,
     preset_names,
     read_toml,
+    renamed,
     resolve,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "name_of_class",
     "preset_names",
     "read_toml",
+    "renamed",
     "resolve",
 ]

@@ -78,8 +78,8 @@ class OrderConfig(Section):
         return [{"order_weight": w, "map_weight": v} for w, v in product(self.weights, maps)]
 
 
-class ElasticConfig(Section):
-    """A table for each group of similar users, merged with the global one (`fedials-elastic`, `fedmf-elastic`).
+class GroupTablesConfig(Section):
+    """Elastic merging whose second table is that of a client's group (`fedials-elastic`, `fedmf-elastic`).
 
     A merged row is T_i + ρ (Q_i − T_i): T the group's table, Q the global one, ρ fitted on held-out training items.
     """

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
-from fedem_flwr.config.least_squares import ElasticConfig, FoldInConfig, IalsConfig, OrderConfig
+from fedem_flwr.config.least_squares import FoldInConfig, GroupTablesConfig, IalsConfig, OrderConfig
 from fedem_flwr.config.registry import find, is_method, names
 from fedem_flwr.config.section import Keywords, Section
 from fedem_flwr.config.sections import (
@@ -36,6 +36,7 @@ from fedem_flwr.config.sections import (
 from fedem_flwr.errors import InputError, suggest
 
 Tree = dict[str, Any]
+_FORMER = {"elastic": "group_tables"}  # sections by the names that they had
 _MOVED = {"ials.individual_uploads": "privacy.individual_uploads"}
 DEFAULT_METHOD = "fedials"  # where the data set's file names none
 
@@ -53,7 +54,7 @@ class Config(Section):
     ials: IalsConfig = IalsConfig()
     fold_in: FoldInConfig = FoldInConfig()
     order: OrderConfig = OrderConfig()
-    elastic: ElasticConfig = ElasticConfig()
+    group_tables: GroupTablesConfig = GroupTablesConfig()
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
     privacy: PrivacyConfig = PrivacyConfig()
@@ -76,6 +77,7 @@ def build(tree: Mapping[str, Any], origin: str) -> Config:
     Raises:
         InputError: naming the key, what is wrong with it and, for an unknown key, the nearest valid one.
     """
+    tree = renamed(tree)
     method = dict(tree.get("method", {}))
     strategy, options = str(method.get("strategy", MethodConfig().strategy)), method.pop("options", {})
     config = _valid(Config, {**tree, "method": method}, origin)
@@ -132,6 +134,11 @@ def merge_trees(*trees: Mapping[str, Any]) -> Tree:
             both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
             out[key] = merge_trees(out[key], value) if both else value
     return out
+
+
+def renamed(tree: Mapping[str, Any]) -> Tree:
+    """A tree of sections in which those with a former name have today's."""
+    return merge_trees(*({_FORMER.get(section, section): keys} for section, keys in tree.items()))
 
 
 def read_toml(path: Path) -> Tree:
@@ -191,7 +198,7 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     Raises:
         InputError: unknown method, data set or key, or a value out of range.
     """
-    given = merge_trees(experiment, options)
+    given = merge_trees(renamed(experiment), renamed(options))
     for key, value in given.items():
         if key not in Config.model_fields:
             raise InputError(f"{origin}: unknown section [{key}]{suggest(key, Config.model_fields)}")
@@ -207,7 +214,8 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
     method_preset = _preset("methods", base) or _own_preset(base, own_strategy)
     if not method_preset and (base != method or own_strategy is None):
         raise InputError(f"{origin}: unknown method '{base}'{suggest(base, method_names())}")
-    tree = merge_trees(method_preset, data_preset, settings.get(method, {}), _untuned(given), given)
+    of_data = merge_trees(settings.get(base, {}), settings.get(method, {}))
+    tree = merge_trees(method_preset, data_preset, of_data, _untuned(given), given)
     unnamed = "name" not in given.get("method", {}) and own_strategy not in (None, method_preset["method"]["strategy"])
     named = str(own_strategy) if unnamed else method  # results must not pass as the preset's
     tree.setdefault("method", {})["name"] = name_of_class(named) if ":" in named else named

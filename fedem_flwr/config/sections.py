@@ -89,7 +89,10 @@ class GradientsConfig(Section):
 
 
 class MergeConfig(Section):
-    """Elastic merging, Eq. 9–11, and the variants of Table 2."""
+    """Elastic merging, Eq. 9–11, and the variants of Table 2, of any method whose clients send an item table up.
+
+    With another mode than `replace` clients keep a table of their own, which they merge with the one they receive.
+    """
 
     mode: Literal["none", "replace", "static", "scalar", "elastic"] = Field(
         "replace", description="how G and Q become one"
@@ -97,11 +100,18 @@ class MergeConfig(Section):
     schedule: Literal["paper", "released"] = Field("paper", description="merge once a round, or again in every batch")
     rho: float = Field(0.5, ge=0, le=1, description="ρ of `static`")
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (16, 8), min_length=1, description="hidden widths of the adapter"
+        (16, 8), description="hidden widths of the adapter; L is one more; none: ρ is a logistic function of a row"
     )
     bias: float = Field(0.0, description="added to the adapter's output at the start; > 0 favours the global table")
     lr: float = Field(0.1, gt=0, description="β for Θ_u (Adam)")
-    epochs: int = Field(1, ge=1, description="epochs of Eq. 11 under the `paper` schedule")
+    epochs: int = Field(1, ge=1, description="epochs of Eq. 11 where it stands before the merge")
+    gate_data: Literal["train", "heldout"] = Field(
+        "train", description="what Θ_u is trained on: the round's samples, or items that p_u and Q_u never see"
+    )
+    hold_out: int = Field(
+        2, ge=1, le=50, description="of `heldout`: newest training items of each client (random ones without times)"
+    )
+    part: str = Field("", description="the table that is merged, of a method with several; default: its first")
 
 
 class AggregateConfig(Section):

@@ -1,4 +1,4 @@
-"""Matrix factorisation, the backbone of FedMF and FedEM: score z = p · q, gradients written out, elastic merging."""
+"""Matrix factorisation, the backbone of FedMF and FedEM: z = p · q, gradients written out, also through merged rows."""
 
 from __future__ import annotations
 
@@ -7,49 +7,24 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedem_flwr.config import Config
 from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.block import Batch, Block
 from fedem_flwr.engine.epochs import Step
 from fedem_flwr.engine.gradients import Gradients
-from fedem_flwr.engine.merge import Merge
 from fedem_flwr.engine.merged_steps import AdapterStep, MergedStep
 from fedem_flwr.engine.optimizer import Update
 from fedem_flwr.engine.parts import Mean, Part, Up
-from fedem_flwr.errors import InputError
 from fedem_flwr.models import mf
-from fedem_flwr.models.adapter import Adapter
 
 
 class Factorisation(Method):
-    """Private: p (`user`) and, where merging learns, Θ (`adapter`). Shared: the item table Q (`items`).
-
-    `[merge]` says whether clients keep a table of their own, and how it is merged with the one they receive.
+    """Private: p (`user`). Shared: the item table Q (`items`).
 
     Attributes:
         UP: what of Q goes up.
     """
 
     UP: ClassVar[Up] = "sum"
-
-    def __init__(self, config: Config, items: int) -> None:
-        super().__init__(config, items)
-        if self.merge.in_training and not (self._written_out or type(self).step is not Factorisation.step):
-            raise InputError(
-                f"{type(self).__name__} has a score, loss or penalty of its own, and training through a merge is "
-                'written out for p · q and cross-entropy: set merge.mode = "replace", or override step and adapter_step'
-            )
-        if self.merge.in_training and (config.local.ridge or config.local.optimiser != "adam"):
-            raise InputError(
-                f"merge.mode = '{config.merge.mode}' trains through the merge by Adam and without a ridge: leave out "
-                'local.optimiser and local.ridge, or set merge.mode = "replace"'
-            )
-
-        if self.sharpness and self.merge.in_training and self.merge.schedule == "released":
-            raise InputError(
-                f"gradients.sharpness = {self.sharpness:g}: sharpness-aware gradients do not go through the merge in "
-                'every batch: set merge.schedule = "paper", or the sharpness to 0'
-            )
 
     @property
     def _written_out(self) -> bool:
@@ -58,22 +33,21 @@ class Factorisation(Method):
         return (own.score, own.loss, own.penalty) == (Factorisation.score, Method.loss, Factorisation.penalty)
 
     @property
+    def _merges_as_written(self) -> bool:
+        """Whether what is written out for merged rows is what a subclass trains."""
+        as_here = type(self).gradients == Factorisation.gradients and self.merged == "items"
+        return self._written_out and as_here and not self.config.local.ridge
+
+    @property
     def mean(self) -> Mean:
         """What a sum of tables is divided by."""
         return "rows"
 
-    @property
-    def keeps_tables(self) -> bool:
-        """Whether clients keep a table between rounds."""
-        return self.config.merge.mode != "replace"
-
     def parts(self) -> Mapping[str, Part]:
-        """See `Method.parts`."""
-        dim, std, learned = self.config.model.dim, self.config.model.init_std, self.merge.learned
-        adapter = self.merge.adapter
-        theta = {"adapter": Part("model", adapter.parameters, private=True, start=adapter.initial)} if learned else {}
-        items = Part("item", dim, up=self.UP, mean=self.mean, kept=self.keeps_tables, std=std)
-        return {"user": Part("user", dim, private=True, std=std), **theta, "items": items}
+        """See `Method.parts`. What goes up of each user is what the client keeps."""
+        dim, std = self.config.model.dim, self.config.model.init_std
+        items = Part("item", dim, up=self.UP, mean=self.mean, kept=self.UP == "each", std=std)
+        return {"user": Part("user", dim, private=True, std=std), "items": items}
 
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:
         """See `Method.score`."""
@@ -86,13 +60,6 @@ class Factorisation(Method):
             return None
         rows = parts["items"].square().sum(-1) * valid  # (k, b)
         return ridge * (parts["user"].square().sum(-1) + rows.sum(1) / valid.sum(1).clamp(min=1))
-
-    @property
-    def merge(self) -> Merge:
-        """From `[merge]`."""
-        merge = self.config.merge
-        adapter = Adapter(self.config.model.dim, merge.hidden, merge.bias)
-        return Merge(merge.mode, merge.rho, adapter, merge.schedule, merge.epochs, merge.lr)
 
     def updates(self, round_: int) -> Sequence[Update]:
         """Eq. 12 of FedEM: one step on p and Q, by Adam where `local.optimiser` says nothing else."""
@@ -111,11 +78,13 @@ class Factorisation(Method):
         return loss, {"user": to_user, "items": to_items}
 
     def step(self, block: Block, round_: int) -> Step:
-        """Through the merged rows where the block has downloaded ones beside its own."""
-        if not block.received:
+        """Written out for merged rows, too, where no subclass trains otherwise."""
+        local = self.config.local
+        written = [Update({"user": local.lr_user, "items": local.lr_item})]
+        if not block.received or not self._merges_as_written or self.updates(round_) != written:
             return super().step(block, round_)
-        return MergedStep(block, self.merge, self.config.local.lr_user, self.config.local.lr_item)
+        return MergedStep(block, self.merge, local.lr_user, local.lr_item)
 
     def adapter_step(self, block: Block) -> Step:
         """Eq. 11."""
-        return AdapterStep(block, self.merge)
+        return AdapterStep(block, self.merge) if self._merges_as_written else super().adapter_step(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.registry import find, is_method
+from fedem_flwr.contract.merging import plugged
 from fedem_flwr.contract.method import Method
 
 TRAINED_UNDER_FLOWER = "fedmf"  # what clients train under a Flower strategy that knows of no method
@@ -19,7 +20,8 @@ def uploads_single_users(config: Config) -> bool:
 def method_of(config: Config, items: int) -> Method:
     """The method that devices carry out.
 
-    Under a Flower strategy, stock or one of your own, they train matrix factorisation.
+    With `merge.mode` they keep tables of their own; see `contract.merging`. Under a Flower strategy, stock or one of
+    your own, they train matrix factorisation.
 
     Raises:
         InputError: there is no such method, or it does not fit the configuration.
@@ -28,5 +30,4 @@ def method_of(config: Config, items: int) -> Method:
     if not is_method(kind):
         kind = find("strategies", TRAINED_UNDER_FLOWER)
         config = config.changed("aggregate", weights="average", fraction=1.0)
-    method: Method = kind(config, items)
-    return method
+    return plugged(kind, config)(config, items)

@@ -25,6 +25,7 @@ from fedem_flwr.engine.downloads import Downloads
 from fedem_flwr.engine.epochs import LocalSettings, Step
 from fedem_flwr.engine.gradients import Gradients, GradientStep, automatic
 from fedem_flwr.engine.merge import REPLACE, Merge
+from fedem_flwr.engine.merged_gradients import AdapterGradientStep, MergedGradientStep
 from fedem_flwr.engine.optimizer import Update
 from fedem_flwr.engine.parts import Part, State, initial_state
 from fedem_flwr.engine.samples import TrainingItems
@@ -121,16 +122,12 @@ class Method:
         return [group for group in groups if group]
 
     def step(self, block: Block, round_: int) -> Step:
-        """What takes a block's batches."""
-        return GradientStep(self, block, round_)
+        """What takes a block's batches; through merged rows where the block has downloaded ones beside its own."""
+        return MergedGradientStep(self, block, round_) if block.received else GradientStep(self, block, round_)
 
     def adapter_step(self, block: Block) -> Step:
-        """What trains the adapter of elastic merging.
-
-        Raises:
-            ValueError: the method has none.
-        """
-        raise ValueError(f"{type(self).__name__} has no adapter")
+        """What trains the adapter of elastic merging (Eq. 11 of FedEM), by the method's own loss."""
+        return AdapterGradientStep(self, block)
 
     @property
     def merge(self) -> Merge:
@@ -230,6 +227,10 @@ class Method:
     def cohort(self, data: TrainingItems, state: State) -> Cohort:
         """Users with their data and their state."""
         return Cohort(data, state, self)
+
+    def training_cohort(self, device: Device) -> Cohort:
+        """Whom local training trains, on what."""
+        return device.cohort
 
     def downloads(self, device: Device, asked: Asked) -> Downloads:
         """What was downloaded of each shared part."""

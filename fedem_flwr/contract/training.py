@@ -62,7 +62,7 @@ class LocalTraining(Task):
 
     def cohort(self, device: Device, asked: Asked) -> Cohort:
         """Whom to train, on what."""
-        return device.cohort
+        return self.method.training_cohort(device)
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """See `contract.phases.Task`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -94,6 +94,19 @@ class Batch:
     def sign(self) -> Tensor:
         """(k, b) −1 for positives and +1 for negatives."""
         return self.block.samples.sign.gather(1, self.row)
+
+    def unrolled(self) -> Batch:
+        """The same batch over a block of its own, in which every sample has a row."""
+        block, s = self.block, self.block.samples
+        row = torch.arange(self.row.shape[1], device=self.row.device).expand_as(self.row)
+        count = self.valid.sum(1).long()
+        samples = RoundSamples(s.touched.gather(1, self.row), count, self.sign, row, s.size, s.weight)
+
+        def rows(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {n: self.of_samples(x) if block.axes[n] == "item" else x for n, x in values.items()}
+
+        parts, received = rows(block.parts), rows(block.received)
+        return Batch(replace(block, samples=samples, parts=parts, received=received), row, self.valid)
 
     def of_samples(self, rows: Tensor) -> Tensor:
         """(k, b, width) a row for each sample, out of touched rows (k, t, width)."""

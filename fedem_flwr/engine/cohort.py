@@ -12,9 +12,9 @@ from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.contribution import Collector, PartSum, contribution_of
 from fedem_flwr.engine.downloads import Download, Downloads, alike
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.epochs import train_epochs
+from fedem_flwr.engine.epochs import batches_of, train_epochs
 from fedem_flwr.engine.learner import Learner
-from fedem_flwr.engine.merge import pooled
+from fedem_flwr.engine.merging import Merging
 from fedem_flwr.engine.parallel import budget, in_parallel
 from fedem_flwr.engine.parts import State, floats_of_a_row
 from fedem_flwr.engine.reference import train_alone
@@ -22,6 +22,7 @@ from fedem_flwr.engine.samples import RoundSamples, TrainingItems, blocks_of, dr
 
 BLOCK_FLOATS = 1 << 19  # compact rows trained together: 2 MiB, so that rows, gradient and moments stay in the cache
 MERGE_FLOATS = 1 << 22  # merged rows held at a time
+_BATCH_BITS = 20  # of a user's number of batches
 
 
 @dataclass
@@ -47,11 +48,13 @@ class Cohort:
         data: the users' interactions.
         state: private state by part, (k, ...), trained in place. It never leaves the client.
         learner: the method.
+        gate: what Θ alone is trained on; see `engine.merging`.
     """
 
-    def __init__(self, data: TrainingItems, state: State, learner: Learner) -> None:
+    def __init__(self, data: TrainingItems, state: State, learner: Learner, gate: TrainingItems | None = None) -> None:
         self.data, self.state, self.learner = data, state, learner
         self.parts = dict(learner.parts())
+        self.merging = Merging(learner, state, gate)
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +94,7 @@ class Cohort:
             if not merge or name not in downloads:
                 continue
             if name == self.learner.merged:
-                rho = self._merge(found[name], who, downloads[name])
+                rho = self.merging.merge(found[name], who, downloads[name])
             else:
                 _replace(found[name], who, downloads[name])
         return found, rho
@@ -141,11 +144,7 @@ class Cohort:
 
     def overwrite(self, who: Tensor, downloads: Downloads) -> None:
         """Write the merged tables (Eq. 10) of receivers `who` over their own."""
-        name = self.learner.merged
-        for part in self.chunks(who):
-            table = self.state[name][part]
-            self._merge(table, part, downloads[name])
-            self.state[name][part] = table
+        self.merging.overwrite(self.chunks(who), downloads)
 
     def block_of(
         self, who: Tensor, downloads: Downloads, samples: RoundSamples, round_: int, *, merging: bool
@@ -162,11 +161,8 @@ class Cohort:
                 values[name] = source.rows(who, samples.touched)
         axes = {name: part.axis for name, part in self.parts.items()}
         block = Block(self.data.users[who], samples, values, axes, round=round_)
-        merged, merge = self.learner.merged, self.learner.merge
         if merging:
-            block.received = {merged: downloads[merged].rows(who, samples.touched)}
-            if merge.mode == "scalar":
-                block.pool = pooled(self.state[merged][who], downloads[merged].of(who))
+            self.merging.beside(block, who, downloads)
         return block
 
     def write_back(self, who: Tensor, block: Block) -> None:
@@ -183,25 +179,23 @@ class Cohort:
 
     def _before_training(self, who: Tensor, downloads: Downloads) -> Tensor:
         """Replace own values where the method does so first; returns (k',) who trains through a merge, on the CPU."""
-        name, merge = self.learner.merged, self.learner.merge
-        for other in self.state.keys() & downloads.keys() - {name}:
+        for other in self.state.keys() & downloads.keys() - {self.learner.merged}:
             values = self.state[other][who]
             _replace(values, who, downloads[other])
             self.state[other][who] = values
-        if not name or name not in downloads or merge.mode == "none":
-            return torch.zeros(len(who), dtype=torch.bool)
-        received = downloads[name].received[who]
-        if merge.overwrites_first:
-            self.overwrite(who[received], downloads)
-        return received.cpu() & merge.in_training
+        first, merging = self.merging.begin(who, downloads)
+        if len(first):
+            self.overwrite(first, downloads)
+        return merging
 
     def _in_blocks(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
         local = self.learner.local
-        batches = -(-size // local.batch_size) if local.batch_size else size.clamp(max=1)
+        batches = batches_of(size, local)
         touched, width = size.clamp(max=self.data.items), floats_of_a_row(self.parts)
-        blocks = blocks_of(size, touched, 2 * batches + merging, width, budget(BLOCK_FLOATS, who.device))
+        group = 2 * (batches + (self.merging.gate_batches(who) << _BATCH_BITS)) + merging
+        blocks = blocks_of(size, touched, group, width, budget(BLOCK_FLOATS, who.device))
 
         def train_block(index: Tensor) -> Trained:
             part = who[index.to(who.device)]
@@ -218,18 +212,17 @@ class Cohort:
                 yield torch.tensor([at]), trained
 
     def _train_block(self, who: Tensor, downloads: Downloads, round_: int, merging: bool, keep: bool) -> Trained:
-        learner, local = self.learner, self.learner.local
+        learner, local, merge = self.learner, self.learner.local, self.learner.merge
         draws = Draws(learner.seed, self.data.secret)
         samples = draw_samples(self.data, who, local.negatives, draws, round_)
-        through = merging and learner.merge.schedule == "released"
         block = self.block_of(who, downloads, samples, round_, merging=merging)
-        before = {name: block.parts[name].clone() for name in self._going_up()} if keep else {}
-        if merging and not through:  # Eq. 11, then Eq. 10 with the new Θ
-            step, epochs = learner.adapter_step(block), learner.merge.epochs
-            train_epochs(step, block, local, epochs=epochs, first_epoch=local.epochs, draws=draws, round_=round_)
-            self.state["adapter"][who] = block.parts["adapter"]
+        if merging and merge.fits_first:  # Eq. 11, then Eq. 10 with the new Θ
+            gate = self.merging.gate_samples(who, round_)
+            fitted = block if gate is None else self.block_of(who, downloads, gate[0], round_, merging=True)
+            self.merging.fit(fitted, who, draws if gate is None else gate[1], round_)
             self.overwrite(who, downloads)
-            block = self.block_of(who, downloads, samples, round_, merging=False)
+            block = self.block_of(who, downloads, samples, round_, merging=merge.in_batches)
+        before = {name: block.parts[name].clone() for name in self._going_up()} if keep else {}
         loss = train_epochs(learner.step(block, round_), block, local, epochs=local.epochs, draws=draws, round_=round_)
         self._pull(who, block, downloads)
         self.write_back(who, block)
@@ -263,17 +256,6 @@ class Cohort:
             return downloads[name]
         start = self.parts[name].initial(name, self.data.items, self.learner.seed).to(self.device)
         return Download.for_all(start, len(self.data.users))
-
-    def _merge(self, own: Tensor, who: Tensor, download: Download) -> Tensor | None:
-        """Merge whole tables `own` (k', m, d) in place, for those who received one; returns their ρ."""
-        merge = self.learner.merge
-        got = download.received[who]
-        if merge.mode == "none" or not bool(got.any()):
-            return None
-        receivers = who[got]
-        theta = self.state["adapter"][receivers] if merge.learned else None
-        own[got], rho = merge.tables(theta, own[got], download.of(receivers))
-        return rho
 
     def _whole(
         self, name: str, who: Tensor, samples: Tensor, shrunk: Tensor, downloads: Downloads

@@ -21,15 +21,18 @@ class Draws:
     Attributes:
         seed: the run's.
         secret: 16 bytes that only the node knows; empty: the seed keys everything.
+        prefix: of every purpose, so that two sets of samples of one round are drawn apart.
     """
 
     seed: int
     secret: bytes = field(default=b"", repr=False)
+    prefix: str = ""
 
     def bits(
         self, purpose: str, before: tuple[int, ...], users: Tensor, count: int, after: tuple[int, ...] = ()
     ) -> Tensor:
         """(k, count) uniform 63-bit integers of users (k,); `before` and `after` are their other coordinates."""
+        purpose = self.prefix + purpose
         if self.secret:
             return secret_bits(self.secret, purpose, (*before, *after), users, count)
         position = torch.arange(count, device=users.device)

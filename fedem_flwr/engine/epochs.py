@@ -31,6 +31,11 @@ class LocalSettings:
     early_stop: float = 0.0
 
 
+def batches_of(size: Tensor, settings: LocalSettings) -> Tensor:
+    """(k,) batches of an epoch, for users with `size` samples (k,)."""
+    return -(-size // settings.batch_size) if settings.batch_size else size.clamp(max=1)
+
+
 class Step(Protocol):
     """One batch of every client in a block."""
 

@@ -6,7 +6,6 @@ Users share no leaf, so the gradient of the sum of their losses is each user's o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -125,7 +124,6 @@ class GradientStep:
 
     def __init__(self, method: Differentiable, block: Block, round_: int) -> None:
         self.method, self.block = method, block
-        self.gradients = partial(sharp, method) if method.sharpness else method.gradients
         self.updates = [(update, stepper_of(update, block)) for update in method.updates(round_)]
 
     def __call__(self, row: Tensor, valid: Tensor) -> Tensor:
@@ -139,6 +137,10 @@ class GradientStep:
         if before is None:
             raise ValueError("a method that trains needs at least one update")
         return before
+
+    def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
+        """See `Differentiable.gradients`, and `sharp`."""
+        return sharp(self.method, batch, names) if self.method.sharpness else self.method.gradients(batch, names)
 
     def keep(self, index: Tensor) -> Block:
         """See `engine.epochs.Step.keep`."""

@@ -1,6 +1,6 @@
-"""Merging a client's own item table with the one it downloaded.
+"""The merge of two item tables, one client at a time: FedEM (AAAI 2026), Eq. 9–10 and the variants of its Table 2.
 
-FedEM (AAAI 2026), Eq. 9–10 and the variants of its Table 2.
+The second table is what a client keeps of its own (`engine.merging`), or that of its group (`engine.group_tables`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from fedem_flwr.models.adapter import Adapter
 
 MergeMode = Literal["none", "replace", "static", "scalar", "elastic"]
 Schedule = Literal["paper", "released"]
+GateData = Literal["train", "heldout"]
+
+ADAPTER = "adapter"  # the private part that holds Θ
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Merge:
             trains Θ, then p and Q, through a second merge.
         epochs: of Eq. 11 under the `paper` schedule.
         lr: Adam's rate for Θ (β).
+        gate_data: what Θ is trained on: the round's samples (`train`), or items that a client's own training leaves
+            out (`heldout`), once a round and before the merge under either schedule.
+        hold_out: how many such items a client has, at most half of its history.
     """
 
     mode: MergeMode
@@ -39,6 +45,8 @@ class Merge:
     schedule: Schedule = "paper"
     epochs: int = 1
     lr: float = 0.1
+    gate_data: GateData = "train"
+    hold_out: int = 2
 
     @property
     def learned(self) -> bool:
@@ -46,14 +54,29 @@ class Merge:
         return self.mode in ("scalar", "elastic")
 
     @property
-    def in_training(self) -> bool:
-        """Whether steps go through merged rows."""
-        return self.learned or (self.mode == "static" and self.schedule == "released")
+    def held_out(self) -> int:
+        """Items of a client that Θ alone is trained on."""
+        return self.hold_out if self.learned and self.gate_data == "heldout" else 0
 
     @property
-    def overwrites_first(self) -> bool:
-        """Whether the merged table replaces the own one before anything is trained."""
-        return not self.learned or self.schedule == "released"
+    def in_batches(self) -> bool:
+        """Whether the steps of a batch go through merged rows."""
+        return self.schedule == "released" and (self.learned or self.mode == "static")
+
+    @property
+    def fits_first(self) -> bool:
+        """Whether Θ is trained (Eq. 11) before the merged table becomes the own one."""
+        return self.learned and (self.schedule == "paper" or self.held_out > 0)
+
+    @property
+    def fits_in_batches(self) -> bool:
+        """Whether every batch takes a step on Θ first."""
+        return self.learned and not self.fits_first
+
+    @property
+    def in_training(self) -> bool:
+        """Whether any step goes through merged rows."""
+        return self.in_batches or self.fits_first
 
     def weights(self, theta: Tensor | None, local: Tensor, glob: Tensor) -> Tensor:
         """Merging weights ρ for rows (k, b, d) of both tables: (k, b), or (k, 1) where a client has only one.
@@ -73,10 +96,15 @@ class Merge:
     def tables(self, theta: Tensor | None, local: Tensor, glob: Tensor) -> tuple[Tensor, Tensor]:
         """Merge whole tables (k, m, d), Eq. 10; returns them with ρ (k, m) or (k, 1)."""
         rho = self.weights(theta, local, glob)
-        return torch.lerp(local, glob, rho.unsqueeze(-1)), rho
+        return merged(local, glob, rho.unsqueeze(-1)), rho
 
 
 REPLACE = Merge("replace")
+
+
+def merged(local: Tensor, glob: Tensor, rho: Tensor | float) -> Tensor:
+    """Rows Q + ρ (G − Q), Eq. 10; ρ = 1 gives G to the last bit, ρ = 0 gives Q."""
+    return torch.lerp(local, glob, rho)
 
 
 def pooled(local: Tensor, glob: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Steps of matrix factorisation through merged rows (FedEM, AAAI 2026): Eq. 11, and the released program's batch.
 
-Gradients are written out and batched over the leading client axis. The parts are `user`, `items` and `adapter`.
+Gradients are written out and batched over the leading client axis; `engine.merged_gradients` does the same for any
+method. The parts are `user`, `items` and the adapter.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.engine.block import Block
-from fedem_flwr.engine.merge import Merge
+from fedem_flwr.engine.merge import ADAPTER, Merge
 from fedem_flwr.engine.optimizer import CohortAdam
 from fedem_flwr.models.mf import loss_and_residual, scores
 
@@ -34,7 +35,7 @@ class AdapterStep:
         if "items" not in block.received:
             raise ValueError("an adapter step needs downloaded rows")
         self.block, self.merge = block, merge
-        self._adam = CohortAdam([block.parts["adapter"]], [merge.lr]) if merge.learned else None
+        self._adam = CohortAdam([block.parts[ADAPTER]], [merge.lr]) if merge.learned else None
 
     def batch(self, row: Tensor, valid: Tensor) -> _Merged:
         """Gather a batch of own and downloaded rows."""
@@ -51,7 +52,7 @@ class AdapterStep:
         block, adam = self.block, self._adam
         if adam is None:
             raise ValueError(f"merge mode '{self.merge.mode}' has no adapter to train")
-        theta, user = block.parts["adapter"], block.parts["user"]
+        theta, user = block.parts[ADAPTER], block.parts["user"]
         local, glob = block.pool or (batch.local, batch.local + batch.delta)
         seen = self.merge.adapter.forward(theta, local, glob)
         merged = torch.addcmul(batch.local, seen.rho.unsqueeze(-1), batch.delta)
@@ -90,8 +91,9 @@ class MergedStep(AdapterStep):
         block, batch = self.block, self.batch(row, valid)
         user, rows = block.parts["user"], block.parts["items"]
         if self.merge.learned:
-            self.adapt(batch)
-            theta: Tensor | None = block.parts["adapter"]
+            if self.merge.fits_in_batches:
+                self.adapt(batch)
+            theta: Tensor | None = block.parts[ADAPTER]
             assert theta is not None
             local, glob = block.pool or (batch.local, batch.local + batch.delta)
             seen = self.merge.adapter.forward(theta, local, glob)

@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedem_flwr.engine.block import Trained
 from fedem_flwr.engine.draws import Draws
+from fedem_flwr.engine.merge import ADAPTER
 from fedem_flwr.engine.optimizer import Optimiser, Update
 from fedem_flwr.engine.samples import RoundSamples, draw_samples, shuffled_rows
 
@@ -40,8 +41,12 @@ class Client:
         self.parts = learner.parts()
         self.values = {name: value.clone().requires_grad_() for name, value in values.items()}
         self.left: dict[tuple[str, str], Tensor] = {}
-        merged = learner.merged
-        self.pooled = None if received is None else (values[merged].mean(0), received.mean(0))
+        self.pool()
+
+    def pool(self) -> None:
+        """What `scalar` merging looks at, from here on: the mean rows as they are now."""
+        name, received = self.learner.merged, self.received
+        self.pooled = None if received is None else (self.values[name].detach().mean(0), received.mean(0))
 
     def plain(self, values: Values, items: Tensor) -> Values:
         """Rows of the items as they lie."""
@@ -53,9 +58,9 @@ class Client:
         assert self.received is not None and self.pooled is not None
         own, glob = found[name], self.received[items]
         if merge.mode == "scalar":
-            rho = self._rho(values["adapter"], *(row.unsqueeze(0) for row in self.pooled))
+            rho = self._rho(values[ADAPTER], *(row.unsqueeze(0) for row in self.pooled))
         elif merge.mode == "elastic":
-            rho = self._rho(values["adapter"], own, glob)
+            rho = self._rho(values[ADAPTER], own, glob)
         else:
             rho = torch.tensor([merge.rho])
         return {**found, name: own + rho.unsqueeze(1) * (glob - own)}
@@ -86,7 +91,7 @@ class Client:
             return dict(zip(names, found, strict=True)), entropy.detach()
 
         found, entropy = gradients(update.rates)
-        if self.learner.sharpness:
+        if self.learner.sharpness and ADAPTER not in found:
             found = self.sharp(found, lambda names: gradients(names)[0])
         for name, gradient in found.items():
             self.values[name].grad = gradient
@@ -151,30 +156,24 @@ def train_alone(cohort: Cohort, who: Tensor, downloads: Downloads, round_: int, 
     values = {name: value[0] for name, value in cohort.seen(who, downloads, merge=False)[0].items()}
     received = downloads[learner.merged].of(who)[0] if merging else None
     block = cohort.block_of(who, downloads, samples, round_, merging=False)
-    before = {name: block.parts[name].clone() for name in block.parts} if keep else {}
     client = Client(learner, values, received, round_)
-    through = merging and merge.schedule == "released"
-    adapter = [Update({"adapter": merge.lr})] if merging and merge.learned else []
-    if merging and not through:  # Eq. 11, Eq. 10
-        _epochs(
-            client,
-            adapter,
-            client.through_merge,
-            samples,
-            block.users,
-            draws,
-            round_,
-            merge.epochs,
-            learner.local.epochs,
-        )
+    adapter = [Update({ADAPTER: merge.lr})] if merging and merge.learned else []
+    epochs = learner.local.epochs
+    if merging and merge.fits_first:  # Eq. 11, Eq. 10
+        own, order = cohort.merging.gate_samples(who, round_) or (samples, draws)
+        if int(own.size[0]):
+            _epochs(client, adapter, client.through_merge, own, block.users, order, round_, merge.epochs, epochs)
         everything = torch.arange(cohort.data.items)
         with torch.no_grad():
             merged = client.through_merge(client.values, everything)[learner.merged]
             client.values[learner.merged].copy_(merged)
             cohort.state[learner.merged][who] = merged.unsqueeze(0)
-    rows = client.through_merge if through else client.plain
-    updates = [*(adapter if through else []), *learner.updates(round_)]
-    loss = _epochs(client, updates, rows, samples, block.users, draws, round_, learner.local.epochs, 0)
+        client.pool()
+        block = cohort.block_of(who, downloads, samples, round_, merging=False)
+    before = {name: block.parts[name].clone() for name in block.parts} if keep else {}
+    rows = client.through_merge if merging and merge.in_batches else client.plain
+    updates = [*(adapter if merge.fits_in_batches else []), *learner.updates(round_)]
+    loss = _epochs(client, updates, rows, samples, block.users, draws, round_, epochs, 0)
     touched = samples.touched[0]
     for name, value in client.values.items():
         trained = value.detach()
@@ -196,7 +195,7 @@ def _epochs(
     epochs: int,
     first_epoch: int,
 ) -> float:
-    """Go through the samples; returns the mean cross-entropy a sample, before each batch's first update."""
+    """Go through the samples; returns the mean cross-entropy a sample, before a batch's first update of the method."""
     local, count = client.learner.local, int(samples.size[0])
     optimisers = [(update, client.optimisers(update)) for update in updates]
     total = mean = 0.0
@@ -205,7 +204,8 @@ def _epochs(
         for batch in order.split(local.batch_size or count):
             items, sign = samples.touched[0][batch], samples.sign[0][batch]
             losses = [client.step(update, each, rows, items, sign) for update, each in optimisers]
-            total += losses[0] * len(batch)
+            own = [loss for loss, update in zip(losses, updates, strict=True) if ADAPTER not in update.rates]
+            total += (own or losses)[0] * len(batch)
         before, mean = mean, total / (count * (epoch + 1))
         if local.early_stop and 0 < epoch < epochs - 1 and abs(mean - before) / abs(before + 1e-5) < local.early_stop:
             break

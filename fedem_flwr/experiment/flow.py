@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.console import Console
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
 from fedem_flwr.data import Source
 from fedem_flwr.engine.device import resolve_device
-from fedem_flwr.errors import InputError
+from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.network import NETWORK_FOLDER
@@ -69,7 +69,8 @@ def plan(
     """Resolve what was asked for, and find out whether it can be carried out here.
 
     Args:
-        tree: of an experiment file; its `methods` are one method and those beside it.
+        tree: of an experiment file; its `methods` are one method and those beside it, and `variants` what belongs to
+            one of these names alone.
         options: laid over it.
         against: a `[method]` section for each run beside it.
         origin: what errors call the source.
@@ -82,19 +83,39 @@ def plan(
     methods = tree.pop("methods", [])
     if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
         raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")
+    variants = _variants(tree.pop("variants", {}), methods, origin)
     if methods and "name" not in options.get("method", {}):
         options = merge_trees(options, {"method": {"name": methods[0]}})
         against = [*({"name": name} for name in methods[1:]), *against]
-    config = resolve(tree, options, origin)
+    config = resolve(merge_trees(tree, variants.get(options.get("method", {}).get("name"), {})), options, origin)
     each_once = [section for at, section in enumerate(against) if section not in against[:at]]
     shared = {section: keys for section, keys in tree.items() if section in SHARED_SECTIONS}
     common = {section: keys for section, keys in options.items() if section != "method"}
-    others = [resolve(shared, merge_trees(common, {"method": section}), origin) for section in each_once]
+    others = [
+        resolve(
+            merge_trees(shared, variants.get(section.get("name"), {})), merge_trees(common, {"method": section}), origin
+        )
+        for section in each_once
+    ]
     _check_names([other.method.name for other in others])
     for each in (config, *others):  # before anything is read or written
         check_run(each)
     width_given = "dim" in merge_trees(tree, options).get("model", {})
     return Experiment(config, tuple(others), width_given, federation)
+
+
+def _variants(given: object, methods: Sequence[str], origin: str) -> Mapping[str | None, Tree]:
+    """Sections by the name of the method that they are of: `[variants.NAME.SECTION]` of an experiment file.
+
+    Raises:
+        InputError: they are no sections, or of a method that is not run.
+    """
+    if not isinstance(given, Mapping) or not all(isinstance(tree, Mapping) for tree in given.values()):
+        raise InputError(f"{origin}: variants = {given!r}: write sections, [variants.NAME.SECTION]")
+    for name in given:
+        if name not in methods:
+            raise InputError(f"{origin}: [variants.{name}]: methods does not name it{suggest(name, methods)}")
+    return dict(given)
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -6,8 +6,8 @@ uploader its own G_u; the others get nothing and train their own table on. Loss:
 
 Options that deviate from the paper, as the released program does: `aggregate.fraction` (a tenth uploads),
 `aggregate.weights = "released"` (the objective's quadratic term is not scaled by 1 + α), `aggregate.similarity =
-"pca"`, `aggregate.saturate`, `merge.schedule = "released"`. With `merge.mode = "none"` nothing is sent down: every
-client trains alone.
+"pca"`, `aggregate.saturate`, `merge.schedule = "released"`; and beside both, `merge.gate_data = "heldout"`. With
+`merge.mode = "none"` nothing is sent down: every client trains alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fedem_flwr.aggregation import aggregation_weights, average_weights, combine
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Gathered, Phase, State
 from fedem_flwr.contract.factorisation import Factorisation
+from fedem_flwr.contract.merging import Merged
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.parts import Up
 from fedem_flwr.errors import InputError
@@ -29,11 +30,12 @@ from fedem_flwr.errors import InputError
 _SAMPLE = 60  # clients of the weight matrix that the report draws
 
 
-class FedEM(Factorisation):
+class FedEM(Merged, Factorisation):
     """Similarity-weighted aggregation of one table a client."""
 
     STRATEGY = "strategies.tables:TablesStrategy"
     UP: ClassVar[Up] = "each"
+    MERGES_ALONE = True
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
@@ -43,11 +45,6 @@ class FedEM(Factorisation):
                 f"aggregate.weights = '{config.aggregate.weights}' with merge.mode = '{config.merge.mode}' makes one "
                 "table for all: use the method fedmf, or weights such as eq13"
             )
-
-    @property
-    def keeps_tables(self) -> bool:
-        """Always: others than the uploaders train their own table on."""
-        return True
 
     @property
     def federated(self) -> bool:

@@ -1,6 +1,6 @@
 """Elastic merging beside fedials: Newton-like steps of the groups' tables, with a ridge towards the global one.
 
-Private, up and down: see `methods.tasks.merging`. Clients keep nothing; each round they find their group, and their own
+Private, up and down: see `methods.tasks.groups`. Clients keep nothing; each round they find their group, and their own
 ρ where there is one a client, from their history.
 """
 
@@ -14,24 +14,24 @@ from torch import Tensor
 from fedem_flwr.aggregation.groups import GroupSums
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Phase, State
-from fedem_flwr.engine.elastic import Evidence, Tables
-from fedem_flwr.engine.elastic_scores import FoldInMerge, OwnRho
+from fedem_flwr.engine.group_scores import FoldInMerge, OwnRho
+from fedem_flwr.engine.group_tables import Evidence, Tables
 from fedem_flwr.engine.held_out import take
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.ials import sums_of
 from fedem_flwr.evaluation.scorers import Component
 from fedem_flwr.methods.fedials import Fedials
 from fedem_flwr.methods.tasks.group_newton import GroupStep, HeldOutStep
-from fedem_flwr.methods.tasks.merging import Merging, WithMerging
-from fedem_flwr.methods.tasks.merging_tasks import Cluster, Curve, Theta
+from fedem_flwr.methods.tasks.group_tasks import Cluster, Curve, Theta
+from fedem_flwr.methods.tasks.groups import GroupMerging, WithGroups
 
 
-class FedialsElastic(WithMerging, Fedials):
+class FedialsElastic(WithGroups, Fedials):
     """`Fedials` with a table for each group of similar users."""
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
-        self.merging = Merging(config, items, "table", stateless=True)
+        self.merging = GroupMerging(config, items, "table", stateless=True)
 
     @property
     def table_rounds(self) -> int:
@@ -39,7 +39,7 @@ class FedialsElastic(WithMerging, Fedials):
         return self.merging.table_rounds
 
     def phases(self) -> Sequence[Phase]:
-        """See `Merging`."""
+        """See `GroupMerging`."""
         plain, groups = HeldOutStep(self), GroupStep(self)
         return self.merging.phases(plain, Cluster(self), groups, Curve(self), Theta(self))
 
@@ -53,7 +53,7 @@ class FedialsElastic(WithMerging, Fedials):
 
     def no_sums(self) -> GroupSums:
         """Those of nobody."""
-        return GroupSums.zeros(self.config.elastic.groups, self.items, self.config.model.dim)
+        return GroupSums.zeros(self.config.group_tables.groups, self.items, self.config.model.dim)
 
     def sends(self) -> Sequence[str]:
         """Also what is merged."""
@@ -73,11 +73,11 @@ class FedialsElastic(WithMerging, Fedials):
 
     def own_rho(self, asked: Asked, tables: Tables) -> OwnRho:
         """What a client finds its own ρ with."""
-        elastic, seed = self.config.elastic, self.seed
+        settings, seed = self.config.group_tables, self.seed
         first = asked.tensor("first") if asked.has("first") else None
         trained = tables if first is None else Tables(first[0], first[1:], tables.centres)
         times = asked.has_times
-        return OwnRho(trained, asked.tensor("mean"), elastic.rhos, elastic.evidence, elastic.hold_out, seed, times)
+        return OwnRho(trained, asked.tensor("mean"), settings.rhos, settings.evidence, settings.hold_out, seed, times)
 
     # What the phases ask for.
 

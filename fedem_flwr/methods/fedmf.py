@@ -6,7 +6,7 @@ table. Loss: binary cross-entropy.
 `aggregate.weights = "average"`: whole tables weighted by p_v (FedAvg, what the FedEM paper compares with). `"rows"`:
 each item row is averaged over the clients that trained it; rows that nobody trained stay. Averaging over everybody
 shrinks the steps of rare items by the share of clients that never saw them, so `rows` is what learns under the strict
-protocol. With another `merge.mode` than `replace` clients keep a table of their own beside the common one.
+protocol.
 """
 
 from __future__ import annotations

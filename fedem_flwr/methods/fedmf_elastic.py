@@ -1,6 +1,6 @@
 """Elastic merging beside FedMF: clients train from merged tables; rows are averaged in each group and over all.
 
-Private, up and down: see `methods.tasks.merging`. Clients keep their embedding and their losses on held-out items.
+Private, up and down: see `methods.tasks.groups`. Clients keep their embedding and their losses on held-out items.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Part, Phase, State
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Download, Downloads
-from fedem_flwr.engine.elastic import Evidence, own_choice
-from fedem_flwr.engine.elastic_scores import Chosen
+from fedem_flwr.engine.group_scores import Chosen
+from fedem_flwr.engine.group_tables import Evidence, own_choice
 from fedem_flwr.engine.held_out import HeldOut, take_held, without
 from fedem_flwr.engine.history import IntArray
 from fedem_flwr.errors import InputError
@@ -24,28 +24,28 @@ from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.merged import MergedScorer
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.methods.fedmf import FedMF
+from fedem_flwr.methods.tasks.group_tasks import Cluster, Curve, Theta, embedded
 from fedem_flwr.methods.tasks.group_training import GroupTraining, HeldOutTraining
-from fedem_flwr.methods.tasks.merging import Merging, WithMerging
-from fedem_flwr.methods.tasks.merging_tasks import Cluster, Curve, Theta, embedded
+from fedem_flwr.methods.tasks.groups import GroupMerging, WithGroups
 
 
-class FedMFElastic(WithMerging, FedMF):
+class FedMFElastic(WithGroups, FedMF):
     """`FedMF` with a table for each group of similar users."""
 
     def __init__(self, config: Config, items: int) -> None:
         if config.aggregate.weights != "rows":
             raise InputError("fedmf-elastic averages rows: aggregate.weights must be rows")
         super().__init__(config, items)
-        self.merging = Merging(config, items, "items", stateless=False)
+        self.merging = GroupMerging(config, items, "items", stateless=False)
 
     def parts(self) -> Mapping[str, Part]:
         """Also the losses of held-out items under each ρ."""
-        rhos = len(self.config.elastic.rhos)
+        rhos = len(self.config.group_tables.rhos)
         curve = Part("user", rhos, private=True, start=lambda _: torch.zeros(rhos))
         return {**super().parts(), "curve": curve}
 
     def phases(self) -> Sequence[Phase]:
-        """See `Merging`."""
+        """See `GroupMerging`."""
         return self.merging.phases(HeldOutTraining(self), Cluster(self), GroupTraining(self), Curve(self), Theta(self))
 
     def start(self) -> State:
@@ -66,10 +66,10 @@ class FedMFElastic(WithMerging, FedMF):
 
     def chosen(self, device: Device, asked: Asked) -> Chosen:
         """Groups and ρ of all users."""
-        tables, state, elastic = self.merging.tables_there(asked), device.cohort.state, self.config.elastic
+        tables, state, settings = self.merging.tables_there(asked), device.cohort.state, self.config.group_tables
         rho = self.merging.rho(asked, tables)
         if rho is None:
-            weight = own_choice(state["curve"], asked.tensor("mean"), elastic.evidence, elastic.rhos)
+            weight = own_choice(state["curve"], asked.tensor("mean"), settings.evidence, settings.rhos)
         else:
             weight = rho if isinstance(rho, Tensor) else torch.full_like(state["user"][:, 0], rho)
         return Chosen(tables.choose(state["user"]), weight)

@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
     "model": {"dim": 4, "init_std": 0.3},
     "local": {"epochs": 2, "batch_size": 40},
     "merge": {"epochs": 2},
-    "elastic": {"clustering": 1, "rounds": 1, "groups": 2, "hold_out": 1},
+    "group_tables": {"clustering": 1, "rounds": 1, "groups": 2, "hold_out": 1},
     "order": {"rounds": 2, "layers": 1, "heads": 2, "window": 6, "negatives": 5, "map": 8, "participants": 1.0},
     "run": {"threads": 1, "device": "cpu", "checkpoint_every": 2, "participants": 1.0},
     "evaluation": {"controls": False, "local_only": False, "every": 1},
@@ -65,20 +65,28 @@ class Subject:
 
     Attributes:
         name: what `method.name` takes: a preset, a registered name, or a dotted path.
+        more: settings that it is tested under: section, key, value.
     """
 
     name: str
+    more: tuple[tuple[str, str, Any], ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The method alone."""
+        return self.name.rpartition(":")[2]
 
     @property
     def short(self) -> str:
         """For ids and lists."""
-        return self.name.rpartition(":")[2]
+        return "+".join([self.base, *(str(value) for _, _, value in self.more)])
 
     def config(self, **sections: Any) -> Config:
         """On the tiny world, with as few rounds as the method's phases need, and at least three."""
+        own: dict[str, Any] = merge_trees(*({section: {key: value}} for section, key, value in self.more))
         for rounds in (3, 4, 5, 6):
-            own = {"method": {"name": self.name}, "run": {"rounds": rounds}}
-            tree = merge_trees(TINY, SMALL.get(self.short, {}), own)
+            named = {"method": {"name": self.name}, "run": {"rounds": rounds}}
+            tree = merge_trees(TINY, SMALL.get(self.base, {}), named, own)
             config = resolve({}, merge_trees(tree, sections))
             try:
                 method_of(config, ITEMS).phases()

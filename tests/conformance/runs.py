@@ -109,7 +109,7 @@ class Runs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._made: dict[tuple[str, int], Whole] = {}
+        self._made: dict[tuple[Subject, int], Whole] = {}
         self._paths = (folder / f"run-{number}" for number in itertools.count(1))
         self.shared: dict[str, Any] = {}  # what several cells need once
 
@@ -119,7 +119,7 @@ class Runs:
 
     def whole(self, subject: Subject, each: int) -> Whole:
         """A run with so many users a node; 0: all on one. Made once."""
-        key = (subject.name, each)
+        key = (subject, each)
         if key not in self._made:
             rarely = {} if each != 1 else {"checkpoint_every": 100}  # as every node writes a file
             self._made[key] = self.fresh(subject, run={"users_per_node": each, **rarely})

@@ -21,7 +21,7 @@ TASTES: dict[str, Any] = {
     "local": {"epochs": 1, "batch_size": 256, "lr_user": 0.02, "lr_item": 0.02},
     "merge": {"bias": 3.0, "lr": 0.001, "epochs": 1},  # an adapter that learns slowly, as it unlearns to listen
     "order": {"rounds": 2, "map": 0, "weight": 0.5},
-    "elastic": {"clustering": 2, "rounds": 2, "groups": 2},
+    "group_tables": {"clustering": 2, "rounds": 2, "groups": 2},
     "run": {"rounds": 30, "checkpoint_every": 1000},
     "evaluation": {"every": 1000},
 }
@@ -43,7 +43,7 @@ def tastes(subject: Subject, runs: Runs) -> None:
 def tastes_config(subject: Subject, runs: Runs) -> Config:
     """A run of the method over the world of two tastes."""
     data = {"data": {"dataset": str(tastes_file(runs))}}
-    return subject.config(**merge_trees(TASTES, LEARNING.get(subject.short, {}), data))
+    return subject.config(**merge_trees(TASTES, LEARNING.get(subject.base, {}), data))
 
 
 def tastes_file(runs: Runs) -> Path:

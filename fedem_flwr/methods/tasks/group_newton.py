@@ -39,7 +39,7 @@ class GroupStep(HeldOutStep):
 
     def fields(self) -> dict[str, Field]:
         """The global table's sums and the groups'."""
-        groups, dim = self.method.config.elastic.groups, self.method.config.model.dim
+        groups, dim = self.method.config.group_tables.groups, self.method.config.model.dim
         rows, counts = Field((None, dim), terms=1), Field((None,), "int32", count=True)
         of_groups = indexed(
             "group-items", groups * self.method.items, dtype="int64", group_rows=rows, group_counts=counts
@@ -80,7 +80,7 @@ class GroupStep(HeldOutStep):
     def fold(self, state: State, gathered: Gathered) -> State:
         """The global table's step, then the groups'; with some of the users small ones, with running means."""
         new, method = super().fold(state, gathered), self.method
-        dim, groups = method.config.model.dim, method.config.elastic.groups
+        dim, groups = method.config.model.dim, method.config.group_tables.groups
         trained = float(gathered.sums["members"].sum())
         if not trained:
             return new
@@ -95,6 +95,6 @@ class GroupStep(HeldOutStep):
             kept = (state[f"known-{name}"] for name in ("counts", "grams", "members"))
             known = GroupSums(torch.zeros_like(sums.gradient), *kept)
             sums = sums.remembering(known, 1 / steps, max(1 / steps, step.rate))
-        tables = newton_groups(new["groups"], new["table"], sums, step, method.config.elastic.ridge)
+        tables = newton_groups(new["groups"], new["table"], sums, step, method.config.group_tables.ridge)
         known_now = {f"known-{name}": getattr(sums, name) for name in ("counts", "grams", "members")}
         return {**new, "groups": tables, "group-steps": torch.tensor([steps]), **known_now}

@@ -36,7 +36,7 @@ class GroupTraining(HeldOutTraining):
         """Sums for the groups' tables; the global one's are their sums over groups."""
         method = self.method
         rows, counts = Field((None, method.config.model.dim)), Field((None,), "int32", count=True)
-        length = method.config.elastic.groups * method.items
+        length = method.config.group_tables.groups * method.items
         return indexed("group-items", length, dtype="int64", group_rows=rows, group_counts=counts)
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
@@ -71,10 +71,10 @@ class GroupTraining(HeldOutTraining):
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """Row means over all; in each group they are shrunk towards the new global rows."""
-        groups, dim = self.method.config.elastic.groups, self.method.config.model.dim
+        groups, dim = self.method.config.group_tables.groups, self.method.config.model.dim
         rows, counts = gathered.sums["group-rows"].view(groups, -1, dim), gathered.sums["group-counts"].view(groups, -1)
         table = average_rows(rows.sum(0), counts.sum(0), state["items"])
-        tables = average_groups(state["groups"], table, rows, counts, self.method.config.elastic.ridge)
+        tables = average_groups(state["groups"], table, rows, counts, self.method.config.group_tables.ridge)
         return {**state, "items": table, "groups": tables}
 
     def typical_length(self, items: float) -> int:

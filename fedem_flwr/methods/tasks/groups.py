@@ -1,4 +1,4 @@
-"""Elastic merging as a plug-in: a table for each group of similar users beside a method's global one.
+"""Elastic merging with a second table that comes from the client's group: one for each group of similar users.
 
 A run goes through phases: the method's own rounds; k-means of the embeddings; rounds that train the groups' tables too;
 a fit of ρ on held-out items, that have trained nothing so far; and the tables' rounds once more, with all items.
@@ -19,8 +19,8 @@ from torch import Tensor
 from fedem_flwr.aggregation.adam import ServerAdam
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Phase, State, Task
-from fedem_flwr.engine.elastic import ItemWeights, Tables, crowded
-from fedem_flwr.engine.elastic_scores import item_rho
+from fedem_flwr.engine.group_scores import item_rho
+from fedem_flwr.engine.group_tables import ItemWeights, Tables, crowded
 from fedem_flwr.engine.held_out import HeldOut, hold_out
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.adapter import Adapter
@@ -30,8 +30,8 @@ _SEEDS = 20  # users that a group's first centre is the mean of
 
 
 @dataclass(frozen=True)
-class Merging:
-    """What both methods with elastic merging share.
+class GroupMerging:
+    """What methods share that merge their groups' tables with the global one.
 
     Attributes:
         config: of the run. items: m. table: name of the method's global table in its state.
@@ -43,6 +43,13 @@ class Merging:
     table: str
     stateless: bool
 
+    def __post_init__(self) -> None:
+        if self.config.merge.mode != "replace":
+            raise InputError(
+                f"merge.mode = '{self.config.merge.mode}': '{self.config.method.name}' merges the tables of groups, as "
+                '[group_tables] says, and not of clients; set merge.mode = "replace"'
+            )
+
     # The run.
 
     def phases(self, plain: Task, cluster: Task, groups: Task, curve: Task, theta: Task) -> list[Phase]:
@@ -51,33 +58,35 @@ class Merging:
         Raises:
             InputError: too few rounds are left for the method's own table.
         """
-        elastic, rounds = self.config.elastic, self.config.run.rounds
-        if elastic.merge == "none":
+        settings, rounds = self.config.group_tables, self.config.run.rounds
+        if settings.merge == "none":
             return [Phase("table", rounds, plain, flags={"hold": 0})]
-        steps = elastic.steps if elastic.merge == "item" else 0
-        rest = elastic.clustering + 2 * elastic.rounds + 1 + steps
-        if rounds - rest < elastic.rounds:
+        steps = settings.steps if settings.merge == "item" else 0
+        rest = settings.clustering + 2 * settings.rounds + 1 + steps
+        if rounds - rest < settings.rounds:
             raise InputError(
                 f"run.rounds = {rounds} leaves {max(0, rounds - rest)} for the method's own table: clustering, groups "
-                f"and ρ take {rest}. Raise it to {rest + elastic.rounds} or more"
+                f"and ρ take {rest}. Raise it to {rest + settings.rounds} or more"
             )
         hold = {"hold": 1}
         return [
             Phase("table", rounds - rest, plain, flags=hold),
-            Phase("cluster", elastic.clustering, cluster, flags=hold),
-            Phase("groups", elastic.rounds, groups, flags=hold),
+            Phase("cluster", settings.clustering, cluster, flags=hold),
+            Phase("groups", settings.rounds, groups, flags=hold),
             Phase("curve", 1, curve, flags=hold),
             *([Phase("theta", steps, theta, flags=hold)] if steps else []),
-            Phase("groups-again", elastic.rounds, groups, flags={"hold": 0}),
+            Phase("groups-again", settings.rounds, groups, flags={"hold": 0}),
         ]
 
     @property
     def table_rounds(self) -> int:
         """Rounds before there are groups."""
-        elastic, rounds = self.config.elastic, self.config.run.rounds
-        if elastic.merge == "none":
+        settings, rounds = self.config.group_tables, self.config.run.rounds
+        if settings.merge == "none":
             return rounds
-        return rounds - elastic.clustering - 2 * elastic.rounds - 1 - (elastic.steps if elastic.merge == "item" else 0)
+        return (
+            rounds - settings.clustering - 2 * settings.rounds - 1 - (settings.steps if settings.merge == "item" else 0)
+        )
 
     # The server.
 
@@ -87,7 +96,7 @@ class Merging:
         return {
             "groups": table.new_empty((0, *table.shape)),  # (G, m, d) once there are any
             "centres": torch.empty((0, dim)),
-            "members": torch.zeros(self.config.elastic.groups),
+            "members": torch.zeros(self.config.group_tables.groups),
             "first": torch.empty((0, self.items, dim)),  # (1 + G, m, d) tables as ρ was fitted with
             "mean": torch.empty(0),  # (R,) mean loss of a held-out item under each ρ
             **ServerAdam.start(torch.empty(0)).state("theta"),
@@ -95,24 +104,26 @@ class Merging:
 
     def sends(self) -> Sequence[str]:
         """Names; the first stage's tables only where clients find their own ρ with them."""
-        own = self.config.elastic.merge == "client" and self.stateless
+        own = self.config.group_tables.merge == "client" and self.stateless
         return [name for name in SENT if name != "first" or own]
 
     def settings(self, state: State, users: int) -> dict[str, float]:
         """The common ρ, and the share of users that centres start from."""
-        return {"rho": self.rho_of(state), "seeds": min(1.0, _SEEDS * self.config.elastic.groups / max(1, users))}
+        return {"rho": self.rho_of(state), "seeds": min(1.0, _SEEDS * self.config.group_tables.groups / max(1, users))}
 
     def rho_of(self, state: State) -> float:
         """The common ρ."""
-        elastic, mean = self.config.elastic, state["mean"]
-        return elastic.rhos[int(mean.argmin())] if len(mean) else elastic.start
+        settings, mean = self.config.group_tables, state["mean"]
+        return settings.rhos[int(mean.argmin())] if len(mean) else settings.start
 
     def diagnostics(self, state: State) -> dict[str, object]:
         """The common curve of ρ, and how many users each group has."""
-        elastic = self.config.elastic
-        curve = [{"rho": r, "loss": x} for r, x in zip(elastic.rhos, state["mean"].tolist(), strict=False)]
+        settings = self.config.group_tables
+        curve = [{"rho": r, "loss": x} for r, x in zip(settings.rhos, state["mean"].tolist(), strict=False)]
         members = state["members"].tolist()
-        return {"elastic": {"merge": elastic.merge, "rho": self.rho_of(state), "curve": curve, "members": members}}
+        return {
+            "group-tables": {"merge": settings.merge, "rho": self.rho_of(state), "curve": curve, "members": members}
+        }
 
     # A device.
 
@@ -135,34 +146,34 @@ class Merging:
 
     def rho(self, asked: Asked, tables: Tables) -> float | Tensor | None:
         """One for all, or (G, m) one an item; None where each client finds its own."""
-        merge = self.config.elastic.merge
+        merge = self.config.group_tables.merge
         if merge == "item" and asked.has("theta"):
             return item_rho(self.weights(asked), tables)
         return None if merge == "client" and asked.has("mean") else asked.number("rho")
 
     def weights(self, asked: Asked) -> ItemWeights:
         """The shared adapter."""
-        return ItemWeights(Adapter(self.config.model.dim, self.config.elastic.hidden), asked.tensor("theta"))
+        return ItemWeights(Adapter(self.config.model.dim, self.config.group_tables.hidden), asked.tensor("theta"))
 
     def held(self, device: Device) -> HeldOut:
         """Histories cut in two."""
-        elastic, seed = self.config.elastic, self.config.run.seed
-        return hold_out(device.history, elastic.hold_out, seed, by_time=device.has_times)
+        settings, seed = self.config.group_tables, self.config.run.seed
+        return hold_out(device.history, settings.hold_out, seed, by_time=device.has_times)
 
     def summed_under(self, group: Tensor, device: Device) -> Tensor:
         """The groups that users' sums go up under: their own, unless a sum would be of too few users."""
-        return crowded(group, self.config.elastic.groups, device.smallest_sum)
+        return crowded(group, self.config.group_tables.groups, device.smallest_sum)
 
 
-class WithMerging:
+class WithGroups:
     """Mixed into a method: what it tells devices and the report of its merging."""
 
-    merging: Merging
+    merging: GroupMerging
 
     def settings(self, state: State, users: int) -> dict[str, float]:
-        """See `Merging`."""
+        """See `GroupMerging`."""
         return self.merging.settings(state, users)
 
     def diagnostics(self, state: State) -> dict[str, object]:
-        """See `Merging`."""
+        """See `GroupMerging`."""
         return self.merging.diagnostics(state)

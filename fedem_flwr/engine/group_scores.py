@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedem_flwr.engine.elastic import Evidence, ItemWeights, Tables, curves, own_choice
+from fedem_flwr.engine.group_tables import Evidence, ItemWeights, Tables, curves, own_choice
 from fedem_flwr.engine.held_out import hold_out, take
 from fedem_flwr.engine.history import History, IntArray
 from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency

@@ -1,6 +1,6 @@
 """Does elastic merging help? Four settings of ρ on fedials and FedMF, with intervals over users.
 
-    FEDEM_DATA=... python -m benchmarks.elastic --data ml-100k --method fedials --method fedmf --seed 0 --seed 1
+    FEDEM_DATA=... python -m benchmarks.group_merging --data ml-100k --method fedials --method fedmf --seed 0 --seed 1
 
 Every figure is a test figure of the last round's model under `strict`. A difference is to `none`: the method without
 groups, after as many rounds that train its table, on the same users. The interval is a 95 % paired bootstrap over
@@ -39,23 +39,23 @@ def measure(data: str, method: str, merge: str, seed: int, options: dict[str, An
     tree = {
         "data": {"dataset": data},
         "method": {"name": f"{method}-elastic"},
-        "elastic": {"merge": merge},
+        "group_tables": {"merge": merge},
         "fold_in": {"tune": False, "half_life": HALF_LIVES.get(data, 8.0)},
         "run": {"seed": seed, "rounds": 1000, "checkpoint_every": 1000, "threads": 1},
         "evaluation": {"every": 1000, "controls": False, "local_only": False},
     }
     config = resolve({}, merge_trees(tree, options))
-    elastic = config.elastic
-    rounds = TABLE_ROUNDS[method] + 2 * elastic.rounds  # that train the global table
+    settings = config.group_tables
+    rounds = TABLE_ROUNDS[method] + 2 * settings.rounds  # that train the global table
     if merge != "none":
-        rounds += elastic.clustering + 1 + (elastic.steps if merge == "item" else 0)
+        rounds += settings.clustering + 1 + (settings.steps if merge == "item" else 0)
     config = config.changed("run", rounds=rounds)
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(Path(folder) / "run").create()
         run = PreparedRun.create(directory, config, split_of(config, load_interactions(config)))
         outcome = carry_out_rounds(run, lambda _: None)
         found = served(run.split, ServedModel.open(run).scorers())
-    shown: Any = outcome.diagnostics["elastic"]
+    shown: Any = outcome.diagnostics["group-tables"]
     return found.metrics, shown
 
 

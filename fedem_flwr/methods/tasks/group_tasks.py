@@ -1,4 +1,4 @@
-"""The phases of elastic merging that do not depend on how a table is trained: centres, the curve of ρ, and Θ."""
+"""The phases of merging by groups that do not depend on how a table is trained: centres, the curve of ρ, and Θ."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fedem_flwr.aggregation.adam import ServerAdam
 from fedem_flwr.aggregation.groups import moved_centres
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.elastic import Evidence, centre_sums, curves
+from fedem_flwr.engine.group_tables import Evidence, centre_sums, curves
 from fedem_flwr.engine.history import IntArray
-from fedem_flwr.methods.tasks.merging import Merging
+from fedem_flwr.methods.tasks.groups import GroupMerging
 from fedem_flwr.models.adapter import Adapter
 from fedem_flwr.randomness import keyed_integers, keyed_uniform
 
@@ -24,7 +24,7 @@ from fedem_flwr.randomness import keyed_integers, keyed_uniform
 class Merged(Protocol):
     """What these phases ask of a method."""
 
-    merging: Merging
+    merging: GroupMerging
 
     def sends(self) -> Sequence[str]:
         """Names of the state that goes down."""
@@ -42,7 +42,7 @@ class Merged(Protocol):
 _ROUNDING = 1e-5  # of sums of floats
 
 
-class MergingTask(Task):
+class GroupTask(Task):
     """A phase of a method with merging."""
 
     def __init__(self, method: Merged) -> None:
@@ -53,18 +53,18 @@ class MergingTask(Task):
         return self.method.sends()
 
 
-class Cluster(MergingTask):
+class Cluster(GroupTask):
     """A step of spherical k-means: sums of embeddings by group."""
 
     def fields(self) -> dict[str, Field]:
         """Sums of unit vectors, and how many."""
-        groups, dim = self.merging.config.elastic.groups, self.merging.config.model.dim
+        groups, dim = self.merging.config.group_tables.groups, self.merging.config.model.dim
         return {"centres": Field((groups, dim)), "members": Field((groups,), "int32", count=True)}
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """By keyed lot among a few of the users where there are no centres yet."""
         config = self.merging.config
-        groups, seed = config.elastic.groups, Draws(config.run.seed, device.secret).own_seed
+        groups, seed = config.group_tables.groups, Draws(config.run.seed, device.secret).own_seed
         users, samples, loss = self.method.embeddings(device, asked)
         if asked.has("centres"):
             group = (users @ asked.tensor("centres").T).argmax(1)
@@ -86,7 +86,7 @@ class Cluster(MergingTask):
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """Centres move; with the first ones there are groups, whose tables start from the global one."""
-        members, groups = gathered.sums["members"].float(), self.merging.config.elastic.groups
+        members, groups = gathered.sums["members"].float(), self.merging.config.group_tables.groups
         if not float(members.sum()):
             return state
         table, new = state[self.merging.table], dict(state)
@@ -96,7 +96,7 @@ class Cluster(MergingTask):
         return {**new, "centres": centres, "members": members}
 
 
-class FitTask(MergingTask):
+class FitTask(GroupTask):
     """A phase that fits something on the participants' held-out items."""
 
     behind = Field((1,), "int64", least=0)
@@ -104,7 +104,7 @@ class FitTask(MergingTask):
 
     def most_behind(self, users: int) -> int:
         """Held-out items that so many users can have."""
-        return self.merging.config.elastic.hold_out * users
+        return self.merging.config.group_tables.hold_out * users
 
     def misfit(self, name: str, arrays: dict[str, np.ndarray], users: int, least: float, most: float) -> str:
         """What is wrong with sums over held-out items, each of which adds from `least` to `most` to an entry."""
@@ -124,7 +124,7 @@ class FitTask(MergingTask):
 
     def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
         """More held-out items than these users can have."""
-        behind, most = int(arrays["behind"][0]), users * self.merging.config.elastic.hold_out
+        behind, most = int(arrays["behind"][0]), users * self.merging.config.group_tables.hold_out
         return "" if behind <= most else f"'behind' is {behind}, not between 0 and {most}"
 
     @abstractmethod
@@ -137,7 +137,7 @@ class Curve(FitTask):
 
     def fields(self) -> dict[str, Field]:
         """A sum for each ρ, and the number of held-out items behind it."""
-        return {"curve": Field((len(self.merging.config.elastic.rhos),)), "behind": self.behind}
+        return {"curve": Field((len(self.merging.config.group_tables.rhos),)), "behind": self.behind}
 
     def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
         """Losses that these users' held-out items cannot have: log2(1 + rank) of the catalogue's last is the most."""
@@ -145,7 +145,7 @@ class Curve(FitTask):
 
     def fitted(self, device: Device, asked: Asked, evidence: Evidence) -> tuple[dict[str, np.ndarray], float]:
         """The loss is that under the last ρ."""
-        found = curves(evidence, self.merging.tables_there(asked), self.merging.config.elastic.rhos)
+        found = curves(evidence, self.merging.tables_there(asked), self.merging.config.group_tables.rhos)
         self.method.remember_curve(device, asked, found)
         total = found.sum(0)
         return {"curve": total.float().cpu().numpy()}, float(total[-1])
@@ -157,9 +157,9 @@ class Curve(FitTask):
             return state
         first = torch.cat([state[self.merging.table][None], state["groups"]]).float()
         new = {**state, "mean": (gathered.sums["curve"] / behind).float(), "first": first}
-        if config.elastic.merge == "item":
+        if config.group_tables.merge == "item":
             rho = min(max(self.merging.rho_of(new), 0.05), 0.95)
-            adapter = Adapter(config.model.dim, config.elastic.hidden, float(np.log(rho / (1 - rho))))
+            adapter = Adapter(config.model.dim, config.group_tables.hidden, float(np.log(rho / (1 - rho))))
             new |= ServerAdam.start(adapter.initial(config.run.seed)).state("theta")
         return new
 
@@ -170,7 +170,7 @@ class Theta(FitTask):
     def fields(self) -> dict[str, Field]:
         """Θ's gradient, and the number of held-out items behind it."""
         config = self.merging.config
-        size = Adapter(config.model.dim, config.elastic.hidden).parameters
+        size = Adapter(config.model.dim, config.group_tables.hidden).parameters
         return {"theta": Field((size,)), "behind": self.behind}
 
     def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
@@ -179,7 +179,7 @@ class Theta(FitTask):
         return self.misfit("theta", arrays, users, -limit, limit)
 
     def fitted(self, device: Device, asked: Asked, evidence: Evidence) -> tuple[dict[str, np.ndarray], float]:
-        """See `engine.elastic.ItemWeights`."""
+        """See `engine.group_tables.ItemWeights`."""
         gradient, loss = self.merging.weights(asked).gradient(evidence, self.merging.tables_there(asked))
         return {"theta": gradient.float().cpu().numpy()}, loss
 
@@ -189,7 +189,7 @@ class Theta(FitTask):
         if not behind or not len(state["theta"]):
             return state
         mean = (gathered.sums["theta"] / behind).float()
-        return {**state, **ServerAdam.of("theta", state).step(mean, self.merging.config.elastic.lr).state("theta")}
+        return {**state, **ServerAdam.of("theta", state).step(mean, self.merging.config.group_tables.lr).state("theta")}
 
 
 def embedded(users: Tensor, who: IntArray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Elastic merging of a group's item table with the global one, after FedEM (AAAI 2026, Eq. 9–11).
+"""Merging of a group's item table with the global one, after FedEM (AAAI 2026, Eq. 9–11); the merge is `engine.merge`.
 
 Users choose the group whose centre their embedding points to. Everybody in it scores with T + ρ (Q − T): T (m, d) the
 group's table, Q the global one. FedEM fits ρ on the samples that trained the tables, where a private table always wins.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedem_flwr.engine.held_out import HeldOut
 from fedem_flwr.engine.history import IntArray
+from fedem_flwr.engine.merge import merged
 from fedem_flwr.models.adapter import Activations, Adapter
 
 SCORES = 1 << 22  # scores held at a time: 16 MiB
@@ -44,7 +45,7 @@ class Tables:
     def merged(self, group: int, rho: Tensor | float) -> Tensor:
         """(m, d) T + ρ (Q − T); ρ one for all items, or (m,). ρ = 1 gives Q to the last bit."""
         weight = rho.unsqueeze(-1) if isinstance(rho, Tensor) else rho
-        return torch.lerp(self.groups[group], self.glob, weight)
+        return merged(self.groups[group], self.glob, weight)
 
 
 @dataclass(frozen=True)

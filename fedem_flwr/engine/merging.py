@@ -1,0 +1,111 @@
+"""Merging in a cohort's round: who merges, when, and what is written over what. The merge itself is `engine.merge`.
+
+The part `learner.merged` is the item table of which clients keep a copy; the part `ADAPTER` is Θ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.engine.block import Block
+from fedem_flwr.engine.downloads import Download, Downloads
+from fedem_flwr.engine.draws import Draws
+from fedem_flwr.engine.epochs import batches_of, train_epochs
+from fedem_flwr.engine.learner import Learner
+from fedem_flwr.engine.merge import ADAPTER, pooled
+from fedem_flwr.engine.parts import State
+from fedem_flwr.engine.samples import RoundSamples, TrainingItems, draw_samples
+
+_GATE = "gate/"  # prefix of the draws that Θ's own samples are made with
+
+
+@dataclass(frozen=True, eq=False)
+class Merging:
+    """What a cohort's users merge.
+
+    Attributes:
+        learner: the method. state: the cohort's, changed in place.
+        gate: held-out items that Θ alone is trained on, as training items; None: it sees what is trained.
+    """
+
+    learner: Learner
+    state: State
+    gate: TrainingItems | None = None
+
+    def begin(self, who: Tensor, downloads: Downloads) -> tuple[Tensor, Tensor]:
+        """Who of users `who` (k',) does what with the tables that they downloaded.
+
+        Returns:
+            (r,) positions of those whose merged table becomes their own before anything is trained, and (k',) on the
+            CPU: who trains through a merge.
+        """
+        name, merge = self.learner.merged, self.learner.merge
+        if not name or name not in downloads or merge.mode == "none":
+            return who[:0], torch.zeros(len(who), dtype=torch.bool)
+        received = downloads[name].received[who]
+        first = who[:0] if merge.fits_first else who[received]
+        return first, received.cpu() & merge.in_training
+
+    def merge(self, own: Tensor, who: Tensor, download: Download) -> Tensor | None:
+        """Merge whole tables `own` (k', m, d) of users `who` in place (Eq. 10), of those who received one.
+
+        Returns:
+            Their ρ: (r, m) or (r, 1); None where nobody merged.
+        """
+        merge = self.learner.merge
+        got = download.received[who]
+        if merge.mode == "none" or not bool(got.any()):
+            return None
+        receivers = who[got]
+        theta = self.state[ADAPTER][receivers] if merge.learned else None
+        own[got], rho = merge.tables(theta, own[got], download.of(receivers))
+        return rho
+
+    def overwrite(self, chunks: Sequence[Tensor], downloads: Downloads) -> None:
+        """Write the merged tables of receivers, chunk by chunk, over their own."""
+        name = self.learner.merged
+        for part in chunks:
+            table = self.state[name][part]
+            self.merge(table, part, downloads[name])
+            self.state[name][part] = table
+
+    def beside(self, block: Block, who: Tensor, downloads: Downloads) -> None:
+        """Lay the downloaded rows beside a block's own, which is then trained through the merge."""
+        name = self.learner.merged
+        block.received = {name: downloads[name].rows(who, block.samples.touched)}
+        if self.learner.merge.mode == "scalar":
+            block.pool = pooled(self.state[name][who], downloads[name].of(who))
+
+    def gate_samples(self, who: Tensor, round_: int) -> tuple[RoundSamples, Draws] | None:
+        """What Θ is trained on in a round where it has items of its own, and the draws of its batches."""
+        if self.gate is None:
+            return None
+        learner = self.learner
+        draws = Draws(learner.seed, self.gate.secret, _GATE)
+        return draw_samples(self.gate, who, learner.local.negatives, draws, round_), draws
+
+    def gate_batches(self, who: Tensor) -> Tensor | int:
+        """(k',) batches of an epoch of Θ's own samples, on the CPU; 0 where it has none of its own."""
+        if self.gate is None:
+            return 0
+        local = self.learner.local
+        return batches_of(self.gate.sizes(local.negatives)[who].cpu(), local)
+
+    def fit(self, block: Block, who: Tensor, draws: Draws, round_: int) -> None:
+        """Eq. 11: train Θ through the merge on a block's samples, and keep it."""
+        local, merge = self.learner.local, self.learner.merge
+        if block.samples.row.shape[1]:
+            step = self.learner.adapter_step(block)
+            train_epochs(step, block, local, epochs=merge.epochs, first_epoch=local.epochs, draws=draws, round_=round_)
+        self.state[ADAPTER][who] = block.parts[ADAPTER]
+
+
+def as_gate(data: TrainingItems, offsets: Tensor, items: Tensor) -> TrainingItems:
+    """Held-out items (CSR) as what Θ is trained on: negatives are none of a user's own items."""
+    return TrainingItems(
+        data.users, data.items, offsets, items, data.forbidden_offsets, data.forbidden_items, secret=data.secret
+    )
