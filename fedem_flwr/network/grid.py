@@ -10,6 +10,7 @@ from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.network.seal import FORGED, UNHEARD
 from fedem_flwr.network.server_link import BROKEN_OFF, ServerLink, error_from
 from fedem_flwr.network.trust import Roster, Session
 from fedem_flwr.runtime.inprocess import one_line
@@ -98,9 +99,12 @@ class NetworkGrid(OrderedGrid):
         return replies
 
     def again_at(self, reply: Message, since: float, now: float) -> float | None:
-        """A message to a node that is gone is kept for its return, for a while; a reply that broke off is asked for."""
-        gone = reply.has_error() and reply.error.code in (GONE, BROKEN_OFF)
-        return now + _LOOK if gone and now - since < _RETURN else None
+        """Where a node is gone or tells its challenge, and where a reply broke off or is forged; for a while only."""
+        if not reply.has_error() or reply.error.code not in (GONE, BROKEN_OFF, FORGED, UNHEARD):
+            return None
+        if reply.error.code == UNHEARD and now == since:
+            return now  # it can be signed for now
+        return now + _LOOK if now - since < _RETURN else None
 
     def await_nodes(self, count: int, seconds: float) -> int:
         """Wait for so many nodes, or so long; returns how many are there.

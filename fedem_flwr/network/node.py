@@ -26,6 +26,7 @@ from fedem_flwr.files import write_atomically
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.link import Address, Refused, Unreachable
 from fedem_flwr.network.node_link import NodeLink
+from fedem_flwr.network.seal import UNHEARD, NotTaken
 from fedem_flwr.network.trust import NodeKeys, own_keys
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.runtime.inprocess import answer
@@ -97,6 +98,11 @@ def _serve(link: NodeLink, app: ClientApp, stopped: threading.Event) -> None:
         except Unreachable as error:
             complaints.say(logging.WARNING, f"{error}; trying on")
             continue
+        except NotTaken as error:
+            complaints.say(logging.DEBUG if error.code == UNHEARD else logging.WARNING, str(error))
+            last = time.monotonic()  # whoever meant it well sends it again
+            stopped.wait(SHORTEST_PAUSE)
+            continue
         except Exception as error:  # of a message that is damaged, too large, or whose run has ended meanwhile
             complaints.say(logging.ERROR, f"a message was lost: {type(error).__name__}: {error}")
             stopped.wait(pause)
@@ -157,6 +163,7 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
         link = NodeLink(
             options.address,
             keys,
+            options.hosts.server_key,
             registers=options.keys is None,
             patience=PATIENCE,
             stopped=stopped,
