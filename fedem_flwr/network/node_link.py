@@ -113,15 +113,24 @@ class NodeLink:
         except (Unreachable, InputError):
             raise
         except FedemError:
-            if not self._known_as:
-                raise Refused(
-                    "the SuperLink does not know this node's key; a server or `deploy up` registers it"
-                ) from None
-            # A process that was killed could not say goodbye: for a while the SuperLink takes it for alive.
-            self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
-            self._activate()
+            self._activate_anew()
         self._beats.start()
         return self.node_id
+
+    def _activate_anew(self) -> None:
+        """A process that was killed could not say goodbye: for a while the SuperLink takes it for alive."""
+        try:
+            if not self._known_as:
+                raise Refused("nothing is known of an earlier process")
+            self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
+            self._activate()
+        except (Unreachable, InputError):
+            raise
+        except FedemError:
+            raise Refused(
+                "the SuperLink does not know this node's key: a server or `deploy up` registers it; one that somebody "
+                "has unregistered needs another (`fedem deploy certs --rekey`)"
+            ) from None
 
     def _activate(self) -> None:
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
