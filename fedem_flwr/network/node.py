@@ -23,6 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
+from fedem_flwr.network.control import is_open
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.link import Address, Refused, Unreachable
 from fedem_flwr.network.node_link import NodeLink
@@ -174,6 +175,7 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
         try:
             number = link.connect()
             log.info("is node %s at %s", number, options.address.place)
+            _say_if_open(options.address)
             write_atomically(_number_file(options), json.dumps({"superlink": options.address.place, "node": number}))
             return link
         except InputError:
@@ -188,6 +190,17 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
                 log.info("waits to be admitted: %s", said)
         stopped.wait(_RETRY)
     return None
+
+
+def _say_if_open(address: Address) -> None:
+    """Whoever starts this node is to know what others on its network may do."""
+    with suppress(Unreachable):
+        if not address.loopback and is_open(address):
+            log.warning(
+                "anybody here may start and stop runs at %s and shut nodes out: its /v1/control answers without an "
+                "account; close it as docs/deployment.md says",
+                address.place,
+            )
 
 
 def _number_file(options: NodeOptions) -> Path:

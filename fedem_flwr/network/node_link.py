@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -120,9 +120,8 @@ class NodeLink:
     def _activate_anew(self) -> None:
         """A process that was killed could not say goodbye: for a while the SuperLink takes it for alive."""
         try:
-            if not self._known_as:
-                raise Refused("nothing is known of an earlier process")
-            self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
+            if self._known_as:
+                self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
             self._activate()
         except (Unreachable, InputError):
             raise
@@ -177,7 +176,7 @@ class NodeLink:
         except NotTaken as error:
             if error.code is not None:
                 TaskIdentity.run_id, TaskIdentity.task_id = run_id, 1
-                self.reply(Message(Error(error.code, str(error)), reply_to=message), 0.0)
+                self.reply(error.reply(message), 0.0)
             raise
 
     def reply(self, message: Message, seconds: float) -> int:

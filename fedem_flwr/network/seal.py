@@ -57,6 +57,10 @@ class NotTaken(FedemError):
         super().__init__(reason)
         self.code = code
 
+    def reply(self, message: Message) -> Message:
+        """What the node answers."""
+        return Message(Error(REFUSED if self.code is None else self.code, str(self)), reply_to=message)
+
 
 @dataclass
 class NodeSeals:
