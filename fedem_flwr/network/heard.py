@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+CHALLENGE: Final = 32  # digits
 _RUNS: Final = 1000  # after which all is made anew: no older message is taken then, either
 
 
@@ -27,9 +28,9 @@ class Heard:
         self._path, self._told = path, _anew()
 
     def challenge(self, run_id: int) -> str:
-        """What a run's server must sign for its messages to be taken: 32 digits that nobody can know before."""
+        """What a run's server must sign for its messages to be taken: digits that nobody can know before."""
         with self._kept() as told:
-            return hmac.new(bytes.fromhex(told["secret"]), str(run_id).encode(), hashlib.sha256).hexdigest()[:32]
+            return hmac.new(bytes.fromhex(told["secret"]), str(run_id).encode(), hashlib.sha256).hexdigest()[:CHALLENGE]
 
     def take(self, run_id: int, number: object) -> bool:
         """Whether this number is larger than all before it in the run; then it is noted."""

@@ -1,9 +1,10 @@
 """Signed messages: a node takes its server's alone and each of them once, a server its nodes' and nobody else's.
 
-Every message between them carries a record more, its seal: a few fields in JSON, and a signature over them. It names
-the records of the content by the hashes that Flower names objects by, so each byte is hashed once where it is sent,
-and once where it comes (see `parcels.Incoming`). A server's seal says whom the message is for, its number, and the
-node's challenge for the run; a node's says which message it answers.
+Every message between them carries a seal: a few fields in JSON, and a signature over them. It names the records of the
+content by the hashes that Flower names objects by, so large arrays are hashed once where they are sent, and once where
+they come (see `parcels.Incoming`); it travels in the record that `condense` makes, as an object of its own would cost
+the SuperLink four requests more. A server's seal says whom the message is for, its number, and the node's challenge
+for the run; a node's says which message it answers.
 
 The challenge makes messages new: no node takes what was signed before it made the challenge up. A server that does not
 know it yet hears it in the refusal, and sends the message again. Within a run the numbers grow.
@@ -19,7 +20,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
@@ -31,10 +32,12 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.network.heard import Heard
+from fedem_flwr.network.condense import PIECE
+from fedem_flwr.network.heard import CHALLENGE, Heard
 from fedem_flwr.network.trust import NodeKeys
 
-SEAL: Final = "fedem-seal"  # name of the record
+SEAL: Final = "fedem-seal"  # name of the record where nothing is condensed
+_SAID, _SIGNATURE = "said", "signature"  # in it, or in the condensed one
 REFUSED: Final = 2  # code of a node's word that it does not do what it was asked: Flower's, for errors of clients
 FORGED, UNHEARD = 1003, 1004  # codes: of a reply that its node has not signed; of one that tells the node's challenge
 _TO_NODE, _TO_SERVER = b"fedem-flwr message 1\n", b"fedem-flwr reply 1\n"  # no signature serves for the other
@@ -94,7 +97,7 @@ class NodeSeals:
             raise NotTaken("a message that the known server has not signed: refused")
         told = message.metadata
         meant: Fields = {"run": str(told.run_id), "to": fingerprint(public_key_to_bytes(self.keys[1]))}
-        meant |= {"kind": told.message_type, "round": told.group_id, "content": _content(ids)}
+        meant |= {"kind": told.message_type, "round": told.group_id, "content": _hashes(message.content, ids)}
         for name, value in meant.items():
             if said.get(name) != value:
                 raise NotTaken(f"a signed message with another {name} than it was signed for: refused")
@@ -109,8 +112,12 @@ class NodeSeals:
         error = [int(reply.error.code), str(reply.error.reason)] if reply.has_error() else None
         content = RecordDict() if reply.has_error() else reply.content
         fields: Fields = {"run": str(told.run_id), "message": told.reply_to_message_id}
-        fields |= {"challenge": self.heard.challenge(told.run_id), "error": error, "content": record_ids(content)}
-        content[SEAL] = _record(fields, _TO_SERVER, lambda data: self.keys[0].sign(data, _CURVE))
+        fields |= {
+            "challenge": self.heard.challenge(told.run_id),
+            "error": error,
+            "content": _hashes(content, record_ids(content)),
+        }
+        _put(content, fields, _TO_SERVER, lambda data: self.keys[0].sign(data, _CURVE))
         return make_message(told, content)
 
 
@@ -153,10 +160,10 @@ class ServerSeals:
             "round": told.group_id,
             "challenge": self._challenges.get(told.dst_node_id, ""),
             "number": self._number,
-            "content": record_ids(content),
+            "content": _hashes(content, record_ids(content)),
             "salt": secrets.token_hex(16),  # nobody else can guess the message's id
         }
-        content[SEAL] = _record(fields, _TO_NODE, self.signing_key.sign if self.signing_key else lambda _: b"")
+        _put(content, fields, _TO_NODE, self.signing_key.sign if self.signing_key else lambda _: b"")
         return make_message(told, content)
 
     def sent(self, message_id: str, node: int) -> None:
@@ -185,18 +192,20 @@ class ServerSeals:
         said = _signed(reply, _TO_SERVER, lambda signature, data: key.verify(signature, data, _CURVE))
         if said is None:
             raise Forged("a reply that its node has not signed: refused")
-        meant: Fields = {"run": str(outside.run_id), "message": outside.reply_to_message_id, "content": _content(ids)}
+        meant: Fields = {"run": str(outside.run_id), "message": outside.reply_to_message_id}
+        meant |= {"content": _hashes(reply.content, ids)}
         for name, value in meant.items():
             if said.get(name) != value:
                 raise Forged(f"a signed reply with another {name} than it was signed for: refused")
-        self._challenges[node] = str(said.get("challenge"))
-        if said.get("error") is None:
+        challenge, error = said.get("challenge"), said.get("error")
+        if not isinstance(challenge, str) or len(challenge) != CHALLENGE:
+            raise Forged("a signed reply without a challenge: refused")
+        self._challenges[node] = challenge
+        if error is None:
             return _bare(reply, outside)
-        try:
-            code, reason = said["error"]
-            return make_message(outside, None, Error(int(code), str(reason)))
-        except (TypeError, ValueError):
-            raise Forged("a reply with an error that is none: refused") from None
+        if not isinstance(error, list) or [type(part) for part in error] != [int, str]:
+            raise Forged("a signed reply with an error that is none: refused")
+        return make_message(outside, None, Error(*error))
 
 
 def fingerprint(public_key: bytes) -> str:
@@ -205,35 +214,55 @@ def fingerprint(public_key: bytes) -> str:
 
 
 def record_ids(content: RecordDict) -> dict[str, str]:
-    """The hashes of a content's records, by name, but for that of a seal."""
-    return {name: record.object_id for name, record in content.items() if name != SEAL}
+    """The hashes of a content's records, by name, but for the one that carries the seal."""
+    return {name: record.object_id for name, record in content.items() if name != _carrier(content)}
 
 
-def _content(ids: Mapping[str, str]) -> dict[str, str]:
-    return {name: object_id for name, object_id in ids.items() if name != SEAL}
+def _carrier(content: RecordDict) -> str:
+    return PIECE if PIECE in content.config_records else SEAL
+
+
+def _hashes(content: RecordDict, ids: Mapping[str, str]) -> dict[str, str]:
+    """What a seal says of a content: the hashes of its records, and of what stands beside the seal."""
+    carrier = _carrier(content)
+    found = {name: object_id for name, object_id in ids.items() if name != carrier}
+    if carrier == PIECE:
+        found[PIECE] = hashlib.sha256(cast(bytes, content.config_records[PIECE][PIECE])).hexdigest()
+    return found
 
 
 def _bare(message: Message, told: Metadata) -> Message:
     """The message without its seal."""
     if not message.has_content():
         return make_message(told, None, message.error)
-    return make_message(told, RecordDict({name: one for name, one in message.content.items() if name != SEAL}))
+    content = RecordDict({name: one for name, one in message.content.items() if name != _carrier(message.content)})
+    if PIECE in message.content.config_records:
+        content[PIECE] = ConfigRecord({PIECE: message.content.config_records[PIECE].get(PIECE, b"")})
+    return make_message(told, content)
 
 
-def _record(fields: Mapping[str, Any], kind: bytes, sign: Callable[[bytes], bytes]) -> ConfigRecord:
+def _put(content: RecordDict, fields: Fields, kind: bytes, sign: Callable[[bytes], bytes]) -> None:
+    """Seal a content."""
+    carrier = _carrier(content)
+    if carrier == SEAL:
+        content[SEAL] = ConfigRecord()
     said = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return ConfigRecord({"said": said, "signature": sign(kind + said.encode())})
+    content.config_records[carrier][_SAID] = said
+    content.config_records[carrier][_SIGNATURE] = sign(kind + said.encode())
 
 
 def _signed(message: Message, kind: bytes, verify: Callable[[bytes, bytes], None]) -> Fields | None:
     """What a message's seal says; None if it has none, or the signature is not that of the right key."""
-    record = message.content.config_records.get(SEAL) if message.has_content() else None
-    said, signature = (record.get("said"), record.get("signature")) if record is not None else (None, None)
+    carrier = _carrier(message.content) if message.has_content() else SEAL
+    record = message.content.config_records.get(carrier) if message.has_content() else None
+    if record is None or (carrier == PIECE and not isinstance(record.get(PIECE), bytes)):
+        return None
+    said, signature = record.get(_SAID), record.get(_SIGNATURE)
     if not isinstance(said, str) or not isinstance(signature, bytes):
         return None
     try:
         verify(signature, kind + said.encode())
         fields = json.loads(said)
-    except (InvalidSignature, ValueError):
+    except (InvalidSignature, ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None

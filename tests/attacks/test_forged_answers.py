@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flower_here import SuperLink, asked
 from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
@@ -18,8 +20,9 @@ from signed import crossed, new_keys
 from stranger_runs import answer_as
 
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
+from fedem_flwr.network.condense import PIECE, condense, expand
 from fedem_flwr.network.grid import NetworkGrid
-from fedem_flwr.network.seal import FORGED, SEAL, UNHEARD, Forged, NodeSeals, NotTaken, ServerSeals
+from fedem_flwr.network.seal import FORGED, UNHEARD, Forged, NodeSeals, NotTaken, ServerSeals
 from fedem_flwr.network.server_link import ServerLink
 from fedem_flwr.network.trust import NodeKeys
 from fedem_flwr.runtime.inprocess import task_identity
@@ -45,7 +48,9 @@ def run(superlink: SuperLink) -> Iterator[ServerLink]:
 
 
 def upload(value: float, size: int = 9) -> RecordDict:
-    return RecordDict({"arrays": pack_arrays({"a": np.full(size, value, np.float32)})})
+    values = np.random.default_rng(0).normal(size=size).astype(np.float32)  # large, it stays an object of its own
+    values[0] = value
+    return RecordDict({"arrays": pack_arrays({"a": values})})
 
 
 def first_of(message: Message) -> float:
@@ -76,7 +81,7 @@ def test_a_stranger_with_a_key_of_its_own_cannot_answer_for_a_node(run: ServerLi
 
     reply = asked(run, node, upload(1.0), turns)
     assert not reply.has_error() and first_of(reply) == 2.0 and len(seen) == 2
-    assert reply.metadata.src_node_id == node.node_id and SEAL not in reply.content
+    assert reply.metadata.src_node_id == node.node_id and list(reply.content) == ["arrays"]
     for one in (node, stranger):
         one.close()
 
@@ -141,18 +146,21 @@ def server(keys: NodeKeys) -> ServerSeals:
     return made
 
 
-def answered(keys: NodeKeys, content: RecordDict | None = None, told: Metadata | None = None) -> Message:
-    return NodeSeals(keys).sealed(make_message(told or outside(), content or upload(1.0, 1 << 18)))
-
-
 def test_what_the_node_signed_is_taken(server: ServerSeals, keys: NodeKeys) -> None:
     told, ids = crossed(answered(keys))
     reply = server.opened(outside(), told, ids)
-    assert first_of(reply) == 1.0 and list(reply.content) == ["arrays"] and reply.metadata.src_node_id == NODE
+    assert first_of(expand(reply)) == 1.0 and reply.metadata.src_node_id == NODE
+    assert [*reply.content.config_records[PIECE]] == [PIECE] and f"{PIECE}-arrays" in reply.content
+    told, ids = crossed(NodeSeals(keys).sealed(make_message(outside(), upload(3.0))))
+    assert first_of(server.opened(outside(), told, ids)) == 3.0, "also where nothing is condensed"
+
+
+def answered(keys: NodeKeys, content: RecordDict | None = None) -> Message:
+    return NodeSeals(keys).sealed(condense(make_message(outside(), content or upload(1.0, 1 << 18))))
 
 
 def _resealed(message: Message, **changes: Any) -> Message:
-    record = message.content.config_records[SEAL]
+    record = message.content.config_records[PIECE]
     record["said"] = json.dumps({**json.loads(str(record["said"])), **changes})
     return message
 
@@ -163,8 +171,14 @@ def _with(message: Message, content: Mapping[str, Any]) -> Message:
     return message
 
 
+def _put(message: Message, piece: Any) -> Message:
+    message.content.config_records[PIECE][PIECE] = piece
+    return message
+
+
 CHANGES: dict[str, tuple[Callable[[Message], Message], Mapping[str, Any], str]] = {
-    "the content": (lambda m: _with(m, upload(2.0)), {}, "another content"),
+    "large arrays": (lambda m: _with(m, {f"{PIECE}-arrays": pack_arrays({"0": np.ones(9)})}), {}, "another content"),
+    "the rest": (lambda m: _put(m, m.content.config_records[PIECE][PIECE] + b" "), {}, "another content"),
     "a record more": (lambda m: _with(m, {"more": ConfigRecord({"a": 1})}), {}, "another content"),
     "another's name": (lambda m: m, {"node": OTHER}, "was not asked"),
     "an old message": (lambda m: m, {"to": "another"}, "another message"),
@@ -174,8 +188,9 @@ CHANGES: dict[str, tuple[Callable[[Message], Message], Mapping[str, Any], str]] 
     "an error": (lambda m: _resealed(m, error=[2, "no"]), {}, "has not signed"),
     "no seal": (lambda m: make_message(m.metadata, upload(1.0)), {}, "has not signed"),
     "no content": (lambda m: make_message(m.metadata, None, Error(2, "no")), {}, "has not signed"),
-    "no signature": (lambda m: _with(m, {SEAL: ConfigRecord({"said": "{}", "signature": b""})}), {}, "has not signed"),
-    "numbers": (lambda m: _with(m, {SEAL: ConfigRecord({"said": 1, "signature": 2})}), {}, "has not signed"),
+    "no signature": (lambda m: _with(m, {PIECE: ConfigRecord({PIECE: b"", "said": "{}"})}), {}, "has not signed"),
+    "numbers": (lambda m: _put(m, 3), {}, "has not signed"),
+    "nothing to seal": (lambda m: _with(m, {PIECE: ConfigRecord({"said": "{}"})}), {}, "has not signed"),
 }
 
 
@@ -185,6 +200,21 @@ def test_what_was_changed_on_the_way_is_refused(what: str, server: ServerSeals, 
     told, ids = crossed(change(answered(keys)))
     with pytest.raises(Forged, match=words):
         server.opened(outside(**elsewhere), told, ids)
+
+
+@pytest.mark.parametrize(
+    "said", ["{}", "[]", "[" * 100_000, '{"challenge": "' + "0" * 99 + '"}', '{"error": [1e999, 2]}']
+)
+def test_nothing_that_a_node_signs_can_end_the_server(said: str, server: ServerSeals, keys: NodeKeys) -> None:
+    message = answered(keys)
+    record = message.content.config_records[PIECE]
+    known = {} if said[:2] in ("{}", "[]", "[[") else {**json.loads(str(record["said"])), **json.loads(said)}
+    record["said"] = json.dumps(known) if known else said
+    signed = b"fedem-flwr reply 1\n" + str(record["said"]).encode()
+    record["signature"] = keys[0].sign(signed, ec.ECDSA(hashes.SHA256()))
+    told, ids = crossed(message)
+    with pytest.raises(Forged):
+        server.opened(outside(), told, ids)
 
 
 def test_another_node_of_the_roster_cannot_answer_either(server: ServerSeals) -> None:

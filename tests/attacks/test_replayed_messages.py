@@ -19,16 +19,16 @@ from signed import crossed, new_keys
 
 from fedem_flwr.client_app import app
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
-from fedem_flwr.network.condense import condense, expand
+from fedem_flwr.network.condense import PIECE, condense, expand
 from fedem_flwr.network.heard import _RUNS, Heard
 from fedem_flwr.network.introduction import GREETING
 from fedem_flwr.network.key_folder import make_certificates
-from fedem_flwr.network.seal import SEAL, UNHEARD, NodeSeals, NotTaken, ServerSeals, record_ids
+from fedem_flwr.network.seal import UNHEARD, NodeSeals, NotTaken, ServerSeals, record_ids
 from fedem_flwr.network.trust import NodeKeys, NodeTrust, ServerTrust
 from fedem_flwr.runtime.inprocess import task_identity
 
 pytestmark = pytest.mark.attacks
-NODE = 21
+NODE, TABLE = 21, np.random.default_rng(0).normal(size=1 << 17)
 Sent = tuple[Message, Mapping[str, str]]
 
 
@@ -43,8 +43,8 @@ class Pair:
     def send(self, run: int = RUN, kind: str = "train", round_: str = "3") -> Sent:
         """A message, as it comes to the node."""
         told = Metadata(run, "", 1, NODE, "", round_, 1.0, 60.0, kind)
-        content = RecordDict({"arrays": pack_arrays({"a": np.ones(9)}), "config": ConfigRecord({"persist": 1})})
-        return crossed(self.server.sealed(make_message(told, content)))
+        content = RecordDict({"arrays": pack_arrays({"a": TABLE}), "config": ConfigRecord({"persist": 1})})
+        return crossed(self.server.sealed(condense(make_message(told, content))))
 
     def tell(self, sent: Sent, run: int = RUN) -> None:
         """Let the node answer what it does not take, and the server hear that."""
@@ -74,8 +74,9 @@ def refusal(node: NodeSeals, sent: Sent) -> tuple[str, int | None]:
 
 def test_what_the_server_signs_now_is_taken(pair: Pair) -> None:
     for _ in range(3):
-        opened = pair.node.opened(*pair.send())
-        assert list(opened.content) == ["arrays", "config"] and unpack_arrays(opened.content["arrays"])["a"].sum() == 9
+        opened = expand(pair.node.opened(*pair.send()))
+        assert sorted(opened.content) == ["arrays", "config"]
+        assert unpack_arrays(opened.content.array_records["arrays"])["a"].sum() == TABLE.sum()
     assert pair.node.opened(*pair.send(kind="evaluate", round_="4")).metadata.group_id == "4"
 
 
@@ -118,22 +119,26 @@ def _told(**changes: Any) -> Callable[[Message], Message]:
     return change
 
 
-def _put(name: str, record: ConfigRecord) -> Callable[[Message], Message]:
+def _put(**values: Any) -> Callable[[Message], Message]:
     def change(message: Message) -> Message:
-        message.content[name] = record
+        message.content.config_records[PIECE].update(values)
         return message
 
     return change
 
 
-def _unsaid(message: Message) -> Message:
-    record = message.content.config_records[SEAL]
-    record["said"] = json.dumps({**json.loads(str(record["said"])), "number": 1 << 60})
+def _replaced(message: Message) -> Message:
+    message.content[f"{PIECE}-arrays"] = pack_arrays({"0": TABLE + 1})
     return message
 
 
+def _numbered(message: Message) -> Message:
+    said = json.loads(str(message.content.config_records[PIECE]["said"]))
+    return _put(said=json.dumps({**said, "number": 1 << 60}))(message)
+
+
 def _bare(message: Message) -> Message:
-    del message.content[SEAL]
+    del message.content.config_records[PIECE]["said"]
     return message
 
 
@@ -141,10 +146,11 @@ CHANGES: dict[str, tuple[Callable[[Message], Message], str]] = {
     "run": (_told(run_id=RUN - 1), "another run than"),
     "kind": (_told(message_type="evaluate"), "another kind than"),
     "round": (_told(group_id="4"), "another round than"),
-    "content": (_put("config", ConfigRecord({"persist": 0})), "another content than"),
-    "number": (_unsaid, "has not signed: refused"),
+    "large arrays": (_replaced, "another content than"),
+    "content": (_put(**{PIECE: b"another"}), "another content than"),
+    "number": (_numbered, "has not signed: refused"),
     "no seal": (_bare, "has not signed: refused"),
-    "no signature": (_put(SEAL, ConfigRecord({"said": "{}", "signature": b""})), "has not signed: refused"),
+    "no signature": (_put(signature=b""), "has not signed: refused"),
 }
 
 
