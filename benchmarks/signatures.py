@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-CELLS = {"fedials": ("synthetic", 12), "fedem": ("filmtrust", 5)}  # method: data, rounds
+CELLS = {"fedials": ("synthetic", 12), "fedem": ("filmtrust", 4)}  # method: data, rounds
 ROOT = Path(__file__).resolve().parent.parent
 
 
