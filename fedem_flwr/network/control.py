@@ -72,7 +72,7 @@ def remedy(names: Iterable[str]) -> str:
     nodes = list(names)
     options = " ".join(f"--rekey {name}" for name in nodes)
     return (
-        f"{', '.join(nodes)}: somebody has unregistered this at the SuperLink, which takes no key twice: make new keys "
+        f"{', '.join(nodes)}: somebody has unregistered them at the SuperLink, which takes no key twice: make new ones "
         f"(`fedem deploy certs --out CERTS {options}`), start these nodes and the server with them, close /v1/control"
     )
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -140,7 +140,7 @@ class ServerSeals:
         if node not in self._keys:
             try:
                 key = serialization.load_pem_public_key(public_key)
-            except ValueError:
+            except (ValueError, UnsupportedAlgorithm):
                 return False
             if not isinstance(key, ec.EllipticCurvePublicKey):
                 return False
