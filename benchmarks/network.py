@@ -59,11 +59,13 @@ class StockWorld(FaultWorld):
             "shard": folder / "shards" / name,
             "state": folder / "state" / name,
             "server-key": folder / "certs/server.pub",
+            "node-key": folder / "certs" / "nodes" / f"{name}.key",
         }
+        words = [*(f'{key}="{value}"' for key, value in told.items()), "threads=1", "open-control=true"]
         command = ["flower-supernode", "--superlink", self.address.place, "--port", str(free_port())]
         command += ["--root-certificates", str(folder / "certs" / "ca.crt")]
         command += ["--auth-supernode-private-key", str(folder / "certs" / "nodes" / f"{name}.key")]
-        command += ["--node-config", " ".join([*(f'{key}="{value}"' for key, value in told.items()), "threads=1"])]
+        command += ["--node-config", " ".join(words)]
         return Child(name, command, own.log, {"FLWR_HOME": str(folder / f"flower-{name}"), "OMP_NUM_THREADS": "1"})
 
 

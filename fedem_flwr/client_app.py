@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.network.condense import condense, expand
 from fedem_flwr.network.host import ShardHosts
+from fedem_flwr.network.supernode import SuperNodeApp
 from fedem_flwr.network.trust import load_server_key
 from fedem_flwr.nodes.answering import Hosts, build_client_app
 from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
@@ -76,20 +75,6 @@ def _policy(context: Context, otherwise: NodePolicy) -> NodePolicy:
     if least is None and individual is None:
         return otherwise
     return NodePolicy.networked(None if least is None else int(least), single_users=individual is True)
-
-
-class SuperNodeApp(ClientApp):
-    """For Flower's own SuperNode: messages of our server come condensed, and so go the replies to them."""
-
-    def __init__(self, inner: ClientApp) -> None:
-        super().__init__()
-        self._inner = inner
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message."""
-        plain = expand(message)
-        reply = self._inner(plain, context)
-        return reply if plain is message else condense(reply)
 
 
 app = SuperNodeApp(build_client_app(FromContext()))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
 from fedem_flwr.errors import FedemError
@@ -60,6 +61,7 @@ def test_what_is_there_is_taken_once_and_nothing_is_waited_for(objects: tuple[An
     got = incoming.message()
     assert np.array_equal(unpack_arrays(got.content.array_records["arrays"])["a"], np.arange(500))
     assert got.metadata.message_id == incoming.object_id
+    assert incoming.records == {name: record.object_id for name, record in got.content.items()}
 
 
 def test_a_sender_that_stops_is_given_up(
@@ -89,8 +91,13 @@ def test_what_is_too_large_or_no_message_is_refused(objects: tuple[Any, dict[str
     with pytest.raises(TooLarge):
         Incoming(tree, 10).fetch(taking(everything, asked))
     assert len(asked) < len(everything), "nothing further is fetched"
-    incoming = Incoming(tree, MOST)
-    assert incoming.fetch(taking(dict.fromkeys(everything, b"nonsense"), []))
+    asked.clear()
+    with pytest.raises(FedemError, match="not what was announced: refused"):
+        Incoming(tree, MOST).fetch(taking(dict.fromkeys(everything, b"nonsense"), asked))
+    assert len(asked) == 1
+    nonsense = get_object_id(b"nonsense")
+    incoming = Incoming(ObjectTree(object_id=nonsense), MOST)
+    assert incoming.fetch(taking({nonsense: b"nonsense"}, []))
     with pytest.raises(FedemError, match="cannot be read"):
         incoming.message()
 

@@ -9,16 +9,21 @@ import pytest
 from flwr.app import Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import PullObjectResponse
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from signed import new_keys
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.network import parcels
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.parcels import tree_of
+from fedem_flwr.network.seal import NodeSeals
 from fedem_flwr.network.server_link import BROKEN_OFF, ServerLink
+
+KEYS = {node: NodeSeals(new_keys()) for node in (11, 12)}
 
 
 class SuperLink:
@@ -33,7 +38,7 @@ class SuperLink:
     def announce(self, to: str, node: int, value: float) -> dict[str, bytes]:
         """A node says what is coming; returns the objects."""
         content = RecordDict({"arrays": pack_arrays({"a": np.full(9, value)})})
-        reply = make_message(Metadata(1, "", node, 1, to, "", 0.0, 1.0, "train"), content)
+        reply = KEYS[node].sealed(make_message(Metadata(1, "", node, 1, to, "", 0.0, 1.0, "train"), content))
         self.replies[to] = tree_of(reply)
         return {name: part.deflate() for name, part in get_all_nested_objects(reply).items()}
 
@@ -64,6 +69,9 @@ def superlink() -> SuperLink:
 def link(superlink: SuperLink) -> ServerLink:
     made = ServerLink(Address("127.0.0.1:9"), b"secret", patience=0.0, largest=1 << 20)
     made._client = superlink  # type: ignore[assignment]
+    for to, node in (("to-1", 11), ("to-2", 12)):
+        assert made._seals.meet(node, public_key_to_bytes(KEYS[node].keys[1]))
+        made._seals.sent(to, node)
     return made
 
 
@@ -115,6 +123,7 @@ def test_a_reply_that_breaks_the_call_costs_its_node_alone(superlink: SuperLink,
     assert [reply.error.reason for reply in first if reply.has_error()] != [] and link._one_by_one
     superlink.there |= superlink.announce("to-2", 12, 2.0)
     superlink.told.discard("to-1")
+    link._seals.sent("to-2", 12)
     replies = link.pull(["to-1", "to-2"])
     assert sorted(reply.has_error() for reply in replies) == [False, True]
     assert next(reply for reply in replies if reply.has_error()).metadata.reply_to_message_id == "to-1"
@@ -130,8 +139,16 @@ def test_a_reply_in_very_many_pieces_is_refused_unread(
 
 
 def test_what_is_no_message_is_an_error_of_its_node(superlink: SuperLink, link: ServerLink) -> None:
-    superlink.there |= dict.fromkeys(superlink.announce("to-1", 11, 1.0), b"nonsense")
+    superlink.announce("to-1", 11, 1.0)
+    nonsense = ObjectTree(object_id=get_object_id(b"nonsense"))
+    superlink.replies["to-1"] = superlink.replies["to-1"][0], nonsense
+    superlink.there[nonsense.object_id] = b"nonsense"
     superlink.there |= superlink.announce("to-2", 12, 2.0)
     bad, good = link.pull(["to-1", "to-2"])
     assert bad.has_error() and "cannot be read" in bad.error.reason and bad.metadata.src_node_id == 11
     assert values_of(good) == [2.0]
+    superlink.told.discard("to-1")
+    superlink.there |= dict.fromkeys(superlink.announce("to-1", 11, 1.0), b"something else")
+    link._seals.sent("to-1", 11)
+    (changed,) = link.pull(["to-1"])
+    assert changed.has_error() and "not what was announced" in changed.error.reason

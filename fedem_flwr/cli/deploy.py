@@ -30,6 +30,9 @@ def certs(
     nodes: Annotated[int, typer.Option(min=0, help="key pairs for so many nodes")] = 2,
     host: Annotated[list[str] | None, typer.Option(help="name or address of the SuperLink; may be repeated")] = None,
     add: Annotated[bool, typer.Option("--add", help="add nodes to a folder that is there")] = False,
+    rekey: Annotated[
+        list[str] | None, typer.Option(help="make a new key for this node of a folder that is there; may be repeated")
+    ] = None,
     renew: Annotated[
         bool, typer.Option("--renew", help="sign the SuperLink's certificate anew, for --host or the old names")
     ] = False,
@@ -37,7 +40,7 @@ def certs(
     """Make a CA, the SuperLink's certificate, keys of server and nodes, and the roster."""
     from fedem_flwr.cli import deployments as commands_deploy
 
-    commands_deploy.certs(out, nodes, host or [], add=add, renew=renew)
+    commands_deploy.certs(out, nodes, host or [], add=add, rekey=rekey or [], renew=renew)
 
 
 @app.command()

@@ -20,12 +20,19 @@ from fedem_flwr.errors import InputError
 _out = Console(highlight=False)
 
 
-def certs(out: Path, nodes: int, hosts: list[str], *, add: bool, renew: bool) -> None:
-    """Make the folder of keys and certificates, more nodes in it, or the SuperLink's certificate anew."""
-    from fedem_flwr.network.key_folder import add_nodes, make_certificates, renew_certificate
+def certs(out: Path, nodes: int, hosts: list[str], *, add: bool, rekey: list[str], renew: bool) -> None:
+    """Make the folder of keys and certificates, more nodes in it, or keys or the SuperLink's certificate anew."""
+    from fedem_flwr.network.key_folder import add_nodes, make_certificates, rekey_nodes, renew_certificate
 
+    if rekey and (add or renew or hosts):
+        raise InputError("--rekey makes new keys of nodes only: give --add, --renew and --host by themselves")
     if add and (renew or hosts):
         raise InputError("--add makes keys of nodes only: names of the SuperLink go with --renew --host, by itself")
+    if rekey:
+        rekey_nodes(out, rekey)
+        files = ", ".join(f"nodes/{name}.key" for name in rekey)
+        _out.print(f"{out}: new {files} and roster.json; start these nodes and the server with them", soft_wrap=True)
+        return
     if renew:
         renew_certificate(out, hosts)
         _out.print(f"{out / 'superlink.crt'}: signed anew; start the SuperLink with it", soft_wrap=True)

@@ -1,16 +1,21 @@
-"""A SuperLink's Control API: runs are started, and nodes made known."""
+"""A SuperLink's Control API: runs are started, and nodes made known.
+
+Flower's open edition has no accounts for it: whoever reaches it may do so, stop runs, and shut nodes out.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from functools import cache
 
-from flwr.proto.control_pb2 import RegisterNodeRequest
+from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest
+from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.network.link import Address, Patience, already_known
+from fedem_flwr.network.link import Address, Patience, Unreachable, already_known
 from fedem_flwr.version import __version__
 
 
@@ -53,3 +58,38 @@ def register_nodes(client: ControlHttpClient, names: Iterable[tuple[str, bytes]]
             if not already_known(error):
                 raise
     return new
+
+
+def shut_out(client: ControlHttpClient, names: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Which of these nodes somebody has unregistered: Flower lets their keys in no more, nor registers them again."""
+    nodes = client.ListNodes(ListNodesRequest()).nodes_info
+    gone = {node.public_key for node in nodes if node.status == NodeStatus.UNREGISTERED}
+    return [name for name, key in names if key in gone]
+
+
+def remedy(names: Iterable[str]) -> str:
+    """What to do about nodes that were shut out, in a line."""
+    nodes = list(names)
+    options = " ".join(f"--rekey {name}" for name in nodes)
+    return (
+        f"{', '.join(nodes)}: somebody has unregistered them at the SuperLink, which takes no key twice: make new ones "
+        f"(`fedem deploy certs --out CERTS {options}`), start these nodes and the server with them, close /v1/control"
+    )
+
+
+def is_open(address: Address) -> bool:
+    """Whether the Control API answers here without an account.
+
+    Raises:
+        Unreachable: nobody answers. InputError: TLS fails.
+    """
+    client = control_client(address, Patience(address, 0.0, threading.Event()))
+    try:
+        client.ListRuns(ListRunsRequest(limit=1))
+    except Unreachable:
+        raise
+    except FedemError:  # refused, or not there
+        return False
+    finally:
+        client.close()
+    return True

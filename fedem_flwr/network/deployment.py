@@ -10,6 +10,7 @@ DIR/logs/NAME.log, pids/NAME.json       what they said, and which process each i
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -28,7 +29,7 @@ from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.network.certificates import general_name
 from fedem_flwr.network.commands import Trusted, node_command, superlink_command
-from fedem_flwr.network.control import control_client, register_nodes
+from fedem_flwr.network.control import control_client, register_nodes, remedy, shut_out
 from fedem_flwr.network.key_folder import make_certificates
 from fedem_flwr.network.link import Address, Patience
 from fedem_flwr.network.processes import GRACE, Child, await_listening, free_port, last_words, wait_until
@@ -42,6 +43,8 @@ _RECORD, _SUPERLINK = "deployment.json", "superlink"
 _REGISTER_SECONDS = 10.0
 HOST, PORT, NODES = "127.0.0.1", 8000, 2  # of a new one, where nothing else is said
 _ANYWHERE = ("0.0.0.0", "::")
+
+log = logging.getLogger("fedem.network")
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,10 @@ class Deployment:
         if self.trusted.folder is not None:
             patience = Patience(self.local, _REGISTER_SECONDS, threading.Event())
             entries = Roster.load(self.trusted.folder / "roster.json").entries()
-            register_nodes(control_client(self.local, patience), entries)
+            client = control_client(self.local, patience)
+            register_nodes(client, entries)
+            if names := shut_out(client, entries):
+                log.warning(remedy(names))
 
     def stop(self) -> list[str]:
         """End what runs, nodes first; returns the names."""

@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterable, Iterator
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
 
-from fedem_flwr.errors import FedemError
+from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.network.control import remedy, shut_out
+from fedem_flwr.network.seal import FORGED, UNHEARD
 from fedem_flwr.network.server_link import BROKEN_OFF, ServerLink, error_from
 from fedem_flwr.network.trust import Roster, Session
 from fedem_flwr.runtime.inprocess import one_line
@@ -19,6 +21,7 @@ log = logging.getLogger("fedem.server")
 
 GONE = 1001  # error code: the SuperLink has lost the node
 _LOOK = 0.5  # seconds between looks whether a node that is waited for was started anew
+_LOOK_OUT = 60.0  # seconds between looks whether nodes that are missing were unregistered
 _RETURN = 15.0  # seconds that a node which is gone may take to come back, as far as the round's time allows
 _SPARE = 30.0  # seconds that a SuperLink keeps a message beyond the time that its reply is waited for
 
@@ -36,21 +39,48 @@ class NetworkGrid(OrderedGrid):
         super().__init__(link.stopped)
         self._link, self._keep, self._roster = link, keep_seconds + _SPARE, roster
         self._strangers: set[bytes] = set()  # keys of nodes that were refused
+        self._missing: set[str] = set()  # nodes of the roster that are not there
+        self._shut_out: set[str] = set()  # those among them that cannot come back
+        self._looked_out = 0.0  # when they were looked for
         self._asked: dict[int, Session] = {}  # the session that each node had when its message was sent
         self._looked = 0.0
         self._nodes: dict[str, int] = {}  # that messages are for, by the messages' ids
 
     def sessions(self) -> dict[int, Session]:
-        """The nodes that are there and may be; one that was started anew has another session."""
+        """The nodes that are there and may be; one that was started anew has another session.
+
+        Raises:
+            InputError: none is, and none can come: somebody has unregistered them all.
+        """
         found = self._link.nodes()
         if self._roster is None:
             return found
         known = {node: one for node, one in found.items() if self._roster.shard_of(one.public_key) is not None}
+        self._look_for_shut_out(self._roster, {one.public_key for one in known.values()})
         for node in found.keys() - known.keys():
             if found[node].public_key not in self._strangers:
                 self._strangers.add(found[node].public_key)
                 log.warning("node %s is not in the roster: refused", node)
         return known
+
+    def _look_for_shut_out(self, roster: Roster, present: set[bytes]) -> None:
+        """Where nodes are missing, say so of those that cannot come back.
+
+        Raises:
+            InputError: all of them are, and none can.
+        """
+        missing = [(name, key) for name, key in roster.entries() if key not in present]
+        names, now = {name for name, _ in missing}, time.monotonic()
+        known, self._missing = self._missing, names
+        if names <= known and (not names or now - self._looked_out < _LOOK_OUT):
+            return
+        self._looked_out = now
+        gone = shut_out(self._link.control, missing)
+        if len(gone) == len(roster.nodes):
+            raise InputError(remedy(gone))
+        if news := sorted(set(gone) - self._shut_out):
+            log.warning("the run goes on without %s", remedy(news))
+        self._shut_out |= set(gone)
 
     def get_node_ids(self) -> list[int]:
         """All node ids, sorted; a SuperLink knows nodes by random numbers."""
@@ -98,9 +128,12 @@ class NetworkGrid(OrderedGrid):
         return replies
 
     def again_at(self, reply: Message, since: float, now: float) -> float | None:
-        """A message to a node that is gone is kept for its return, for a while; a reply that broke off is asked for."""
-        gone = reply.has_error() and reply.error.code in (GONE, BROKEN_OFF)
-        return now + _LOOK if gone and now - since < _RETURN else None
+        """Where a node is gone or tells its challenge, and where a reply broke off or is forged; for a while only."""
+        if not reply.has_error() or reply.error.code not in (GONE, BROKEN_OFF, FORGED, UNHEARD):
+            return None
+        if reply.error.code == UNHEARD and now == since:
+            return now  # it can be signed for now
+        return now + _LOOK if now - since < _RETURN else None
 
     def await_nodes(self, count: int, seconds: float) -> int:
         """Wait for so many nodes, or so long; returns how many are there.

@@ -1,4 +1,4 @@
-"""Makes the folder of keys and certificates of a deployment, adds nodes to it, and renews what runs out."""
+"""Makes the folder of keys and certificates of a deployment, adds nodes to it, and renews what runs out or is burnt."""
 
 from __future__ import annotations
 
@@ -107,19 +107,43 @@ def add_nodes(folder: Path, count: int) -> None:
     write_atomically(folder / ROSTER, json.dumps({"nodes": [*known, *more]}, indent=2) + "\n")
 
 
+def rekey_nodes(folder: Path, names: Sequence[str]) -> None:
+    """Make new key pairs for nodes that have one: of keys that leaked, or that a SuperLink takes no more.
+
+    Their shards stay theirs. A server knows the new keys from its next start on, and the old ones no longer.
+
+    Raises:
+        InputError: there is no such folder, or no such node in its roster.
+    """
+    roster = Roster.load(folder / ROSTER)
+    known = [name for name, _, _ in roster.nodes]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(f"{folder / ROSTER} has no node '{unknown[0]}': it has {', '.join(known) or 'none'}")
+    made = {name: _key_pair(folder / "nodes", name) for name in names}
+    entries = [{"name": name, "shard": shard, "public_key": made.get(name, text)} for name, shard, text in roster.nodes]
+    write_atomically(folder / ROSTER, json.dumps({"nodes": entries}, indent=2) + "\n")
+
+
 def _node_keys(folder: Path, shards: Iterable[int]) -> list[dict[str, Any]]:
     """Write key pairs; returns their entries of the roster."""
     place = folder / "nodes"
     place.mkdir(mode=0o700, exist_ok=True)
     entries = []
     for shard in shards:
-        key = ec.generate_private_key(ec.SECP384R1())
-        (place / f"node-{shard}.key").unlink(missing_ok=True)  # of an attempt that was cut short, or shut out
-        write_private(place / f"node-{shard}.key", open_ssh(key))
-        public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-        (place / f"node-{shard}.pub").write_bytes(public + b"\n")
-        entries.append({"name": f"node-{shard}", "shard": shard, "public_key": public.decode()})
+        name = f"node-{shard}"
+        entries.append({"name": name, "shard": shard, "public_key": _key_pair(place, name)})
     return entries
+
+
+def _key_pair(place: Path, name: str) -> str:
+    """Write a node's new key pair; returns the public key."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    (place / f"{name}.key").unlink(missing_ok=True)  # of an attempt that was cut short, or shut out
+    write_private(place / f"{name}.key", open_ssh(key))
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    (place / f"{name}.pub").write_bytes(public + b"\n")
+    return public.decode()
 
 
 def _pem(key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey) -> bytes:

@@ -1,8 +1,8 @@
 """What both sides of a connection to a SuperLink share: its address, and patience with it.
 
-With `parcels.py`, `control.py`, `node_link.py` and `server_link.py` this is the only place that uses Flower's protocol
-clients directly. Flower's own loops around them look for messages every three seconds and start a process for each; see
-`node.py` for ours.
+With `parcels.py`, `control.py`, `taking.py`, `node_link.py` and `server_link.py` this is the only place that uses
+Flower's protocol clients directly. Flower's own loops around them look for messages every three seconds and start a
+process for each; see `node.py` for ours.
 """
 
 from __future__ import annotations

@@ -23,9 +23,11 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
+from fedem_flwr.network.control import is_open
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.link import Address, Refused, Unreachable
 from fedem_flwr.network.node_link import NodeLink
+from fedem_flwr.network.seal import UNHEARD, NotTaken
 from fedem_flwr.network.trust import NodeKeys, own_keys
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.runtime.inprocess import answer
@@ -97,6 +99,11 @@ def _serve(link: NodeLink, app: ClientApp, stopped: threading.Event) -> None:
         except Unreachable as error:
             complaints.say(logging.WARNING, f"{error}; trying on")
             continue
+        except NotTaken as error:
+            complaints.say(logging.DEBUG if error.code == UNHEARD else logging.WARNING, str(error))
+            last = time.monotonic()  # whoever meant it well sends it again
+            stopped.wait(SHORTEST_PAUSE)
+            continue
         except Exception as error:  # of a message that is damaged, too large, or whose run has ended meanwhile
             complaints.say(logging.ERROR, f"a message was lost: {type(error).__name__}: {error}")
             stopped.wait(pause)
@@ -157,6 +164,7 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
         link = NodeLink(
             options.address,
             keys,
+            options.hosts.server_key,
             registers=options.keys is None,
             patience=PATIENCE,
             stopped=stopped,
@@ -167,6 +175,7 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
         try:
             number = link.connect()
             log.info("is node %s at %s", number, options.address.place)
+            _say_if_open(options.address)
             write_atomically(_number_file(options), json.dumps({"superlink": options.address.place, "node": number}))
             return link
         except InputError:
@@ -181,6 +190,17 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
                 log.info("waits to be admitted: %s", said)
         stopped.wait(_RETRY)
     return None
+
+
+def _say_if_open(address: Address) -> None:
+    """Whoever starts this node is to know what others on its network may do."""
+    with suppress(Unreachable):
+        if not address.loopback and is_open(address):
+            log.warning(
+                "anybody here may start and stop runs at %s and shut nodes out: its /v1/control answers without an "
+                "account; close it as docs/deployment.md says",
+                address.place,
+            )
 
 
 def _number_file(options: NodeOptions) -> Path:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import Message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import (
@@ -21,6 +22,7 @@ from flwr.proto.fleet_pb2 import (
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
@@ -36,6 +38,7 @@ from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.network.condense import condense, expand
 from fedem_flwr.network.link import Address, Patience, Refused, Unreachable, already_known
 from fedem_flwr.network.parcels import Incoming, await_message, deliver, tree_of
+from fedem_flwr.network.seal import NodeSeals, NotTaken
 from fedem_flwr.network.trust import NodeKeys
 
 log = logging.getLogger("fedem.node")
@@ -50,6 +53,7 @@ class NodeLink:
     Args:
         address: of the SuperLink.
         keys: the node's.
+        server_key: whose messages it takes; None: anybody's.
         registers: whether it makes itself known, where that is allowed; else the SuperLink must know it.
         patience: seconds that a call waits for a SuperLink that is away; admission is tried once.
         stopped: ends all waiting.
@@ -62,6 +66,7 @@ class NodeLink:
         self,
         address: Address,
         keys: NodeKeys,
+        server_key: Ed25519PublicKey | None = None,
         *,
         registers: bool = False,
         patience: float,
@@ -71,6 +76,7 @@ class NodeLink:
         on_contact: Callable[[], None] = lambda: None,
     ) -> None:
         self._registers = registers
+        self._seals = NodeSeals(keys, server_key)
         private, public = keys
         self._public = public_key_to_bytes(public)
         self._closed, self._stopped = threading.Event(), stopped
@@ -107,15 +113,23 @@ class NodeLink:
         except (Unreachable, InputError):
             raise
         except FedemError:
-            if not self._known_as:
-                raise Refused(
-                    "the SuperLink does not know this node's key; a server or `deploy up` registers it"
-                ) from None
-            # A process that was killed could not say goodbye: for a while the SuperLink takes it for alive.
-            self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
-            self._activate()
+            self._activate_anew()
         self._beats.start()
         return self.node_id
+
+    def _activate_anew(self) -> None:
+        """A process that was killed could not say goodbye: for a while the SuperLink takes it for alive."""
+        try:
+            if self._known_as:
+                self._once.DeactivateNode(DeactivateNodeRequest(node_id=self._known_as))
+            self._activate()
+        except (Unreachable, InputError):
+            raise
+        except FedemError:
+            raise Refused(
+                "the SuperLink does not know this node's key: a server or `deploy up` registers it; one that somebody "
+                "has unregistered needs another (`fedem deploy certs --rekey`)"
+            ) from None
 
     def _activate(self) -> None:
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
@@ -141,6 +155,7 @@ class NodeLink:
         """The next message, or None where none waits.
 
         Raises:
+            NotTaken: the message is not the known server's word of now; the sender was told, where that is due.
             FedemError: the SuperLink is gone or refuses, or the message is damaged or too large.
         """
         response = self._client.PullMessages(PullMessagesRequest(node=self._node))
@@ -150,12 +165,19 @@ class NodeLink:
         run_id = message_from_proto(response.messages_list[0]).metadata.run_id
         tree = response.message_object_trees[0]
         pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id)
-        message = await_message(Incoming(tree, self._largest), pull, self._stopped)
+        incoming = Incoming(tree, self._largest)
+        message = await_message(incoming, pull, self._stopped)
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run_id)(
             tree.object_id
         )
         self._on_contact()
-        return expand(message, self._largest)
+        try:
+            return expand(self._seals.opened(message, incoming.records), self._largest)
+        except NotTaken as error:
+            if error.code is not None:
+                TaskIdentity.run_id, TaskIdentity.task_id = run_id, 1
+                self.reply(error.reply(message), 0.0)
+            raise
 
     def reply(self, message: Message, seconds: float) -> int:
         """Send an answer that took so many seconds; returns the bytes that crossed.
@@ -164,7 +186,9 @@ class NodeLink:
             FedemError: the SuperLink is gone, or does not want it any more.
         """
         message = condense(message)
-        bare, tree = tree_of(message)
+        with no_object_id_recompute():  # each byte is hashed once, for its name and for the seal
+            message = self._seals.sealed(message)
+            bare, tree = tree_of(message)
         request = PushMessagesRequest(
             node=self._node,
             messages_list=[message_to_proto(bare)],

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
+    get_object_body,
+    get_object_children_ids_from_object_content,
+    get_object_id,
     get_object_tree,
     iterate_object_tree,
     no_object_id_recompute,
@@ -96,6 +100,7 @@ class Incoming:
         self._contents: dict[str, bytes] = {}
         self._progress = time.monotonic()
         self.size = 0  # bytes so far
+        self.records: dict[str, str] = {}  # of the message's content: name and hash, once it is put together
 
     @property
     def object_id(self) -> str:
@@ -107,7 +112,8 @@ class Incoming:
 
         Raises:
             TooLarge: there is more than `most_bytes`, or in too many pieces; nothing further is fetched.
-            BrokenOff: its sender does not go on delivering. FedemError: it cannot be fetched.
+            BrokenOff: its sender does not go on delivering. FedemError: it cannot be fetched, or an object is not what
+                its name says, which is its hash.
         """
         if len(self._missing) > self._pieces:
             raise TooLarge(f"a message in {len(self._missing):,} pieces: refused")
@@ -123,6 +129,8 @@ class Incoming:
                 return False
             except ObjectPullError as error:
                 raise FedemError(f"a message that cannot be fetched: {error}") from None
+            if get_object_id(content) != self._missing[0]:
+                raise FedemError("a message with an object that is not what was announced: refused")
             self._contents[self._missing.popleft()] = content
             self.size, self._progress = self.size + len(content), time.monotonic()
             if self.size > self._most:
@@ -136,6 +144,7 @@ class Incoming:
             FedemError: its objects are no message.
         """
         try:
+            self.records = _records(self.object_id, self._contents)
             message = inflate_object_from_contents(self.object_id, self._contents)
         except Exception as error:  # foreign bytes fail to parse in any way
             raise FedemError(f"a message that cannot be read: {type(error).__name__}: {error}") from None
@@ -143,6 +152,12 @@ class Incoming:
             raise FedemError(f"a {type(message).__name__} where a message should be")
         vars(message.metadata)["_message_id"] = self.object_id
         return message
+
+
+def _records(message_id: str, contents: dict[str, bytes]) -> dict[str, str]:
+    """The hashes of the records of a message's content, by name."""
+    children = get_object_children_ids_from_object_content(contents[message_id])
+    return dict(json.loads(get_object_body(contents[children[0]], RecordDict))) if children else {}
 
 
 def await_message(incoming: Incoming, pull: Callable[[str], bytes], stopped: threading.Event) -> Message:

@@ -38,7 +38,7 @@ class ServerOptions:
 
     Attributes:
         address: of the SuperLink. secret: lets it take the run's task.
-        signing_key: for introductions. roster: the nodes' keys. Both None where anybody is let in.
+        signing_key: for all that it says to nodes. roster: the nodes' keys. Both None where anybody is let in.
     """
 
     address: Address
@@ -61,7 +61,11 @@ def serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
     point = Checkpoints(directory.checkpoint_dir).load()
     identity = RunIdentity.next(directory.checkpoint_dir / IDENTITY_FILE, point.round if point else 0)
     link = ServerLink(
-        options.address, options.secret, patience=config.network.reconnect, largest=largest_message(run, federation)
+        options.address,
+        options.secret,
+        patience=config.network.reconnect,
+        largest=largest_message(run, federation),
+        signing_key=options.signing_key,
     )
     failure = "interrupted"
     try:

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Error, Message, Metadata
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
 from flwr.common.serde import context_from_proto, fab_to_proto, message_from_proto, message_to_proto
-from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import StartRunRequest
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
-    AcquireTaskRequest,
     GetNodesRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
@@ -28,8 +28,9 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE, TaskType
+from flwr.supercore.constant import SYSTEM_MESSAGE_TYPE
 from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
@@ -42,15 +43,16 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.errors import FedemError
 from fedem_flwr.network.condense import condense, expand
 from fedem_flwr.network.control import app_bundle, control_client
 from fedem_flwr.network.link import Address, Patience, Refused, Unreachable
 from fedem_flwr.network.parcels import BrokenOff, Incoming, deliver, tree_of
+from fedem_flwr.network.seal import FORGED, Forged, ServerSeals
+from fedem_flwr.network.taking import own_task
 from fedem_flwr.network.trust import Session
 
 _HEARTBEAT = 5.0  # seconds
-_TAKE = 15.0  # seconds until the task must have been handed to us
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _DAMAGED, BROKEN_OFF = 1, 1002  # codes of the errors made here
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
@@ -66,9 +68,18 @@ class ServerLink:
         address: of the SuperLink. secret: what lets us take the task.
         patience: seconds that a call waits for a SuperLink that is away.
         largest: bytes of the largest reply taken.
+        signing_key: the server's; None where nodes believe anybody.
     """
 
-    def __init__(self, address: Address, secret: bytes, *, patience: float, largest: int) -> None:
+    def __init__(
+        self,
+        address: Address,
+        secret: bytes,
+        *,
+        patience: float,
+        largest: int,
+        signing_key: Ed25519PrivateKey | None = None,
+    ) -> None:
         self._address, self._largest = address, largest
         self.stopped = threading.Event()
         hint = "continue with `fedem resume RUN_DIR` once it is back"
@@ -78,6 +89,7 @@ class ServerLink:
         self._guard = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE})
         self.control = control_client(address, self._patience)
         self._client: RuntimeHttpClient
+        self._seals = ServerSeals(signing_key)
         self._lost: str = ""  # why the task is no longer ours
         self._one_by_one = False  # whether a node has made a call fail
         self._incoming: list[tuple[Metadata, Incoming]] = []  # replies that are on their way
@@ -87,26 +99,21 @@ class ServerLink:
     def open(self) -> int:
         """Start a run and take its task; returns the run's number.
 
+        Tasks of runs that others have started are left to them: nothing is said to nodes in their name.
+
         Raises:
             InputError: the SuperLink runs server apps by itself, or the secret is another's. FedemError: it fails.
         """
         fab = Fab("", app_bundle(), {})
-        started = self.control.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
-        client = self._runtime([self._guard], self._patience)
-        request = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
-        deadline = time.monotonic() + _TAKE
-        while not (found := client.AcquireTask(request)).token:
-            if time.monotonic() > deadline:
-                self.control.StopRun(StopRunRequest(run_id=started.run_id))
-                raise InputError(
-                    f"the SuperLink at {self._address.place} handed its server's task to somebody else: start it with "
-                    "--isolation process, and one server a SuperLink at a time"
-                )
-            self.stopped.wait(0.2)
-        self._token = RuntimeTokenHttpInterceptor(found.token)
+        started = self.control.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
+        guarded = self._runtime([self._guard], self._patience)
+        token = own_task(guarded, self.control, started, self._address.place, self.stopped)
+        self._token = RuntimeTokenHttpInterceptor(token)
         self._client = self._runtime([self._token], self._patience)
         task = self._client.PullTaskInput(PullTaskInputRequest())
-        self.run_id = task.run.run_id
+        if task.run.run_id != started:
+            raise FedemError(f"the SuperLink at {self._address.place} hands out another run than it was asked for")
+        self.run_id = started
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, self.run_id
         TaskIdentity.node_id = context_from_proto(task.context).node_id
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -125,35 +132,41 @@ class ServerLink:
                 continue  # the next call finds out, with more patience
 
     def nodes(self) -> dict[int, Session]:
-        """The nodes that are there, by number."""
+        """The nodes that are there, by number, each with the key that it had the first time."""
         if self._lost:
             raise FedemError(f"this run has ended: {self._lost}; continue with `fedem resume RUN_DIR`")
         found = self._client.GetNodes(GetNodesRequest()).nodes
-        return {node.node_id: Session(node.public_key, node.last_activated_at) for node in found}
+        met = {node.node_id: Session(node.public_key, node.last_activated_at) for node in found}
+        return {node: one for node, one in met.items() if self._seals.meet(node, one.public_key)}
 
     def push(self, message: Message) -> str:
         """Leave a message for a node; returns its number, empty if the SuperLink does not take it."""
         message = condense(message)
-        bare, tree = tree_of(message)
+        with no_object_id_recompute():  # each byte is hashed once, for its name and for the seal
+            message = self._seals.sealed(message)
+            bare, tree = tree_of(message)
+        message_id = str(tree.object_id)
         request = PushAppMessagesRequest(messages_list=[message_to_proto(bare)], message_object_trees=[tree])
         taken: list[str] = []
 
         def announce() -> tuple[set[str], Callable[[str, bytes], None]]:
             response = self._client.PushMessages(request)
-            taken.append(str(response.message_ids[0]))
+            taken.append(message_id if response.message_ids[0] else "")
             push = make_push_object_fn_protobuf(self._client.PushObject, _SERVER, self.run_id, response.session_id)
             return set(response.objects_to_push), push
 
+        self._seals.sent(message_id, message.metadata.dst_node_id)
         self.bytes_down += deliver(message, announce)
         return taken[0]
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to messages that are there whole, without waiting for those that are still on their way.
 
-        One that is damaged, broken off or too large is an error reply. What is on its way to no message among these is
-        forgotten.
+        One that is damaged, broken off, too large or not signed by whom was asked is an error reply. What is on its way
+        to no message among these is forgotten.
         """
         asked = set(message_ids)
+        self._seals.forget_others(asked)
         self._incoming = [(outside, one) for outside, one in self._incoming if outside.reply_to_message_id in asked]
         # A SuperLink tells of a reply once: whoever asks again hears that there is no such message.
         new = asked - {outside.reply_to_message_id for outside, _ in self._incoming}
@@ -165,12 +178,12 @@ class ServerLink:
                 if not incoming.fetch(pull):
                     left.append((outside, incoming))
                     continue
-                reply = self._reply(outside, incoming.message())
+                reply = self._reply(outside, incoming)
                 self.bytes_up += incoming.size
             except _AWAY:
                 raise
             except FedemError as error:
-                code = BROKEN_OFF if isinstance(error, BrokenOff) else _DAMAGED
+                code = FORGED if isinstance(error, Forged) else BROKEN_OFF if isinstance(error, BrokenOff) else _DAMAGED
                 reply = error_from(outside.src_node_id, outside, str(error), code)
             self._confirm(incoming.object_id)
             replies.append(reply)
@@ -214,12 +227,12 @@ class ServerLink:
         except FedemError as error:
             log.warning("the SuperLink does not forget a reply: %s", error)
 
-    def _reply(self, outside: Metadata, told: Message) -> Message:
-        """What came, under the outside that the SuperLink has checked: who it is from, and to what."""
+    def _reply(self, outside: Metadata, incoming: Incoming) -> Message:
+        """What came, under the outside that the SuperLink tells, if the node that was asked has signed that."""
+        told = incoming.message()
         if not told.has_content() and not told.has_error():
             raise FedemError("a message of nothing")
-        content, error = (told.content, None) if told.has_content() else (None, told.error)
-        return expand(make_message(outside, content, error), self._largest)
+        return expand(self._seals.opened(outside, told, incoming.records), self._largest)
 
     def close(self, failure: str = "") -> None:
         """End the run at the SuperLink; what failed is shown by `flwr ls`."""

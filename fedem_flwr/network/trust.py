@@ -109,10 +109,7 @@ class NodeTrust:
         """
         if not _NAME.fullmatch(name):
             raise InputError(f"'{name}' cannot be a node's name: use letters, digits, '.', '_' and '-'")
-        path = folder / "nodes" / f"{name}.key"
-        private = private_key(
-            path, partial(serialization.load_ssh_private_key, password=None), ec.EllipticCurvePrivateKey
-        )
+        private = load_node_key(folder / "nodes" / f"{name}.key")
         return cls(
             read_secret(folder / "ca.crt"), (private, private.public_key()), load_server_key(folder / "server.pub")
         )
@@ -142,7 +139,12 @@ class ServerTrust:
         return cls(read_secret(folder / "ca.crt"), read_secret(secret), signing, Roster.load(folder / ROSTER))
 
 
-def _node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+def load_node_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A node's private key.
+
+    Raises:
+        InputError: the file is missing, damaged, or others may read it.
+    """
     load = partial(serialization.load_ssh_private_key, password=None)
     key: ec.EllipticCurvePrivateKey = private_key(path, load, ec.EllipticCurvePrivateKey)
     return key
@@ -161,7 +163,7 @@ def own_keys(path: Path) -> NodeKeys:
         InputError: the file cannot be written.
     """
     with suppress(InputError):
-        key = _node_key(path)
+        key = load_node_key(path)
         return key, key.public_key()
     made = ec.generate_private_key(ec.SECP384R1())
     new = path.with_suffix(".new")
