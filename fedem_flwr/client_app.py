@@ -14,6 +14,7 @@ from fedem_flwr.network.condense import condense, expand
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.trust import load_server_key
 from fedem_flwr.nodes.answering import Hosts, build_client_app
+from fedem_flwr.nodes.ceilings import EPOCHS, Ceilings
 from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
 
@@ -66,8 +67,14 @@ def _shards_from(context: Context) -> Hosts:
         load_server_key(Path(str(key))) if key else None,
         threads=int(told.get("threads", 0)),
         policy=_policy(context, NodePolicy.networked()),
+        ceilings=_ceilings(context),
         resident=False,
     )
+
+
+def _ceilings(context: Context) -> Ceilings:
+    told = context.node_config
+    return Ceilings.of_machine(int(told.get("max-memory", 0)), int(told.get("max-epochs", EPOCHS)))
 
 
 def _policy(context: Context, otherwise: NodePolicy) -> NodePolicy:
@@ -87,7 +94,7 @@ class SuperNodeApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message."""
-        plain = expand(message)
+        plain = expand(message, _ceilings(context).message_limit)
         reply = self._inner(plain, context)
         return reply if plain is message else condense(reply)
 

@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from fedem_flwr.engine.block import Trained
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.optimizer import Update
+from fedem_flwr.engine.pulse import beat
 from fedem_flwr.engine.samples import RoundSamples, draw_samples, shuffled_rows
 
 if TYPE_CHECKING:
@@ -154,11 +155,13 @@ def _epochs(
     optimisers = [(update, client.optimiser(update)) for update in updates]
     total = mean = 0.0
     for epoch in range(epochs):
+        beat()
         order = shuffled_rows(samples, users, draws, round_, first_epoch + epoch)[0, :count]
         for batch in order.split(local.batch_size):
             items, sign = samples.touched[0][batch], samples.sign[0][batch]
             losses = [client.step(update, optimiser, rows, items, sign) for update, optimiser in optimisers]
             total += losses[0] * len(batch)
+            beat()
         before, mean = mean, total / (count * (epoch + 1))
         if local.early_stop and 0 < epoch < epochs - 1 and abs(mean - before) / abs(before + 1e-5) < local.early_stop:
             break

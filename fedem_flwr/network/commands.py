@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,16 @@ class Trusted:
 
 
 def superlink_command(address: Address, trusted: Trusted, secret: Path, database: Path | None) -> list[str]:
-    """Flower's SuperLink."""
-    command = ["flower-superlink", "--host", address.host, "--port", str(address.port)]
+    """Flower's SuperLink, with limits (see `superlink.py`)."""
+    command = [
+        sys.executable,
+        "-m",
+        "fedem_flwr.network.superlink",
+        "--host",
+        address.host,
+        "--port",
+        str(address.port),
+    ]
     if trusted.folder is None:
         command += ["--insecure"]
     else:

@@ -10,6 +10,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.contract.finding import method_of
+from fedem_flwr.contract.sizes import upload_bytes
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.network.control import register_nodes
@@ -119,9 +121,9 @@ def read_outcome(directory: RunDirectory) -> Outcome:
 
 
 def largest_message(run: PreparedRun, federation: Federation) -> int:
-    """Bytes of the largest reply that is taken from a node: twice what a table for each of its users would be."""
+    """Bytes of the largest reply that is taken from a node: twice what the method's uploads can take."""
     configured = run.config.network.max_message_mb
     if configured:
         return configured << 20
     users = max(end - first for first, end in federation.shards)
-    return max(_SMALLEST_LIMIT, 2 * users * run.facts.items * run.config.model.dim * 4)
+    return max(_SMALLEST_LIMIT, 2 * upload_bytes(method_of(run.config, run.facts.items), users))
