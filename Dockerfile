@@ -5,7 +5,8 @@
 # where PyTorch keeps its builds for each kind of machine, and TORCH_BACKEND picks one: `cpu` (the default), `auto`,
 # `cu130`, ... The version is that of constraints.txt whichever it is.
 
-# The Python that constraints.txt was made with; --build-arg PYTHON_IMAGE=...@sha256:... pins its bytes as well.
+# The Python that the pins were made with, by its tag. Its bytes are pinned by whoever builds, who can ask for the digest:
+#     --build-arg PYTHON_IMAGE=python:3.11.15-slim-bookworm@sha256:...       (`make docker-pins` has the question)
 ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -48,7 +49,7 @@ RUN groupadd --gid 10001 fedem \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fedem \
     && install --directory --owner 10001 --group 10001 --mode 700 \
         /data /own /runs /setup /state \
-        /give/superlink /give/server /give/node-0 /give/node-1 /give/node-2 /give/node-3
+        /give/superlink /give/proxy /give/server /give/node-0 /give/node-1 /give/node-2 /give/node-3
 COPY --from=build /opt/fedem /opt/fedem
 USER 10001:10001
 # `fedem run` writes below runs/, which is /runs from here.
