@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.processes import FEDEM
+from fedem_flwr.nodes.ceilings import EPOCHS
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,17 @@ def node_command(
     *,
     threads: int,
     individual: bool,
+    epochs: int = EPOCHS,
     device: str = "auto",
 ) -> list[str]:
     """One of our nodes.
 
     Args:
-        individual: whether it lets uploads of single users go.
+        individual: whether it lets uploads of single users go. epochs: how many it trains at the most.
     """
     command = [*FEDEM, "deploy", "node", "--superlink", address.place, "--shard", str(shard), "--state", str(state)]
     command += [*trusted.address_flags, "--name", f"node-{node}", "--threads", str(threads), "--device", device]
+    command += ["--max-epochs", str(epochs)] if epochs != EPOCHS else []
     return command + (["--allow-individual-uploads"] if individual else [])
 
 

@@ -3,62 +3,37 @@
 from __future__ import annotations
 
 import json
-import math
-import signal
 import struct
-import subprocess
-import sys
-import threading
 import tracemalloc
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from ceiled import GENEROUS, World, made_world, node_of, told_of
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
-from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
-from introduced import NOBODY, greet, introduction, make_shards, message_with
+from introduced import NOBODY, greet, message_with
 from worlds import config_of
 
-from fedem_flwr.engine.parallel import in_parallel
-from fedem_flwr.engine.pulse import beat
+from fedem_flwr.cli import deployments, main
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.messages.wire import pack_arrays
-from fedem_flwr.network import watch as watch_module
+from fedem_flwr.network import node
+from fedem_flwr.network.commands import Trusted, node_command
 from fedem_flwr.network.condense import PIECE, condense, expand
-from fedem_flwr.network.host import ShardHosts
-from fedem_flwr.network.introduction import Introduction
 from fedem_flwr.network.link import Address
-from fedem_flwr.network.node_link import NodeLink
-from fedem_flwr.network.trust import own_keys
-from fedem_flwr.network.watch import Ended, Watch
-from fedem_flwr.nodes.answering import build_client_app
+from fedem_flwr.network.node import NodeOptions
+from fedem_flwr.nodes import machine
 from fedem_flwr.nodes.ceilings import Ceilings
-from fedem_flwr.runtime.inprocess import answer, task_identity
 
 pytestmark = pytest.mark.attacks
-GENEROUS = Ceilings(1 << 30, epochs=10**9)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Introduction]:
-    """Shards, and what their server says."""
-    out = tmp_path_factory.mktemp("shards")
-    return out, introduction(make_shards(out))
-
-
-def told_of(told: Introduction, method: str = "fedmf", **sections: Any) -> Introduction:
-    return replace(told, config=config_of(method, **sections).to_toml())
-
-
-def node_of(world: tuple[Path, Introduction], state: Path, ceilings: Ceilings | None = None) -> ShardHosts:
-    more = {} if ceilings is None else {"ceilings": ceilings}
-    return ShardHosts(world[0] / "shards" / "node-0", state, threads=1, device="cpu", **more)
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return made_world(tmp_path_factory.mktemp("shards"))
 
 
 # --- what is refused when a run is introduced
@@ -79,7 +54,7 @@ def node_of(world: tuple[Path, Introduction], state: Path, ceilings: Ceilings | 
     ],
 )
 def test_a_run_beyond_the_ceilings_is_refused(
-    sections: dict[str, Any], words: str, world: tuple[Path, Introduction], tmp_path: Path
+    sections: dict[str, Any], words: str, world: World, tmp_path: Path
 ) -> None:
     hosts = node_of(world, tmp_path, Ceilings(1 << 30))
     with pytest.raises(FedemError, match=words) as told:
@@ -87,13 +62,13 @@ def test_a_run_beyond_the_ceilings_is_refused(
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir()), "and nothing is kept of it"
 
 
-def test_a_configuration_without_end_is_not_even_read(world: tuple[Path, Introduction], tmp_path: Path) -> None:
+def test_a_configuration_without_end_is_not_even_read(world: World, tmp_path: Path) -> None:
     long = replace(world[1], config="# " + "x" * (1 << 20))
     with pytest.raises(FedemError, match="a configuration of 1,048,578 characters"):
         greet(node_of(world, tmp_path), long)
 
 
-def test_every_preset_is_within_a_small_nodes_ceilings(world: tuple[Path, Introduction], tmp_path: Path) -> None:
+def test_every_preset_is_within_a_small_nodes_ceilings(world: World, tmp_path: Path) -> None:
     """An honest server meets no ceiling: at ten thousand users and items on a node with 2 GB."""
     small = Ceilings(2 << 30)
     for method in ("fedmf", "fedials", "fedials-order", "fedials-elastic", "fedmf-elastic", "fedmf-sr"):
@@ -102,9 +77,7 @@ def test_every_preset_is_within_a_small_nodes_ceilings(world: tuple[Path, Introd
     assert "memory" in small.objection(config_of("fedem"), 10_000, 10_000), "6.4 GB of tables"
 
 
-def test_a_node_that_is_started_with_lower_ceilings_refuses_from_then_on(
-    world: tuple[Path, Introduction], tmp_path: Path
-) -> None:
+def test_a_node_that_is_started_with_lower_ceilings_refuses_from_then_on(world: World, tmp_path: Path) -> None:
     greet(node_of(world, tmp_path, GENEROUS), told_of(world[1], local={"epochs": 2000}))
     message = message_with(None, kind="train")
     assert node_of(world, tmp_path, GENEROUS).of(message, NOBODY)
@@ -117,6 +90,31 @@ def test_ceilings_that_are_none() -> None:
         Ceilings.of_machine(10)
 
 
+def test_the_command_line_sets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the kernel's limit with them, for what no count has foreseen."""
+    started: list[NodeOptions] = []
+    limits: list[int] = []
+    monkeypatch.setattr(node, "run_node", lambda given, stopped: started.append(given))
+    monkeypatch.setattr(machine, "limit_memory", limits.append)
+    for name in ("_stop_on_signals", "_log_to_stderr"):
+        monkeypatch.setattr(deployments, name, lambda *given: None)
+    command = ["deploy", "node", "--superlink", "127.0.0.1:9", "--shard", str(tmp_path), "--state", str(tmp_path)]
+    given = ["--max-memory", "512", "--max-epochs", "20", "--max-seconds", "60"]
+    for options in ([*given], []):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, "--insecure", "--device", "cpu", *options])
+        assert not stopped.value.code
+    assert [one.hosts.ceilings for one in started] == [Ceilings(512 << 20, 20, 60.0), Ceilings.of_machine()]
+    assert limits == [512 << 20, machine.memory_here() // 2]
+
+
+def test_a_run_starts_nodes_that_take_its_epochs(tmp_path: Path) -> None:
+    """Who starts both has said it twice."""
+    place = Address("127.0.0.1:9"), Trusted(None), 0, tmp_path, tmp_path
+    assert "--max-epochs" not in node_command(*place, threads=1, individual=False)
+    assert node_command(*place, threads=1, individual=False, epochs=5000)[-2:] == ["--max-epochs", "5000"]
+
+
 # --- messages that grow
 
 
@@ -127,7 +125,7 @@ def with_piece(head: dict[str, Any], body: bytes = b"") -> Message:
     return message
 
 
-def test_what_inflates_is_counted_before_it_is_made(world: tuple[Path, Introduction], tmp_path: Path) -> None:
+def test_what_inflates_is_counted_before_it_is_made(world: World, tmp_path: Path) -> None:
     """1.5 MB on the way, 1.5 GB in memory, in one array or in many; twice that while bytes are put in order."""
     hosts = node_of(world, tmp_path, Ceilings(1 << 30))
     greet(hosts, told_of(world[1]))
@@ -165,7 +163,7 @@ def test_a_description_has_a_size() -> None:
         expand(with_piece(head))
 
 
-def test_a_node_takes_messages_as_large_as_its_run_needs(world: tuple[Path, Introduction], tmp_path: Path) -> None:
+def test_a_node_takes_messages_as_large_as_its_run_needs(world: World, tmp_path: Path) -> None:
     """Also one that was started anew, whose message is on its way before it is introduced again."""
     large = Ceilings(64 << 30)
     config = config_of("fedem", model={"dim": 1024})
@@ -179,131 +177,3 @@ def test_a_node_takes_messages_as_large_as_its_run_needs(world: tuple[Path, Intr
     honest.content["arrays"] = pack_arrays({"x": np.zeros((4000, 1000), np.float32)})
     came = expand(condense(honest), hosts.largest_message())
     assert came.content.array_records["arrays"]["x"].numpy().nbytes == 16_000_000
-
-
-# --- work without end
-
-
-class After(threading.Event):
-    """Set after so many looks."""
-
-    def __init__(self, looks: float) -> None:
-        super().__init__()
-        self.left = looks
-
-    def is_set(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-
-def training(world: tuple[Path, Introduction], state: Path, engine: str = "torch") -> Callable[[Watch], Message]:
-    """A node that was introduced to a run of a billion epochs, and what answers its first message."""
-    hosts = node_of(world, state, GENEROUS)
-    greet(hosts, told_of(world[1], local={"epochs": 10**9}, run={"engine": engine}))
-    app, message = build_client_app(hosts), message_with(None, kind="train")
-    users = hosts.shard.codes
-    table = np.zeros((hosts.shard.items, 32), np.float32)  # the preset's width
-    message.content["arrays"] = pack_arrays({"participants": users, "uploaders": users, "items": table})
-    message.content["config"] = ConfigRecord({"server-round": 1, "upload": "train"})
-
-    def run(watch: Watch) -> Message:
-        with task_identity(), watch.of_an_answer():
-            return answer(app, message, NOBODY, {})
-
-    return run
-
-
-@pytest.mark.parametrize("engine", ["torch", "reference"])
-def test_a_node_ends_in_the_middle_of_an_answer(engine: str, world: tuple[Path, Introduction], tmp_path: Path) -> None:
-    health = tmp_path / "health"
-    with pytest.raises(Ended):
-        training(world, tmp_path, engine)(Watch(After(50), health, math.inf))
-    assert health.exists(), "training is a sign of life"
-
-
-def test_an_answer_has_its_time_and_the_node_goes_on(
-    world: tuple[Path, Introduction], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = iter(range(10**9))
-    monkeypatch.setattr(watch_module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    reply = training(world, tmp_path)(Watch(After(math.inf), None, 40.0))
-    assert "an answer that takes more than 40 s (--max-seconds): given up" in reply.error.reason
-
-
-def test_all_threads_end() -> None:
-    """Blocks that go on for ever, each in a thread of its own."""
-
-    def for_ever(block: int) -> None:
-        while True:
-            beat()
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(Ended), Watch(After(1000), None, math.inf).of_an_answer():
-            list(in_parallel(for_ever, range(8), torch.device("cpu")))
-    finally:
-        torch.set_num_threads(before)
-    assert not [one for one in threading.enumerate() if one.name.startswith("ThreadPoolExecutor")]
-
-
-def test_who_hangs_is_not_healthy_though_its_heart_beats(tmp_path: Path) -> None:
-    health = tmp_path / "health"
-    watch = Watch(threading.Event(), health, math.inf)
-    link = NodeLink(
-        Address("127.0.0.1:9"),
-        own_keys(tmp_path / "node.key"),
-        patience=0.0,
-        stopped=threading.Event(),
-        largest=lambda: 1,
-        on_contact=watch.touch,
-    )
-    beats = iter([False, False, False, True])
-    sent: list[Any] = []
-    link._closed = SimpleNamespace(wait=lambda seconds: next(beats))  # type: ignore[assignment]
-
-    class Once:
-        def SendNodeHeartbeat(self, request: Any) -> SendNodeHeartbeatResponse:  # noqa: N802  # Flower's name
-            sent.append(request)
-            return SendNodeHeartbeatResponse(success=True)
-
-    link._once = Once()  # type: ignore[assignment]
-    with watch.of_an_answer():  # that never says anything
-        link._beat()
-        assert len(sent) == 3 and not health.exists()
-        beat()
-        assert health.exists()
-
-
-# --- a process of its own: signals, and the kernel's word on memory
-
-HANGING = """
-import sys, time
-from fedem_flwr.cli.deployments import _stop_on_signals
-from fedem_flwr.nodes.machine import limit_memory
-stopped = _stop_on_signals()
-limit_memory(256 << 20)
-try:
-    bytearray(1 << 30)
-except MemoryError:
-    print("no memory", flush=True)
-while True:
-    if stopped.is_set():
-        print("stopped", flush=True)
-        stopped.clear()
-    time.sleep(.01)
-"""
-
-
-def test_a_second_signal_kills_and_memory_has_an_end() -> None:
-    child = subprocess.Popen([sys.executable, "-c", HANGING], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    try:
-        assert child.stdout.readline() == "no memory\n"
-        child.send_signal(signal.SIGTERM)
-        assert child.stdout.readline() == "stopped\n", "heard, and not dead yet"
-        child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=60) == -signal.SIGINT
-    finally:
-        child.kill()
-        child.stdout.close()
