@@ -20,7 +20,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OBJECT = 16 << 20  # bytes of a body: objects are chunks of 5 MiB and pieces of a few; apps have 10 MB at the most
-NODE = 64 << 10  # of any other that nodes send: 900 pieces can be announced in it
+NODE = 16 << 10  # of any other that nodes send: 230 pieces can be announced in it, a gigabyte in chunks
 AT_ONCE = 512 << 20  # of all bodies together
 SECONDS = 60.0  # for one body
 _FULL, _TOO_LARGE, _TOO_SLOW = 503, 413, 408

@@ -157,6 +157,15 @@ def test_rates_handshakes_and_slow_bodies_have_limits_and_the_server_its_address
     assert [path for path, _ in behind.seen] == ["/v1/control/list-nodes", f"{FLEET}pull-messages"]
 
 
+def test_announcements_have_a_rate_of_their_own(behind: Behind, tmp_path: Path) -> None:
+    """Each may lock the SuperLink's database for a while."""
+    port, out = free_port(), tmp_path / "nginx"
+    more = {"rate=5r/s": "rate=1r/m", "burst=50 nodelay": "burst=1 nodelay"}
+    with nginx(rendered(out, behind.changes(out, port, more)) / "nginx.conf", port), behind.at(port) as client:
+        assert [client.post(f"{FLEET}push-messages").status_code for _ in range(3)] == [200, 200, 503]
+        assert client.post(f"{FLEET}pull-messages").status_code == 200
+
+
 def test_it_believes_no_other_superlink(behind: Behind, tmp_path: Path) -> None:
     """One with a certificate of another authority: what nodes send does not reach it."""
     other = tmp_path / "other"
