@@ -107,6 +107,7 @@ class ShardHosts:
     resident: bool = True
     keep_runs: int = 5
     _hosts: dict[int, ShardHost] = field(default_factory=dict, repr=False)  # by Flower's number of the run
+    _largest: int | None = field(default=None, repr=False)  # message; None: another run was introduced since
 
     @cached_property
     def shard(self) -> Split:
@@ -157,7 +158,7 @@ class ShardHosts:
         write_atomically(folder / _CONFIG_FILE, told.config)
         write_atomically(folder / _RUN_FILE, json.dumps({"run": run_id, "resumes": len(told.resumes)}))
         self._forget_old(folder)
-        self._hosts = {run_id: self._host(folder, config)}
+        self._hosts, self._largest = {run_id: self._host(folder, config)}, None
         return {"stored": np.array([store.newest(node_name(0)) or 0], np.int64)}
 
     def _forget_old(self, current: Path) -> None:
@@ -168,14 +169,14 @@ class ShardHosts:
             shutil.rmtree(folder, ignore_errors=True)
 
     def largest_message(self) -> int:
-        """Bytes that a message may have, and may inflate to: for the run at hand, or the largest of those known."""
-        configs = [host.config for host in self._hosts.values()]
-        if not configs and (runs := self.state_dir / RUNS).is_dir():  # started anew: a message may be on its way
-            for folder in runs.iterdir():
-                with suppress(FedemError):
-                    configs.append(self._read(folder))
-        users, items = len(self.shard.codes), self.shard.items
-        return max(self.ceilings.message_bytes(config, users, items) for config in (None, *configs))
+        """Bytes that a message may have, and may inflate to: what the runs that this node was told of need."""
+        if self._largest is None:
+            users, items, runs = len(self.shard.codes), self.shard.items, self.state_dir / RUNS
+            self._largest = self.ceilings.message_bytes(None, users, items)
+            for folder in runs.iterdir() if runs.is_dir() else ():
+                with suppress(FedemError):  # one that cannot be read is introduced anew
+                    self._largest = max(self._largest, self.ceilings.message_bytes(self._read(folder), users, items))
+        return self._largest
 
     def _acceptable(self, told: Introduction) -> Config:
         self._refuse(self.ceilings.objection_to_text(told.config))

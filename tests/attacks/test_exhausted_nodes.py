@@ -25,7 +25,7 @@ from fedem_flwr.network.commands import Trusted, node_command
 from fedem_flwr.network.condense import PIECE, condense, expand
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.node import NodeOptions
-from fedem_flwr.nodes import machine
+from fedem_flwr.nodes import ceilings, machine
 from fedem_flwr.nodes.ceilings import Ceilings
 
 pytestmark = pytest.mark.attacks
@@ -163,17 +163,22 @@ def test_a_description_has_a_size() -> None:
         expand(with_piece(head))
 
 
-def test_a_node_takes_messages_as_large_as_its_run_needs(world: World, tmp_path: Path) -> None:
+def test_a_node_takes_messages_as_large_as_its_run_needs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that was started anew, whose message is on its way before it is introduced again."""
     large = Ceilings(64 << 30)
     config = config_of("fedem", model={"dim": 1024})
     needed = large.message_bytes(config, 100_000, 1000)
     assert needed > 2 * 100_000 * 1000 * 1024 * 4 // 64 and needed <= large.memory // 4
+    monkeypatch.setattr(ceilings, "_MESSAGE", 1000)
     hosts = node_of(world, tmp_path)
-    assert hosts.largest_message() == 256 << 20, "an introduction"
+    assert hosts.largest_message() == 1000, "an introduction"
     greet(hosts, told_of(world[1]))
+    assert hosts.largest_message() > 60 * 32 * 4, "a table"
     assert node_of(world, tmp_path).largest_message() == hosts.largest_message()
+    monkeypatch.undo()
     honest = message_with(None, kind="train")
     honest.content["arrays"] = pack_arrays({"x": np.zeros((4000, 1000), np.float32)})
-    came = expand(condense(honest), hosts.largest_message())
+    came = expand(condense(honest), node_of(world, tmp_path).largest_message())
     assert came.content.array_records["arrays"]["x"].numpy().nbytes == 16_000_000
