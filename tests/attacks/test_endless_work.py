@@ -51,10 +51,10 @@ class After(threading.Event):
         return self.left < 0
 
 
-def training(world: World, state: Path, engine: str = "torch") -> Callable[[Watch], Message]:
+def training(world: World, state: Path, engine: str = "torch", **local: Any) -> Callable[[Watch], Message]:
     """A node that was introduced to a run of a billion epochs, and what answers its first message."""
     hosts = node_of(world, state, GENEROUS)
-    greet(hosts, told_of(world[1], local={"epochs": 10**9}, run={"engine": engine}))
+    greet(hosts, told_of(world[1], local={"epochs": 10**9, **local}, run={"engine": engine}))
     app, message = build_client_app(hosts), message_with(None, kind="train")
     users = hosts.shard.codes
     table = np.zeros((hosts.shard.items, 32), np.float32)  # the preset's width
@@ -74,6 +74,8 @@ def test_a_node_ends_in_the_middle_of_an_answer(engine: str, world: World, tmp_p
     with pytest.raises(Ended):
         training(world, tmp_path, engine)(Watch(After(50), health, math.inf))
     assert health.exists(), "training is a sign of life"
+    with pytest.raises(Ended):  # also where it is the only epoch: at a batch
+        training(world, tmp_path, engine, epochs=1, batch_size=1)(Watch(After(40), None, math.inf))
 
 
 def test_an_answer_has_its_time_and_the_node_goes_on(
