@@ -1,28 +1,41 @@
 # One image for every part of a federation: SuperLink, server, nodes and set-up; what a container is, its command says.
 #     docker build --tag fedem-flwr:0.1.0 .
 #
-# torch: of the general package index, x86-64 machines get a CUDA build with several gigabytes of GPU libraries. uv knows
-# where PyTorch keeps its builds for each kind of machine, and TORCH_BACKEND picks one: `cpu` (the default), `auto`,
-# `cu130`, ... The version is that of constraints.txt whichever it is.
+# Whatever is installed has an exact version and a hash (requirements.lock), torch too where TORCH_BACKEND=pypi: that is
+# the build of the general package index, for x86-64 machines one with several gigabytes of GPU libraries. PyTorch keeps
+# smaller builds on an index of its own, and TORCH_BACKEND picks one: `cpu` (the default), `cu130`, ... Its hash depends on
+# the kind of machine: give it as TORCH_SHA256 (PyTorch's index names it), else the build says that torch goes unchecked.
 
-# The Python that constraints.txt was made with; --build-arg PYTHON_IMAGE=...@sha256:... pins its bytes as well.
+# The Python that the pins were made with, by its tag. Its bytes are pinned by whoever builds, who can ask for the digest:
+#     --build-arg PYTHON_IMAGE=python:3.11.15-slim-bookworm@sha256:...       (`make docker-pins` has the question)
 ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_BACKEND=cpu
+ARG TORCH_SHA256=
 # Compiled here because containers run with a read-only file system. This image's Python is the one to use.
 ENV PIP_ROOT_USER_ACTION=ignore UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never \
     VIRTUAL_ENV=/opt/fedem
 WORKDIR /build
 # Dependencies come first: a change of the source alone leaves this layer, the largest, as it is. All of them have wheels,
 # so there is no compiler here either. The environment goes without pip: nothing is installed at run time.
-COPY pyproject.toml constraints.txt ./
-RUN python -m pip install --no-cache-dir --constraint constraints.txt uv \
+COPY requirements.lock requirements-torch.lock ./
+RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
+    && python -m pip install --no-cache-dir --no-deps --require-hashes --requirement uv.lock \
     && python -m venv --without-pip "$VIRTUAL_ENV" \
-    && uv pip install --torch-backend "$TORCH_BACKEND" --constraints constraints.txt --only-binary :all: \
-        --requirements pyproject.toml
+    && uv pip install --require-hashes --no-deps --only-binary :all: --requirements requirements.lock
+RUN version="$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements-torch.lock)" \
+    && if [ "$TORCH_BACKEND" = pypi ]; then \
+        uv pip install --require-hashes --no-deps --only-binary :all: --requirements requirements-torch.lock; \
+    elif [ -n "$TORCH_SHA256" ]; then \
+        echo "$version --hash=sha256:$TORCH_SHA256" > torch.lock \
+        && uv pip install --require-hashes --no-deps --torch-backend "$TORCH_BACKEND" --requirements torch.lock; \
+    else \
+        echo "WARNING: $version for $TORCH_BACKEND is installed unchecked: give its hash with --build-arg TORCH_SHA256=..." >&2 \
+        && uv pip install --no-deps --torch-backend "$TORCH_BACKEND" "$version"; \
+    fi
 COPY . .
-RUN uv pip install --no-deps --build-constraints constraints.txt . \
+RUN uv pip install --no-deps --no-build-isolation . \
     && "$VIRTUAL_ENV/bin/fedem" --version
 
 FROM ${PYTHON_IMAGE}
@@ -48,7 +61,7 @@ RUN groupadd --gid 10001 fedem \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fedem \
     && install --directory --owner 10001 --group 10001 --mode 700 \
         /data /own /runs /setup /state \
-        /give/superlink /give/server /give/node-0 /give/node-1 /give/node-2 /give/node-3
+        /give/superlink /give/proxy /give/server /give/node-0 /give/node-1 /give/node-2 /give/node-3
 COPY --from=build /opt/fedem /opt/fedem
 USER 10001:10001
 # `fedem run` writes below runs/, which is /runs from here.

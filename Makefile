@@ -2,6 +2,7 @@
 #     make run     set up .venv and train on the embedded data set (ARGS="..." is passed to `fedem run`)
 #     make test    set up .venv with the developers' tools and run the tests (ARGS="..." is passed to pytest;
 #                  WORKERS=0 runs them in one process)
+#     make lock | sbom | audit       lock files with hashes; what is in them as CycloneDX; known vulnerabilities of it
 #     make test-flower FLOWER=1.41   the tests that touch Flower, on any of its admitted releases
 # Set-up happens once; it is repeated when pyproject.toml or the pins change.
 
@@ -9,6 +10,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+TOOLS := .venv-tools
 CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 # A candidate must run, be new enough and be able to make environments. The version of the pins comes first.
@@ -26,10 +28,12 @@ FLOWER_TESTS = $(shell grep -lE '^(from|import) flwr\b' tests/test_*.py)
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help run test test-flower test-flower-here lint format typecheck compose-config docker-lint ci clean
+.PHONY: help run test test-flower test-flower-here lint format typecheck compose-config docker-lint docker-pins lock \
+    sbom audit ci clean
 
 help:
-	@echo "make run | test | test-flower | lint | format | typecheck | compose-config | docker-lint | ci | clean"
+	@echo "make run | test | test-flower | lint | format | typecheck | compose-config | docker-lint | docker-pins | lock |"
+	@echo "     sbom | audit | ci | clean"
 
 run: $(VENV)/.installed
 	@$(BIN)/fedem run $(ARGS)
@@ -69,12 +73,40 @@ compose-config: $(VENV)/.installed-dev
 docker-lint: $(VENV)/.installed-dev
 	@$(BIN)/hadolint Dockerfile
 	@echo "no findings: Dockerfile"
+	@$(MAKE) --no-print-directory docker-pins
+
+# What a tag means can change; the bytes behind a digest cannot. Only a registry knows a digest.
+docker-pins:
+	@for image in "$${FEDEM_PYTHON_IMAGE:-$$(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile)}" \
+	    "$${FEDEM_NGINX_IMAGE:-$$(sed -n 's/.*FEDEM_NGINX_IMAGE:-\([^}]*\)}.*/\1/p' docker-compose.yml)}"; do \
+	    case "$$image" in *@sha256:*) echo "pinned by its bytes: $$image" ;; \
+	        *) echo "NOT pinned by its bytes: $$image; its digest:" \
+	            "docker buildx imagetools inspect $$image --format '{{.Manifest.Digest}}'" ;; esac; \
+	done
+	@echo "set FEDEM_PYTHON_IMAGE and FEDEM_NGINX_IMAGE to NAME:TAG@sha256:... for docker compose (--build-arg PYTHON_IMAGE for docker build)"
+
+# The supply chain. Its tools live in an environment of their own, installed by hashes.
+lock: $(VENV)/.installed-dev
+	@$(BIN)/python deploy/lock.py
+
+sbom: $(TOOLS)/.installed
+	@cat requirements.lock requirements-torch.lock | $(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+	    --output-reproducible --output-file sbom.json -
+	@echo "sbom.json: $$(grep -c '"bom-ref"' sbom.json) components"
+
+audit: $(TOOLS)/.installed
+	@found="$$($(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+	    --requirement requirements.lock --requirement requirements-torch.lock 2>&1)"; status=$$?; \
+	printf '%s\n' "$$found" | tail -n 40; \
+	case "$$found" in *"could not be audited"* | *"Max retries"* | *"onnection"*) \
+	    echo "error: the advisory service gave no answer: nothing is known of these packages" >&2; exit 3 ;; esac; \
+	exit $$status
 
 ci:
 	@.ci/run
 
 clean:
-	rm -rf $(VENV) .venv-flwr-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis fedem_flwr.egg-info
+	rm -rf $(VENV) .venv-flwr-* $(TOOLS) sbom.json build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis fedem_flwr.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -95,3 +127,8 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(TOOLS)/.installed: requirements-tools.lock | $(VENV)/.installed-dev
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TOOLS)
+	@VIRTUAL_ENV=$(TOOLS) $(BIN)/uv pip sync --quiet --require-hashes requirements-tools.lock
+	@touch $@

@@ -13,6 +13,7 @@ from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.supernode import SuperNodeApp
 from fedem_flwr.network.trust import load_server_key
 from fedem_flwr.nodes.answering import Hosts, build_client_app
+from fedem_flwr.nodes.ceilings import EPOCHS, Ceilings
 from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
 
@@ -65,8 +66,14 @@ def _shards_from(context: Context) -> Hosts:
         load_server_key(Path(str(key))) if key else None,
         threads=int(told.get("threads", 0)),
         policy=_policy(context, NodePolicy.networked()),
+        ceilings=_ceilings(context),
         resident=False,
     )
+
+
+def _ceilings(context: Context) -> Ceilings:
+    told = context.node_config
+    return Ceilings.of_machine(int(told.get("max-memory", 0)), int(told.get("max-epochs", EPOCHS)))
 
 
 def _policy(context: Context, otherwise: NodePolicy) -> NodePolicy:
@@ -77,4 +84,4 @@ def _policy(context: Context, otherwise: NodePolicy) -> NodePolicy:
     return NodePolicy.networked(None if least is None else int(least), single_users=individual is True)
 
 
-app = SuperNodeApp(build_client_app(FromContext()))
+app = SuperNodeApp(build_client_app(FromContext()), lambda context: _ceilings(context).message_limit)

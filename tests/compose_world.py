@@ -1,7 +1,8 @@
 """The services of docker-compose.yml as plain processes: what each runs, with what environment, seeing which folders.
 
 `docker-compose config` merges and fills in the files as an engine would see them; nothing here needs an engine. A
-container's file system becomes a folder in which every place that is mounted is a link to the folder of its volume.
+container's file system becomes a folder in which every place that is mounted is a link to the folder of its volume, or
+to a copy of the project's files.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.proxied import as_root
+
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent
+PATH = os.pathsep.join([str(PROGRAMS), os.defpath, "/usr/sbin"])
 BASE, INSECURE = "docker-compose.yml", "docker-compose.insecure.yml"
 PROFILE = "four"
 
@@ -123,7 +127,9 @@ def process(compose: Mapping[str, Any], name: str, world: Path) -> Process:
     """
     service = compose["services"][name]
     root = world / "containers" / name
+    ours = {mount["target"]: Path(mount["source"]) for mount in service["volumes"] if mount["type"] == "bind"}
     mounts = {mount["target"]: world / "volumes" / mount["source"] for mount in service["volumes"]}
+    mounts |= {target: world / "files" / name / target.lstrip("/") for target in ours}
     for target, folder in mounts.items():
         folder.mkdir(parents=True, exist_ok=True)
         link = root / target.lstrip("/")
@@ -143,14 +149,15 @@ def process(compose: Mapping[str, Any], name: str, world: Path) -> Process:
         return absolute.sub(lambda match: f"{root}/{match[1]}", text)
 
     def command(words: list[str]) -> list[str]:
-        program = shutil.which(words[0], path=f"{PROGRAMS}{os.pathsep}{os.defpath}")
-        if program is None:
-            raise FileNotFoundError(words[0])
+        program = shutil.which(words[0], path=PATH) or words[0]  # a proxy's may be missing on this machine
         return [program, *map(here, words[1:])]
 
+    for target, files in ours.items():  # files of the project say where things are, too
+        for file in files.iterdir() if files.is_dir() else ():
+            (mounts[target] / file.name).write_text(as_root(here(file.read_text(encoding="utf-8"))))
     told = {**image().environment, **(service.get("environment") or {})}
     environment = {key: here(value) for key, value in told.items()}
-    environment["PATH"] = f"{PROGRAMS}{os.pathsep}{os.defpath}"
+    environment["PATH"] = PATH
     entrypoint = service.get("entrypoint") or image().entrypoint
     test = (service.get("healthcheck") or {}).get("test") or []
     return Process(

@@ -31,7 +31,7 @@ from tests.compose_world import (
 
 NODES = [f"node-{index}" for index in range(4)]
 OVERLAYS: list[tuple[str, ...]] = [(), (INSECURE,)]
-LONG_LIVED = {"superlink", *NODES}
+LONG_LIVED = {"superlink", "proxy", *NODES}
 FORBIDDEN = ("privileged", "cap_add", "devices", "network_mode", "pid", "ipc", "userns_mode", "ports", "env_file")
 
 overlaid = pytest.mark.parametrize("overlays", OVERLAYS, ids=["secure", "insecure"])
@@ -43,7 +43,11 @@ def services(*overlays: str, **variables: str) -> dict[str, dict[str, Any]]:
 
 
 def sources(service: dict[str, Any]) -> dict[str, str]:
-    return {mount["target"]: mount["source"] for mount in service["volumes"]}
+    return {mount["target"]: mount["source"] for mount in service["volumes"] if mount["type"] == "volume"}
+
+
+def read_only(service: dict[str, Any]) -> set[str]:
+    return {mount["target"] for mount in service["volumes"] if mount.get("read_only")}
 
 
 def run_here(told: Process, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +59,7 @@ def run_here(told: Process, **environment: str) -> subprocess.CompletedProcess[s
 @overlaid
 @pytest.mark.parametrize("profile", ["", PROFILE])
 def test_compose_takes_the_files(overlays: tuple[str, ...], profile: str) -> None:
-    expected = {"setup", "superlink", "server", *(NODES if profile else NODES[:2])}
+    expected = {"fetch", "setup", "superlink", "proxy", "server", *(NODES if profile else NODES[:2])}
     assert project(*overlays, profile=profile)["services"].keys() == expected
 
 
@@ -71,25 +75,38 @@ def test_nothing_runs_as_root_or_with_rights(overlays: tuple[str, ...]) -> None:
         assert service["user"] == image().user == "10001:10001", name
         assert service["read_only"] and service["init"], name
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
-        assert not set(FORBIDDEN) & service.keys(), name
+        assert set(FORBIDDEN) & service.keys() == ({"network_mode"} if name == "setup" else set()), name
         assert {"memory", "pids"} <= service["deploy"]["resources"]["limits"].keys(), name
         assert service["logging"]["options"].keys() >= {"max-size", "max-file"}, name
 
 
-def test_only_setup_reaches_beyond_the_federation() -> None:
-    compose = project()
-    assert compose["networks"]["federation"]["internal"]
-    reached = {name: set(service["networks"]) for name, service in compose["services"].items()}
-    assert reached.pop("setup") == {"outside"}
-    assert set(map(frozenset, reached.values())) == {frozenset({"federation"})}
+@overlaid
+def test_who_reaches_whom(overlays: tuple[str, ...]) -> None:
+    """With keys nobody outside, with all rows and keys nobody at all; nodes the proxy only."""
+    compose = project(*overlays)
+    assert all(compose["networks"][name]["internal"] for name in ("federation", "inside"))
+    found = compose["services"]
+    reached = {name: set(service["networks"]) for name, service in found.items() if "networks" in service}
+    nodes = {name: {"federation"} for name in NODES}
+    behind = {"superlink": {"inside"}, "server": {"inside"}, "proxy": {"federation", "inside"}}
+    assert reached == {"fetch": {"outside"}, **behind, **nodes}
+    assert found["setup"]["network_mode"] == "none"
+    assert all("--superlink=proxy:8000" in found[name]["command"] for name in NODES)
 
 
-def test_one_image_of_this_version_that_setup_builds() -> None:
+def test_one_image_of_this_version_that_is_built_and_the_proxys() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     found = services()
-    assert {service["image"] for service in found.values()} == {f"fedem-flwr:{version}"}
-    assert [name for name, service in found.items() if "build" in service] == ["setup"]
-    assert {service["pull_policy"] for name, service in found.items() if name != "setup"} == {"never"}
+    assert found["proxy"]["image"].startswith("nginx:")
+    ours = {name: service for name, service in found.items() if name != "proxy"}
+    assert {service["image"] for service in ours.values()} == {f"fedem-flwr:{version}"}
+    assert [name for name, service in found.items() if "build" in service] == ["fetch"]
+    assert {service["pull_policy"] for name, service in ours.items() if name != "fetch"} == {"never"}
+    pinned = services(FEDEM_PYTHON_IMAGE="python:1@sha256:00", FEDEM_NGINX_IMAGE="nginx:1@sha256:11")
+    assert pinned["fetch"]["build"]["args"] == {"PYTHON_IMAGE": "python:1@sha256:00"}
+    assert pinned["proxy"]["image"] == "nginx:1@sha256:11"
+    (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert found["fetch"]["build"]["args"] == {"PYTHON_IMAGE": base}, "the same as without compose"
 
 
 @overlaid
@@ -99,7 +116,7 @@ def test_what_lives_long_is_watched_and_started_again(overlays: tuple[str, ...])
     for name in LONG_LIVED:
         assert found[name]["healthcheck"]["test"][0] == "CMD" and found[name]["stop_grace_period"], name
     assert found["server"]["restart"] == "on-failure:5" and found["server"]["stop_signal"] == "SIGINT"
-    assert found["setup"]["restart"] == "no"
+    assert found["setup"]["restart"] == found["fetch"]["restart"] == "no"
 
 
 @overlaid
@@ -109,10 +126,12 @@ def test_each_sees_its_own_volumes_only(overlays: tuple[str, ...]) -> None:
         assert sources(found[name]) == {"/own": f"{name}-own", "/state": f"{name}-state"}
     assert sources(found["superlink"]) == {"/own": "superlink-own", "/state": "superlink-state"}
     assert sources(found["server"]) == {"/own": "server-own", "/runs": "runs"}
-    handed_out = {f"/give/{name}": f"{name}-own" for name in ("superlink", "server", *NODES)}
+    assert sources(found["proxy"]) == {"/own": "proxy-own"} and read_only(found["proxy"]) == {"/own", "/nginx"}
+    handed_out = {f"/give/{name}": f"{name}-own" for name in ("superlink", "proxy", "server", *NODES)}
     assert sources(found["setup"]) == {**handed_out, "/setup": "setup", "/data": "data"}
+    assert sources(found["fetch"]) == {"/data": "data"} and read_only(found["setup"]) == {"/data"}
     for name in ("superlink", "server", *NODES):
-        assert [mount["target"] for mount in found[name]["volumes"] if mount.get("read_only")] == ["/own"]
+        assert read_only(found[name]) == {"/own"}
     assert set(project(*overlays)["volumes"]) == {
         volume for service in found.values() for volume in sources(service).values()
     }
@@ -121,9 +140,9 @@ def test_each_sees_its_own_volumes_only(overlays: tuple[str, ...]) -> None:
 @overlaid
 def test_paths_of_commands_are_mounted_and_owned_by_the_user(overlays: tuple[str, ...], tmp_path: Path) -> None:
     for name, service in services(*overlays).items():
-        assert sources(service).keys() <= image().folders, name
+        assert name == "proxy" or sources(service).keys() <= image().folders, name
         words = " ".join(service["command"])
-        seen = {place.split("/")[1] for place in (*sources(service), "/tmp")}
+        seen = {mount["target"].split("/")[1] for mount in service["volumes"]} | {"tmp"}
         assert set(re.findall(r"(?<![\w.$*])/(\w+)", words)) <= seen, name
         writable = process(project(*overlays), name, tmp_path).writable.keys()
         written = re.findall(r"--(?:state|database|health|out)[= ](/\w+)", words)
@@ -131,9 +150,10 @@ def test_paths_of_commands_are_mounted_and_owned_by_the_user(overlays: tuple[str
 
 
 def test_a_folder_of_this_machine_can_hold_the_data() -> None:
-    mounts = services(FEDEM_DATA="./datasets", FEDEM_DATASET="ml-100k")["setup"]["volumes"]
-    (data,) = [mount for mount in mounts if mount["target"] == "/data"]
-    assert data["type"] == "bind" and data["source"] == str(ROOT / "datasets")
+    found = services(FEDEM_DATA="./datasets", FEDEM_DATASET="ml-100k")
+    for name in ("fetch", "setup"):
+        (data,) = [mount for mount in found[name]["volumes"] if mount["target"] == "/data"]
+        assert data["type"] == "bind" and data["source"] == str(ROOT / "datasets")
 
 
 @overlaid
@@ -151,7 +171,7 @@ def test_only_the_overlay_goes_without_encryption() -> None:
     for name, service in secure.items():
         changed = {key for key in service.keys() | insecure[name].keys() if service.get(key) != insecure[name].get(key)}
         assert changed <= {"command", "healthcheck", "environment"}, name
-        assert bool(changed) == (name != "setup")
+        assert bool(changed) == (name not in ("fetch", "setup"))
 
 
 @overlaid
@@ -184,14 +204,14 @@ def test_fedem_takes_its_commands(overlays: tuple[str, ...]) -> None:
     options = {"FEDEM_RUN_OPTIONS": "--rounds 3", "FEDEM_SHARD_OPTIONS": "--seed 1"}
     options["FEDEM_NODE_OPTIONS"] = "--smallest-sum 3 --allow-individual-uploads"
     for name, service in services(*overlays, **options).items():
-        for words in fedem_commands(service) if name != "superlink" else []:
+        for words in fedem_commands(service) if name not in ("superlink", "proxy") else []:
             context, command, left, path = typer.Context(root), root, words, []
             while hasattr(command, "resolve_command"):
                 word, command, left = command.resolve_command(context, left)
                 path.append(str(word))
             command.make_context(" ".join(path), list(left), parent=context)  # raises for anything it does not take
             seen.append(" ".join(path))
-    assert sorted(seen) == ["data shard", "deploy certs", *["deploy node"] * 4, "resume", "run"]
+    assert sorted(seen) == ["data info", "data shard", "deploy certs", *["deploy node"] * 4, "resume", "run"]
 
 
 @pytest.mark.parametrize(("age", "healthy"), [(0, True), (300, False), (None, False)])
@@ -230,12 +250,13 @@ def test_setup_hands_out_what_each_may_see(tmp_path: Path) -> None:
     compose = project(FEDEM_DATASET="/data/tiny.csv")
     told = process(compose, "setup", tmp_path)
     (told.mounts["/data"] / "tiny.csv").write_text("user,item,time\n" + "\n".join(rows) + "\n")
-    given = {name: tmp_path / "volumes" / f"{name}-own" for name in ("superlink", "server", *NODES)}
+    given = {name: tmp_path / "volumes" / f"{name}-own" for name in ("superlink", "proxy", "server", *NODES)}
     (given["node-1"] / "certs").mkdir()  # what an interrupted set-up may have left
     done = run_here(told)
     assert done.returncode == 0, done.stderr
 
     assert files_below(given["superlink"]) == {"ca.crt", "superlink.crt", "superlink.key", "superexec.secret"}
+    assert files_below(given["proxy"]) == {"ca.crt", "superlink.crt", "superlink.key"}
     server = files_below(given["server"])
     assert {name for name in server if name.startswith("certs/")} == {
         f"certs/{name}" for name in ("ca.crt", "superexec.secret", "server.key", "server.pub", "roster.json")
@@ -248,7 +269,8 @@ def test_setup_hands_out_what_each_may_see(tmp_path: Path) -> None:
         assert {file.split("/")[0] for file in node} == {"certs", "shard"}
         assert (given[name] / "certs" / "nodes" / f"{name}.key").stat().st_mode & 0o077 == 0
     assert not files_below(given["node-2"]) and not files_below(given["node-3"])
-    assert "certs/ca.key" in files_below(told.mounts["/setup"])
+    assert files_below(told.mounts["/setup"]) == {"made"}, "no keys, and not all rows"
+    assert not list(tmp_path.rglob("ca.key")), "nobody signs anything any more"
 
     before = (given["superlink"] / "ca.crt").read_bytes()
     assert run_here(told).returncode == 0 and (given["superlink"] / "ca.crt").read_bytes() == before

@@ -52,9 +52,9 @@ def test_installer_knows_the_options() -> None:
     done = subprocess.run(
         [PROGRAMS / "uv", "pip", "install", "--help"], capture_output=True, text=True, timeout=60, check=True
     )
-    calls = re.findall(r"uv pip install([^&\n]*)", DOCKERFILE.replace("\\\n", " "))
+    calls = re.findall(r"uv pip install([^&;\n]*)", DOCKERFILE.replace("\\\n", " "))
     options = set(re.findall(r"--[a-z-]+", " ".join(calls)))
-    assert {"--torch-backend", "--constraints", "--requirements"} <= options
+    assert {"--torch-backend", "--require-hashes", "--requirements", "--no-build-isolation"} <= options
     assert [option for option in options if not re.search(rf"{option}\b", done.stdout)] == []
     backends = re.search(r"--torch-backend .*?possible values: ([^\]]*)", " ".join(done.stdout.split()))
     (default,) = re.findall(r"^ARG TORCH_BACKEND=(\w+)", DOCKERFILE, re.MULTILINE)
@@ -86,7 +86,7 @@ def test_context_is_what_the_package_is_built_from(tmp_path: Path) -> None:
     sent = [path for path in ours if in_context(path)]
     tops = {path.relative_to(ROOT).parts[0] for path in sent}
     packages = {"fedem_flwr", "strategies", "clients", "configs"}
-    assert tops == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", *packages}
+    assert tops == {"pyproject.toml", "requirements.lock", "requirements-torch.lock", "README.md", "LICENSE", *packages}
     assert not in_context(ROOT / ".venv" / "bin" / "python") and not in_context(ROOT / "runs" / "a" / "config.toml")
     for path in sent:
         assert path.suffix not in {".key", ".secret", ".pyc"}

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.compose_world import INSECURE, Process, process, project
+from tests.compose_world import INSECURE, PATH, Process, process, project
 
-SERVICES = ("superlink", "server", "node-0", "node-1")
+SERVICES = ("superlink", "server", "node-0", "node-1", "proxy")
+PROXY = shutil.which("nginx", path=PATH) is not None  # else nodes find the SuperLink where the proxy should be
 SUBNET = "10.89.47"  # exists inside the namespaces only
 HOSTS = Path("/etc/netns")  # `ip netns exec` shows a namespace the files below here as its /etc
 READY, RUN, STOP = 90.0, 150.0, 30.0  # seconds
@@ -69,7 +70,8 @@ class Lan:
         ip("-n", space, "link", "set", "eth0", "up")
         folder = HOSTS / space
         folder.mkdir(parents=True)
-        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{SUBNET}.1 superlink\n")
+        proxy = SERVICES.index("proxy") + 1 if PROXY else 1
+        (folder / "hosts").write_text(f"127.0.0.1 localhost\n{SUBNET}.1 superlink\n{SUBNET}.{proxy} proxy\n")
 
     def start(self, name: str, told: Process) -> None:
         """Run a service's command until it ends, or `stop`."""
@@ -172,6 +174,9 @@ def test_the_commands_of_compose_train_over_a_network(overlays: tuple[str, ...],
         assert made.returncode == 0, made.stderr
         net.start("superlink", told["superlink"])
         net.await_healthy("superlink", told["superlink"])
+        if PROXY:
+            net.start("proxy", told["proxy"])
+            net.await_healthy("proxy", told["proxy"])
         for name in ("node-0", "node-1", "server"):
             net.start(name, told[name])
         if not overlays:  # once is enough: what `docker compose stop server` does, and `up` after it
@@ -195,4 +200,6 @@ def test_the_commands_of_compose_train_over_a_network(overlays: tuple[str, ...],
             assert net.running["server"].wait(timeout=READY) == 0
             assert "is finished" in net.log("server")
         assert [net.stop(name) for name in ("node-0", "node-1")] == [0, 0]
+        if PROXY:
+            assert net.stop("proxy") == 0 and not net.log("proxy"), "it had nothing to complain of"
         assert net.stop("superlink") in (0, -signal.SIGTERM)  # Flower's; it ends in order, and then by the signal

@@ -109,6 +109,7 @@ def test_a_node_has_the_policy_that_it_is_started_with(
 ) -> None:
     started: list[NodeOptions] = []
     monkeypatch.setattr(node, "run_node", lambda given, stopped: started.append(given))
+    monkeypatch.setattr("fedem_flwr.nodes.machine.limit_memory", lambda more: None)
     monkeypatch.setattr(deployments, "_stop_on_signals", lambda: None)
     monkeypatch.setattr(deployments, "_log_to_stderr", lambda name: None)
     command = ["deploy", "node", "--superlink", "127.0.0.1:9", "--shard", str(tmp_path), "--state", str(tmp_path)]

@@ -118,8 +118,14 @@ def node(
         float, typer.Option(min=0, help="seconds to wait until the SuperLink admits this node")
     ] = 120.0,
     health: Annotated[
-        Path | None, typer.Option(help="a file that is touched at every contact with the SuperLink")
+        Path | None,
+        typer.Option(help="a file that is touched while this node works or has contact"),
     ] = None,
+    max_memory: Annotated[
+        int, typer.Option(min=0, help="MB that runs may take; default: half of what the machine or container has")
+    ] = 0,
+    max_epochs: Annotated[int, typer.Option(min=1, help="most local epochs that a run may ask for")] = 1000,
+    max_seconds: Annotated[float, typer.Option(min=1, help="most seconds for one answer")] = 3600.0,
 ) -> None:
     """Run one node until it is stopped."""
     from fedem_flwr.cli import deployments as commands_deploy
@@ -138,6 +144,9 @@ def node(
         keep_runs=keep_runs,
         admission=admission,
         health=health,
+        max_memory=max_memory,
+        max_epochs=max_epochs,
+        max_seconds=max_seconds,
     )
 
 

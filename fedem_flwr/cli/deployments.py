@@ -139,6 +139,9 @@ def node(
     keep_runs: int,
     admission: float,
     health: Path | None,
+    max_memory: int,
+    max_epochs: int,
+    max_seconds: float,
 ) -> None:
     """One node, in this process."""
     from fedem_flwr.engine.device import resolve_device
@@ -146,9 +149,12 @@ def node(
     from fedem_flwr.network.link import Address, quiet_http
     from fedem_flwr.network.node import NodeOptions, run_node
     from fedem_flwr.network.trust import NodeTrust
+    from fedem_flwr.nodes.ceilings import Ceilings
+    from fedem_flwr.nodes.machine import limit_memory
     from fedem_flwr.nodes.policy import NodePolicy
 
     policy = NodePolicy.networked(smallest_sum, single_users=individual_uploads)
+    ceilings = Ceilings.of_machine(max_memory, max_epochs, max_seconds)
     _log_to_stderr(name)
     quiet_http()
     if not shard.is_dir():
@@ -158,9 +164,10 @@ def node(
     address = Address(superlink, None if trust is None else trust.ca)
     if trust is None:
         _warn_of_plaintext(address)
-    resolve_device(device)
+    if resolve_device(device).type == "cpu":  # a GPU's driver takes room of its own
+        limit_memory(ceilings.memory)
     server_key = None if trust is None else trust.server_key
-    hosts = ShardHosts(shard, state, server_key, threads, device, policy, keep_runs=keep_runs)
+    hosts = ShardHosts(shard, state, server_key, threads, device, policy, keep_runs=keep_runs, ceilings=ceilings)
     keys = None if trust is None else trust.keys
     run_node(NodeOptions(address, keys, hosts, admission=admission, health=health), _stop_on_signals())
 
@@ -216,14 +223,15 @@ def _log_to_stderr(name: str) -> None:
 
 
 def _stop_on_signals() -> threading.Event:
-    """Set by SIGTERM and SIGINT: the message at hand is finished first; a second signal ends at once."""
+    """Set by SIGTERM and SIGINT: work ends at the next batch, without an answer; a second signal kills at once."""
     stopped = threading.Event()
+    numbers = (signal.SIGTERM, signal.SIGINT)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if stopped.is_set():
-            sys.exit(128 + number)
         stopped.set()
+        for one in numbers:
+            signal.signal(one, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         signal.signal(number, stop)
     return stopped

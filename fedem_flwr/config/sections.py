@@ -174,7 +174,7 @@ class NetworkConfig(Section):
     join_timeout: float = Field(60.0, gt=0, description="seconds that the first round waits for nodes to come")
     reconnect: float = Field(60.0, ge=0, description="seconds that the server waits for a SuperLink that is away")
     max_message_mb: int = Field(
-        0, ge=0, description="larger messages are refused; 0: what the largest shard's tables could take, twice"
+        0, ge=0, description="larger messages are refused; 0: what uploads of the largest shard can take, twice"
     )
     database: bool = Field(
         False, description="the SuperLink started here keeps messages in a file: killed, it goes on, but each is slower"

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from fedem_flwr.engine.block import Block
 from fedem_flwr.engine.draws import Draws
+from fedem_flwr.engine.pulse import beat
 from fedem_flwr.engine.samples import LANES, shuffled_rows
 
 
@@ -66,6 +67,7 @@ def train_epochs(
     mean = torch.zeros_like(total)
     current = block
     for epoch in range(epochs):
+        beat()  # whoever has no samples has no batches
         samples = current.samples
         order = shuffled_rows(samples, current.users, draws, round_, first_epoch + epoch)
         width = settings.batch_size or -(-order.shape[1] // LANES) * LANES
@@ -75,6 +77,7 @@ def train_epochs(
             column = torch.arange(start, start + row.shape[1], device=row.device)
             valid = (column < samples.size.unsqueeze(1)).to(samples.sign.dtype)
             total[alive] += step(row, valid)
+            beat()
         before = mean[alive]
         mean[alive] = total[alive] / (samples.size * (epoch + 1)).clamp(min=1)
         if settings.early_stop and 0 < epoch < epochs - 1:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 import torch
+
+from fedem_flwr.engine.pulse import beat
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,22 +31,28 @@ def budget(floats: int, device: torch.device) -> int:
 def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
     """Apply a function to items, as many at a time as torch may use threads; results come in the items' order.
 
-    On a GPU the items are taken one after the other: the device is parallel enough.
+    On a GPU the items are taken one after the other: the device is parallel enough. Each item is a sign of life, and
+    what its listener raises ends the work.
     """
+
+    def one(item: Item) -> Result:
+        beat()
+        return function(item)
+
     threads = torch.get_num_threads()
     workers = min(len(items), threads)
     if device.type != "cpu":
-        yield from map(function, items)
+        yield from map(one, items)
         return
     try:
         if workers <= 1:
             torch.set_num_threads(1)  # as in the pool, so that operations are split, and rounded, the same way
-            yield from map(function, items)
+            yield from map(one, items)
             return
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             waiting: deque[Future[Result]] = deque()
             for item in items:
-                waiting.append(pool.submit(function, item))
+                waiting.append(pool.submit(copy_context().run, one, item))
                 if len(waiting) > 2 * workers:  # results that nobody took yet must not pile up
                     yield waiting.popleft().result()
             while waiting:

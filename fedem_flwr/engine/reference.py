@@ -16,6 +16,7 @@ from fedem_flwr.engine.block import Trained
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.merge import ADAPTER
 from fedem_flwr.engine.optimizer import Optimiser, Update
+from fedem_flwr.engine.pulse import beat
 from fedem_flwr.engine.samples import RoundSamples, draw_samples, shuffled_rows
 
 if TYPE_CHECKING:
@@ -200,12 +201,14 @@ def _epochs(
     optimisers = [(update, client.optimisers(update)) for update in updates]
     total = mean = 0.0
     for epoch in range(epochs):
+        beat()
         order = shuffled_rows(samples, users, draws, round_, first_epoch + epoch)[0, :count]
         for batch in order.split(local.batch_size or count):
             items, sign = samples.touched[0][batch], samples.sign[0][batch]
             losses = [client.step(update, each, rows, items, sign) for update, each in optimisers]
             own = [loss for loss, update in zip(losses, updates, strict=True) if ADAPTER not in update.rates]
             total += (own or losses)[0] * len(batch)
+            beat()
         before, mean = mean, total / (count * (epoch + 1))
         if local.early_stop and 0 < epoch < epochs - 1 and abs(mean - before) / abs(before + 1e-5) < local.early_stop:
             break

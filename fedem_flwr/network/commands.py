@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.processes import FEDEM
+from fedem_flwr.nodes.ceilings import EPOCHS
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,16 @@ class Trusted:
 
 
 def superlink_command(address: Address, trusted: Trusted, secret: Path, database: Path | None) -> list[str]:
-    """Flower's SuperLink."""
-    command = ["flower-superlink", "--host", address.host, "--port", str(address.port)]
+    """Flower's SuperLink, with limits (see `superlink.py`)."""
+    command = [
+        sys.executable,
+        "-m",
+        "fedem_flwr.network.superlink",
+        "--host",
+        address.host,
+        "--port",
+        str(address.port),
+    ]
     if trusted.folder is None:
         command += ["--insecure"]
     else:
@@ -45,15 +55,17 @@ def node_command(
     *,
     threads: int,
     individual: bool,
+    epochs: int = EPOCHS,
     device: str = "auto",
 ) -> list[str]:
     """One of our nodes.
 
     Args:
-        individual: whether it lets uploads of single users go.
+        individual: whether it lets uploads of single users go. epochs: how many it trains at the most.
     """
     command = [*FEDEM, "deploy", "node", "--superlink", address.place, "--shard", str(shard), "--state", str(state)]
     command += [*trusted.address_flags, "--name", f"node-{node}", "--threads", str(threads), "--device", device]
+    command += ["--max-epochs", str(epochs)] if epochs != EPOCHS else []
     return command + (["--allow-individual-uploads"] if individual else [])
 
 

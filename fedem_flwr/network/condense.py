@@ -10,6 +10,7 @@ executed or unpickled, and sizes are checked against what was sent.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -17,6 +18,7 @@ import zlib
 from typing import Any, Final
 
 import numpy as np
+import numpy.lib.format as npy
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 
@@ -29,7 +31,9 @@ _SMALL = 256  # bytes that are not worth a look
 _SAMPLE = 1 << 12  # numbers at the start, in the middle and at the end that are deflated to see whether all should be
 _WORTH = 0.7  # of the original size
 _LEVEL = 1
-_MOST: Final = 8 << 30  # bytes that what was deflated may take
+_MOST: Final = 8 << 30  # bytes that all arrays may take, where nothing else is said
+_HEAD: Final = 1 << 20  # bytes of a description; in memory it is some thirty times as large
+_HEADER = 1 << 14  # bytes at the start of an array of numpy's that say what it is; 128 mostly
 _DTYPES = frozenset("?bhilqBHILQefd")
 
 
@@ -73,17 +77,38 @@ def expand(message: Message, most: int = _MOST) -> Message:
     """The message that was condensed; one that was not is left as it is.
 
     Args:
-        most: bytes that what was deflated may take, all of it together.
+        most: bytes that its arrays may take, all of them together. They are counted before any is made.
 
     Raises:
-        FedemError: the pieces do not fit together.
+        FedemError: the pieces do not fit together, or say that they are larger.
     """
-    if not message.has_content() or PIECE not in message.content.config_records:
+    if not message.has_content():
         return message
     try:
+        _count(message.content, most)
+        if PIECE not in message.content.config_records:
+            return message
         return make_message(message.metadata, _expanded(message.content, most))
     except Exception as error:  # foreign bytes fail to parse in any way
         raise FedemError(f"a message whose pieces do not fit: {type(error).__name__}: {error}") from None
+
+
+def _count(content: RecordDict, most: int) -> None:
+    """Of arrays that are objects of their own: numpy makes what a header says before it reads what is there.
+
+    Raises:
+        ValueError: one says that it is larger than what there is of it, or they are more than `most`.
+    """
+    left = most
+    for array in (one for record in content.array_records.values() for one in record.values()):
+        data = array.data
+        stream = io.BytesIO(data[:_HEADER])
+        read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        size = math.prod(shape) * dtype.itemsize
+        left -= size
+        if size > len(data) or left < 0:
+            raise ValueError(f"shape {shape} takes more than there is, or than is allowed")
 
 
 def _expanded(content: RecordDict, most: int) -> RecordDict:
@@ -91,6 +116,8 @@ def _expanded(content: RecordDict, most: int) -> RecordDict:
     if not isinstance(piece, bytes):
         raise TypeError("no bytes")
     (length,) = struct.unpack_from("<I", piece)
+    if length > _HEAD:
+        raise ValueError(f"a description of {length:,} bytes")
     head = json.loads(piece[4 : 4 + length].decode())
     kinds: dict[str, Any] = {"a": lambda _: ArrayRecord(), "m": MetricRecord, "c": ConfigRecord}
     out = RecordDict()
@@ -101,29 +128,35 @@ def _expanded(content: RecordDict, most: int) -> RecordDict:
         out[str(name)] = kinds[kind](values)
     apart = unpack_arrays(content.array_records[f"{PIECE}-arrays"]) if f"{PIECE}-arrays" in content else {}
     place = 4 + length
+    if sum(map(_declared, head["arrays"])) > most:
+        raise ValueError("its arrays take more than is allowed")
     for index, (record, name, char, shape, how, where, size) in enumerate(head["arrays"]):
         if where == "here":
             raw: Any = memoryview(piece)[place : place + int(size)]
             place += len(raw)
         else:
             raw = apart[str(index)]
-        values = _array(raw, char, shape, how, most)
-        most -= values.nbytes if how == "deflate" else 0
+        values = _array(raw, char, shape, how)
         out.array_records[record][str(name)] = LazyArray(values)
     return out
 
 
-def _array(raw: Any, char: str, shape: list[int], how: str, most: int) -> np.ndarray:
-    """Values of the described type and shape."""
+def _declared(described: list[Any]) -> int:
+    """Bytes that an array will take, by its description."""
+    char, shape = described[2], [int(side) for side in described[3]]
     if char not in _DTYPES:
         raise ValueError(f"no type of numbers: {char!r}")
-    dtype, shape = np.dtype(char), [int(side) for side in shape]
-    size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0:
         raise ValueError(f"impossible shape {shape}")
+    size: int = math.prod(shape) * np.dtype(char).itemsize
+    return size
+
+
+def _array(raw: Any, char: str, shape: list[int], how: str) -> np.ndarray:
+    """Values of the described type and shape."""
+    dtype, shape = np.dtype(char), [int(side) for side in shape]
     if how == "deflate":
-        if size > most:
-            raise ValueError(f"shape {shape} takes more than is allowed")
+        size = math.prod(shape) * dtype.itemsize
         stream = zlib.decompressobj()
         values = stream.decompress(bytes(raw), size + 1)  # up to the end, where the checksum stands
         if len(values) != size or not stream.eof:

@@ -100,6 +100,7 @@ class NetworkGrid(OrderedGrid):
         """As the base says; a reply that is still on its way at the end of the time is given up, too."""
         self._asked, self._looked = self.sessions(), time.monotonic()
         self._nodes.clear()
+        self._link.new_round()
         return super().send_and_receive(messages, timeout=timeout)
 
     def started_anew(self, nodes: Collection[int]) -> Collection[int]:

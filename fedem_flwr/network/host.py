@@ -14,6 +14,7 @@ import json
 import shutil
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.errors import FedemError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.network.introduction import GREETING, Introduction
+from fedem_flwr.nodes.ceilings import Ceilings
 from fedem_flwr.nodes.host import NodeHost, node_name
 from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.nodes.secret import SECRET_FILE
@@ -90,7 +92,7 @@ class ShardHosts:
         shard_dir: the node's data, made by `fedem data shard`. state_dir: its own, nobody else's.
         server_key: whose introductions are believed; None believes any.
         threads, device: what this node computes with.
-        policy: what may go up, whatever a run asks for.
+        policy: what may go up, whatever a run asks for. ceilings: how much work and memory a run may take.
         resident: keep cohorts in memory between messages; for processes that live on.
         keep_runs: of how many runs the state is kept, the newest ones.
     """
@@ -101,9 +103,11 @@ class ShardHosts:
     threads: int = 0
     device: str = "auto"
     policy: NodePolicy = field(default_factory=NodePolicy.networked)
+    ceilings: Ceilings = field(default_factory=Ceilings.of_machine, kw_only=True)
     resident: bool = True
     keep_runs: int = 5
     _hosts: dict[int, ShardHost] = field(default_factory=dict, repr=False)  # by Flower's number of the run
+    _largest: int | None = field(default=None, repr=False)  # message; None: another run was introduced since
 
     @cached_property
     def shard(self) -> Split:
@@ -154,7 +158,7 @@ class ShardHosts:
         write_atomically(folder / _CONFIG_FILE, told.config)
         write_atomically(folder / _RUN_FILE, json.dumps({"run": run_id, "resumes": len(told.resumes)}))
         self._forget_old(folder)
-        self._hosts = {run_id: self._host(folder, config)}
+        self._hosts, self._largest = {run_id: self._host(folder, config)}, None
         return {"stored": np.array([store.newest(node_name(0)) or 0], np.int64)}
 
     def _forget_old(self, current: Path) -> None:
@@ -164,13 +168,25 @@ class ShardHosts:
         for folder in others[: max(0, len(others) - self.keep_runs + 1)]:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def largest_message(self) -> int:
+        """Bytes that a message may have, and may inflate to: what the runs that this node was told of need."""
+        if self._largest is None:
+            users, items, runs = len(self.shard.codes), self.shard.items, self.state_dir / RUNS
+            self._largest = self.ceilings.message_bytes(None, users, items)
+            for folder in runs.iterdir() if runs.is_dir() else ():
+                with suppress(FedemError):  # one that cannot be read is introduced anew
+                    self._largest = max(self._largest, self.ceilings.message_bytes(self._read(folder), users, items))
+        return self._largest
+
     def _acceptable(self, told: Introduction) -> Config:
+        self._refuse(self.ceilings.objection_to_text(told.config))
         try:
             tree = tomllib.loads(told.config)
             _refuse_paths(tree)
             config = build(tree, "the server's configuration")
         except tomllib.TOMLDecodeError as error:
             raise FedemError(f"the server's configuration is no TOML: {error}") from None
+        self._refuse(self.ceilings.objection(config, len(self.shard.codes), self.shard.items))
         if uploads_single_users(config) and not self.policy.single_users:
             raise FedemError(self.policy.refusal(f"the run (method '{config.method.name}')"))
         shard = self.shard
@@ -200,10 +216,19 @@ class ShardHosts:
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None  # not there, or cut short: the server introduces itself anew
 
+    def _refuse(self, objection: str) -> None:
+        if objection:
+            raise FedemError(objection)
+
     def _open(self, folder: Path) -> ShardHost:
+        config = self._read(folder)
+        self._refuse(self.ceilings.objection(config, len(self.shard.codes), self.shard.items))
+        return self._host(folder, config)
+
+    def _read(self, folder: Path) -> Config:
         try:
             text = (folder / _CONFIG_FILE).read_text(encoding="utf-8")
-            return self._host(folder, build(tomllib.loads(text), str(folder / _CONFIG_FILE)))
+            return build(tomllib.loads(text), str(folder / _CONFIG_FILE))
         except (OSError, ValueError) as error:
             raise FedemError(f"{folder / _CONFIG_FILE} is damaged: {error}") from None
 

@@ -33,6 +33,7 @@ from fedem_flwr.network.link import Address, read_secret
 from fedem_flwr.network.processes import Child, await_listening, free_port, require_linux, running
 from fedem_flwr.network.server import read_outcome
 from fedem_flwr.network.trust import ServerTrust, write_private
+from fedem_flwr.nodes.ceilings import EPOCHS
 from fedem_flwr.nodes.host import STATE_FOLDER, node_name
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
 from fedem_flwr.report.run_directory import METRICS, RunDirectory
@@ -119,7 +120,15 @@ def _start_here(run: PreparedRun, folder: Path, nodes: int) -> Launched:
     for node in range(nodes):
         shard, state = folder / SHARDS_FOLDER / f"node-{node}", folder / "nodes" / f"node-{node}"
         command = node_command(
-            address, trusted, node, shard, state, threads=threads, individual=individual, device=run.config.run.device
+            address,
+            trusted,
+            node,
+            shard,
+            state,
+            threads=threads,
+            individual=individual,
+            epochs=max(EPOCHS, run.config.local.epochs, run.config.merge.epochs),
+            device=run.config.run.device,
         )
         few = {"OMP_NUM_THREADS": str(threads)}
         children.append(Child(f"node-{node}", command, logs / f"node-{node}.log", {**home, **few}))

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,9 @@ T = TypeVar("T")
 
 FIRST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between attempts to reach a SuperLink
 CALL_SECONDS = 12.0  # without a byte after which a call is made again: of a connection that was cut, say
-_GONE = frozenset({502, 503, 504})  # a proxy answers for a SuperLink that is away
+# A proxy answers for a SuperLink that is away, or slows us down; 500: of a database that somebody's request has locked.
+_GONE = frozenset({429, 500, 502, 503, 504})
+_ANSWER = 64 << 20  # bytes of an answer; chunks of arrays have 5 MiB, and a piece of small arrays a few more
 _REFUSED = frozenset({401, 403})
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -37,6 +39,10 @@ class Refused(FedemError):
 
 class Unreachable(FedemError):
     """Nobody has answered at the address for as long as we wait."""
+
+
+class TooLarge(FedemError):
+    """There are more bytes than we take."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Address:
             return self.host == "localhost"
 
     def client(self, kind: Callable[..., T], interceptors: list[Any], invoker: Patience | None) -> T:
-        """One of Flower's protocol clients for this address.
+        """One of Flower's protocol clients for this address; answers that are compressed, or huge, it refuses.
 
         Raises:
             InputError: the authority's certificate is none.
@@ -90,7 +96,10 @@ class Address:
             except (ssl.SSLError, UnicodeDecodeError, ValueError):
                 raise InputError("the CA certificate is damaged: make it again with `fedem deploy certs`") from None
         url = f"{'https' if self.ca else 'http'}://{self.place}"
-        return kind(url, interceptors=interceptors, verify=verify, timeout=CALL_SECONDS, retry_invoker=invoker)
+        made: Any = kind(url, interceptors=interceptors, verify=verify, timeout=CALL_SECONDS, retry_invoker=invoker)
+        _bound(made._client)
+        found: T = made
+        return found
 
     def listening(self) -> bool:
         """Whether anybody accepts connections there now."""
@@ -137,17 +146,20 @@ class Patience:
                 status = error.response.status_code
                 if status in _REFUSED:
                     raise Refused(f"the SuperLink at {self._address.place} refuses us: {told(error)}") from None
-                if status not in _GONE:
+                if status not in _GONE or (status == 500 and self._over(began - wait)):
                     raise FedemError(f"the SuperLink at {self._address.place} fails: {told(error)}") from None
                 why = f"status {status}"
             except httpx.TransportError as error:
                 why = self._why(error)
-            if self._stopped.is_set() or time.monotonic() - began + wait > self._seconds:
+            if self._over(began - wait):
                 raise Unreachable(
                     f"no SuperLink answers at {self._address.place} ({why}); {self._hint or 'is it running?'}"
                 ) from None
             self._stopped.wait(wait)
             wait = min(2 * wait, LONGEST_WAIT)
+
+    def _over(self, began: float) -> bool:
+        return self._stopped.is_set() or time.monotonic() - began > self._seconds
 
     def _why(self, error: httpx.TransportError) -> str:
         """The reason in words; a failed handshake is final."""
@@ -163,6 +175,39 @@ class Patience:
         if self._address.ca is None and ("disconnected without" in low or "connection reset" in low):
             return f"{text}; does it want TLS? give --certs"
         return text
+
+
+class _Bounded(httpx.SyncByteStream):
+    """An answer's bytes, no more of them than are taken."""
+
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = _ANSWER
+        for part in self._stream:
+            left -= len(part)
+            if left < 0:
+                raise TooLarge(f"an answer of more than {_ANSWER:,} bytes: refused")
+            yield part
+
+    def close(self) -> None:
+        """Of what is inside."""
+        self._stream.close()
+
+
+def _bound(client: httpx.Client) -> None:
+    """Let a client take answers as they are, and no huge ones: a megabyte can inflate to a gigabyte."""
+
+    def look(response: httpx.Response) -> None:
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise TooLarge("an answer that is compressed: refused")
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        response.stream = _Bounded(response.stream)
+
+    client.headers["accept-encoding"] = "identity"
+    client.follow_redirects = False  # what is signed is for this address
+    client.event_hooks = {"response": [look]}
 
 
 def told(error: httpx.HTTPStatusError) -> str:

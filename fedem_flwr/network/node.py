@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from fedem_flwr.network.link import Address, Refused, Unreachable
 from fedem_flwr.network.node_link import NodeLink
 from fedem_flwr.network.seal import UNHEARD, NotTaken
 from fedem_flwr.network.trust import NodeKeys, own_keys
+from fedem_flwr.network.watch import Ended, Watch
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.runtime.inprocess import answer
 
@@ -49,15 +50,13 @@ class NodeOptions:
     Attributes:
         address: of the SuperLink. keys: the node's; None: a new node at every start, where the SuperLink allows it.
         admission: seconds that it waits to be known and admitted.
-        largest: bytes of the largest message it takes.
-        health: a file that is touched whenever the SuperLink has answered.
+        health: a file that is touched by the loop that looks for messages and answers them, and while it works.
     """
 
     address: Address
     keys: NodeKeys | None
     hosts: ShardHosts
     admission: float = 120.0
-    largest: int = 8 << 30
     health: Path | None = None
 
 
@@ -72,10 +71,14 @@ def run_node(options: NodeOptions, stopped: threading.Event) -> None:
     log.info("hosts users %s–%s of %s", shard.first, shard.first + len(shard.validation) - 1, shard.dataset)
     log.info(options.hosts.policy.words)
     app = build_client_app(options.hosts)
+    watch = Watch(stopped, options.health, options.hosts.ceilings.seconds)
     with _only_one(options.hosts.state_dir):
-        while (link := _admitted(options, stopped)) is not None:
+        while (link := _admitted(options, watch, stopped)) is not None:
             try:
-                _serve(link, app, stopped)
+                _serve(link, app, watch, stopped)
+                return
+            except Ended:
+                log.warning("told to end in the middle of an answer: that round goes on without it")
                 return
             except Refused as error:  # the SuperLink was started anew and has forgotten this node, say
                 log.warning("%s; asks to be admitted again", error)
@@ -83,11 +86,11 @@ def run_node(options: NodeOptions, stopped: threading.Event) -> None:
                 link.close()
 
 
-def _serve(link: NodeLink, app: ClientApp, stopped: threading.Event) -> None:
+def _serve(link: NodeLink, app: ClientApp, watch: Watch, stopped: threading.Event) -> None:
     """Answer message after message.
 
     Raises:
-        Refused: the SuperLink does not know this node any more.
+        Refused: the SuperLink does not know this node any more. Ended: this process is to end.
     """
     last, pause = time.monotonic(), SHORTEST_PAUSE
     complaints = _Complaints()
@@ -114,7 +117,7 @@ def _serve(link: NodeLink, app: ClientApp, stopped: threading.Event) -> None:
             idle = time.monotonic() - last
             stopped.wait(min(max(SHORTEST_PAUSE, _PATIENCE * idle), LONGEST_PAUSE))
             continue
-        _respond(link, app, message)
+        _respond(link, app, message, watch)
         last = time.monotonic()
 
 
@@ -133,13 +136,14 @@ class _Complaints:
             log.log(level, "%s", what)
 
 
-def _respond(link: NodeLink, app: ClientApp, message: Message) -> None:
+def _respond(link: NodeLink, app: ClientApp, message: Message, watch: Watch) -> None:
     """Compute and send one answer; if it cannot be sent, this round goes on without it."""
     began = time.monotonic()
     told = message.metadata
     TaskIdentity.run_id, TaskIdentity.task_id = told.run_id, 1
     context = Context(told.run_id, link.node_id, {}, RecordDict(), {})
-    reply = answer(app, message, context, {})
+    with watch.of_an_answer():
+        reply = answer(app, message, context, {})
     seconds = time.monotonic() - began
     what = f"round {told.group_id or '-'}, {told.message_type}"
     if reply.has_error():
@@ -152,7 +156,7 @@ def _respond(link: NodeLink, app: ClientApp, message: Message) -> None:
     log.info("%s: %.2f s, %.2f MB up", what, seconds, sent / 1e6)
 
 
-def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None:
+def _admitted(options: NodeOptions, watch: Watch, stopped: threading.Event) -> NodeLink | None:
     """A connection, as soon as the SuperLink is there and knows this node; None if stopped before.
 
     Raises:
@@ -168,9 +172,9 @@ def _admitted(options: NodeOptions, stopped: threading.Event) -> NodeLink | None
             registers=options.keys is None,
             patience=PATIENCE,
             stopped=stopped,
-            largest=options.largest,
+            largest=options.hosts.largest_message,
             known_as=_last_number(options),
-            on_contact=_toucher(options.health),
+            on_contact=watch.touch,
         )
         try:
             number = link.connect()
@@ -214,17 +218,6 @@ def _last_number(options: NodeOptions) -> int:
         return int(told["node"]) if told["superlink"] == options.address.place else 0
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-
-
-def _toucher(path: Path | None) -> Callable[[], None]:
-    """Touch the health file; where that fails it grows old, which is what its readers look at."""
-
-    def touch() -> None:
-        if path is not None:
-            with suppress(OSError):
-                path.touch()
-
-    return touch
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import Message
@@ -42,6 +42,8 @@ from fedem_flwr.network.seal import NodeSeals, NotTaken
 from fedem_flwr.network.trust import NodeKeys
 
 log = logging.getLogger("fedem.node")
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
 
 HEARTBEAT_SECONDS = 10.0  # the shortest that a SuperLink takes; a node silent for twice as long is away
 BEATS = 3  # heartbeats sent in that time
@@ -57,9 +59,10 @@ class NodeLink:
         registers: whether it makes itself known, where that is allowed; else the SuperLink must know it.
         patience: seconds that a call waits for a SuperLink that is away; admission is tried once.
         stopped: ends all waiting.
-        largest: bytes of the largest message taken.
+        largest: bytes of the largest message taken, asked at each.
         known_as: the number that the SuperLink knew this node by the last time; 0: none.
-        on_contact: called whenever the SuperLink has answered.
+        on_contact: called whenever the SuperLink has answered whoever receives or replies. Heartbeats go on by
+            themselves, so they say nothing of whether this node works.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class NodeLink:
         registers: bool = False,
         patience: float,
         stopped: threading.Event,
-        largest: int,
+        largest: Callable[[], int],
         known_as: int = 0,
         on_contact: Callable[[], None] = lambda: None,
     ) -> None:
@@ -110,6 +113,7 @@ class NodeLink:
                     raise
         try:
             self._activate()
+            self._on_contact()
         except (Unreachable, InputError):
             raise
         except FedemError:
@@ -135,7 +139,6 @@ class NodeLink:
         request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_SECONDS)
         self._node = Node(node_id=self._once.ActivateNode(request).node_id)
         TaskIdentity.node_id = self._node.node_id  # Message(...) reads here who is sending
-        self._on_contact()
 
     def _beat(self) -> None:
         said = ""
@@ -144,7 +147,6 @@ class NodeLink:
                 request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_SECONDS)
                 if not self._once.SendNodeHeartbeat(request).success and not self._closed.is_set():
                     self._activate()  # the SuperLink took this node for gone, or was started anew
-                self._on_contact()
                 said = ""
             except Exception as error:  # whatever it is: without heartbeats this node is taken for gone
                 if not isinstance(error, Unreachable) and str(error) != said:  # `receive` finds that out, and says so
@@ -164,15 +166,16 @@ class NodeLink:
             return None
         run_id = message_from_proto(response.messages_list[0]).metadata.run_id
         tree = response.message_object_trees[0]
-        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run_id)
-        incoming = Incoming(tree, self._largest)
+        pull = make_pull_object_fn_protobuf(self._noted(self._client.PullObject), self._node, run_id)
+        most = self._largest()
+        incoming = Incoming(tree, most)
         message = await_message(incoming, pull, self._stopped)
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run_id)(
             tree.object_id
         )
         self._on_contact()
         try:
-            return expand(self._seals.opened(message, incoming.records), self._largest)
+            return expand(self._seals.opened(message, incoming.records), most)
         except NotTaken as error:
             if error.code is not None:
                 TaskIdentity.run_id, TaskIdentity.task_id = run_id, 1
@@ -199,12 +202,23 @@ class NodeLink:
         def announce() -> tuple[set[str], Callable[[str, bytes], None]]:
             response = self._client.PushMessages(request)
             run_id = message.metadata.run_id
-            push = make_push_object_fn_protobuf(self._client.PushObject, self._node, run_id, response.session_id)
+            pushing = self._noted(self._client.PushObject)
+            push = make_push_object_fn_protobuf(pushing, self._node, run_id, response.session_id)
             return set(response.objects_to_push), push
 
         sent = deliver(message, announce)
         self._on_contact()
         return sent
+
+    def _noted(self, call: Callable[[Asked], Answered]) -> Callable[[Asked], Answered]:
+        """The same call, each a sign of life: a large message takes a while."""
+
+        def noted(request: Asked) -> Answered:
+            answer = call(request)
+            self._on_contact()
+            return answer
+
+        return noted
 
     def close(self) -> None:
         """Say goodbye, so that nobody waits for this node."""

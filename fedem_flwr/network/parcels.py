@@ -7,6 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -30,6 +32,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.network.link import TooLarge
 
 ANNOUNCEMENTS = 8  # of one message
 STALLED = 20.0  # seconds without another piece after which a message counts as broken off
@@ -42,8 +45,32 @@ class BrokenOff(FedemError):
     """A message of which the rest does not come: its sender died, or its announcement was replaced."""
 
 
-class TooLarge(FedemError):
-    """A message holds more bytes than its receiver takes."""
+def pieces_of(most_bytes: int) -> int:
+    """In how many pieces a message of so many bytes may come."""
+    return _PIECES + (most_bytes >> 20)
+
+
+@dataclass
+class Allowance:
+    """What may still be fetched from one sender: bytes, and pieces.
+
+    Raises:
+        TooLarge: by `take`; there was more.
+    """
+
+    bytes: int
+    pieces: int
+
+    @classmethod
+    def of(cls, most_bytes: int, messages: int) -> Allowance:
+        """For so many messages of so many bytes at most."""
+        return cls(messages * most_bytes, messages * pieces_of(most_bytes))
+
+    def take(self, bytes_: int, pieces: int) -> None:
+        """Count what is fetched."""
+        self.bytes, self.pieces = self.bytes - bytes_, self.pieces - pieces
+        if self.bytes < 0 or self.pieces < 0:
+            raise TooLarge("more messages, or larger ones, than one round needs: refused")
 
 
 def tree_of(message: Message) -> tuple[Message, ObjectTree]:
@@ -91,12 +118,15 @@ class Incoming:
 
     Args:
         tree: what it consists of. most_bytes: of the largest message taken.
+        allowance: of its sender; None: this message counts alone.
     """
 
-    def __init__(self, tree: ObjectTree, most_bytes: int) -> None:
-        self._tree, self._most = tree, most_bytes
-        self._pieces = _PIECES + (most_bytes >> 20)
-        self._missing = deque(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
+    def __init__(self, tree: ObjectTree, most_bytes: int, allowance: Allowance | None = None) -> None:
+        self._tree, self._most, self._allowance = tree, most_bytes, allowance or Allowance.of(most_bytes, 1)
+        self._pieces = pieces_of(most_bytes)
+        announced = [part.object_id for part in islice(iterate_object_tree(tree), self._pieces + 1)]  # no more is read
+        self._excessive = len(announced) > self._pieces
+        self._missing = deque(dict.fromkeys(announced))
         self._contents: dict[str, bytes] = {}
         self._progress = time.monotonic()
         self.size = 0  # bytes so far
@@ -111,12 +141,13 @@ class Incoming:
         """Take what is there now, without waiting, and not for long; returns whether that is all of it.
 
         Raises:
-            TooLarge: there is more than `most_bytes`, or in too many pieces; nothing further is fetched.
+            TooLarge: there is more than `most_bytes`, or in too many pieces, or the sender has sent too much already;
+                nothing further is fetched.
             BrokenOff: its sender does not go on delivering. FedemError: it cannot be fetched, or an object is not what
                 its name says, which is its hash.
         """
-        if len(self._missing) > self._pieces:
-            raise TooLarge(f"a message in {len(self._missing):,} pieces: refused")
+        if self._excessive:
+            raise TooLarge(f"a message in more than {self._pieces:,} pieces: refused")
         began = time.monotonic()
         while self._missing:
             if time.monotonic() - began > _SLICE:
@@ -135,6 +166,7 @@ class Incoming:
             self.size, self._progress = self.size + len(content), time.monotonic()
             if self.size > self._most:
                 raise TooLarge(f"a message of more than {self._most:,} bytes: refused")
+            self._allowance.take(len(content), 1)
         return True
 
     def message(self) -> Message:

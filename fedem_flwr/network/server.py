@@ -10,6 +10,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.contract.finding import method_of
+from fedem_flwr.contract.sizes import upload_bytes
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.network.control import register_nodes
@@ -18,6 +20,7 @@ from fedem_flwr.network.introduction import NetworkWelcome, RunIdentity
 from fedem_flwr.network.link import Address, quiet_http
 from fedem_flwr.network.server_link import ServerLink
 from fedem_flwr.network.trust import Roster
+from fedem_flwr.nodes.machine import memory_here
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.report.run_directory import CONFIG, RunDirectory, plain
 from fedem_flwr.runtime.checkpoint import Checkpoints
@@ -28,6 +31,7 @@ from fedem_flwr.runtime.surroundings import peak_rss_bytes
 IDENTITY_FILE = "network.json"  # in the checkpoint folder
 OUTCOME_FILE = "outcome.json"  # beside it; what the experimenter's process needs of a finished run
 _SMALLEST_LIMIT = 64 << 20  # bytes
+_SHARE = 4  # of this machine's memory: the largest limit
 
 log = logging.getLogger("fedem.server")
 
@@ -123,9 +127,10 @@ def read_outcome(directory: RunDirectory) -> Outcome:
 
 
 def largest_message(run: PreparedRun, federation: Federation) -> int:
-    """Bytes of the largest reply that is taken from a node: twice what a table for each of its users would be."""
+    """Bytes of the largest reply that is taken: twice what the method's uploads can take, if there is room."""
     configured = run.config.network.max_message_mb
     if configured:
         return configured << 20
     users = max(end - first for first, end in federation.shards)
-    return max(_SMALLEST_LIMIT, 2 * users * run.facts.items * run.config.model.dim * 4)
+    needed = 2 * upload_bytes(method_of(run.config, run.facts.items), users)
+    return max(_SMALLEST_LIMIT, min(needed, memory_here() // _SHARE))

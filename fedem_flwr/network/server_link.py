@@ -18,7 +18,7 @@ from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, SubStatus
 from flwr.common.serde import context_from_proto, fab_to_proto, message_from_proto, message_to_proto
 from flwr.proto.control_pb2 import StartRunRequest
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     GetNodesRequest,
@@ -47,7 +47,7 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.network.condense import condense, expand
 from fedem_flwr.network.control import app_bundle, control_client
 from fedem_flwr.network.link import Address, Patience, Refused, Unreachable
-from fedem_flwr.network.parcels import BrokenOff, Incoming, deliver, tree_of
+from fedem_flwr.network.parcels import Allowance, BrokenOff, Incoming, deliver, tree_of
 from fedem_flwr.network.seal import FORGED, Forged, ServerSeals
 from fedem_flwr.network.taking import own_task
 from fedem_flwr.network.trust import Session
@@ -57,6 +57,7 @@ _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 _DAMAGED, BROKEN_OFF = 1, 1002  # codes of the errors made here
 _SERVER = Node(node_id=SUPERLINK_NODE_ID)
 _AWAY = (Unreachable, Refused)  # the SuperLink itself
+_REPLIES = 3  # of one node in one round: one that broke off is asked for again, and so is a node that was started anew
 
 log = logging.getLogger("fedem.server")
 
@@ -93,6 +94,8 @@ class ServerLink:
         self._lost: str = ""  # why the task is no longer ours
         self._one_by_one = False  # whether a node has made a call fail
         self._incoming: list[tuple[Metadata, Incoming]] = []  # replies that are on their way
+        self._asked: dict[str, int] = {}  # the node that a message is for, by the message's id; of this round
+        self._allowances: dict[int, Allowance] = {}  # what each node may still send in this round
         self.run_id = 0
         self.bytes_down = self.bytes_up = 0
 
@@ -139,8 +142,14 @@ class ServerLink:
         met = {node.node_id: Session(node.public_key, node.last_activated_at) for node in found}
         return {node: one for node, one in met.items() if self._seals.meet(node, one.public_key)}
 
+    def new_round(self) -> None:
+        """What nodes may send is counted from here."""
+        self._asked.clear()
+        self._allowances.clear()
+
     def push(self, message: Message) -> str:
         """Leave a message for a node; returns its number, empty if the SuperLink does not take it."""
+        node = message.metadata.dst_node_id
         message = condense(message)
         with no_object_id_recompute():  # each byte is hashed once, for its name and for the seal
             message = self._seals.sealed(message)
@@ -157,6 +166,7 @@ class ServerLink:
 
         self._seals.sent(message_id, message.metadata.dst_node_id)
         self.bytes_down += deliver(message, announce)
+        self._asked[taken[0]] = node
         return taken[0]
 
     def pull(self, message_ids: Iterable[str]) -> list[Message]:
@@ -202,7 +212,7 @@ class ServerLink:
             try:
                 response = self._client.PullMessages(PullAppMessagesRequest(message_ids=batch))
                 pairs = list(zip(response.messages_list, response.message_object_trees, strict=True))
-                found = [(message_from_proto(bare).metadata, Incoming(tree, self._largest)) for bare, tree in pairs]
+                found = [self._on_its_way(message_from_proto(bare).metadata, tree) for bare, tree in pairs]
             except _AWAY:
                 raise
             except Exception as error:  # foreign bytes fail to parse in any way
@@ -216,6 +226,13 @@ class ServerLink:
                 continue
             self._incoming += found
         return errors
+
+    def _on_its_way(self, outside: Metadata, tree: ObjectTree) -> tuple[Metadata, Incoming]:
+        """A reply, counted for the node that was asked, whoever it says it is from."""
+        node = self._asked.get(outside.reply_to_message_id, outside.src_node_id)
+        if node not in self._allowances:
+            self._allowances[node] = Allowance.of(self._largest, _REPLIES)
+        return outside, Incoming(tree, self._largest, self._allowances[node])
 
     def _confirm(self, object_id: str) -> None:
         """Let the SuperLink forget a reply; one that it cannot forget is its own trouble."""

@@ -10,6 +10,7 @@ looked for at every introduction. `open-control=true` does without, say on one's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -32,11 +33,12 @@ class SuperNodeApp(ClientApp):
 
     Args:
         inner: answers.
+        largest: bytes of the largest message that a node takes.
     """
 
-    def __init__(self, inner: ClientApp) -> None:
+    def __init__(self, inner: ClientApp, largest: Callable[[Context], int]) -> None:
         super().__init__()
-        self._inner = inner
+        self._inner, self._largest = inner, largest
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message."""
@@ -44,7 +46,8 @@ class SuperNodeApp(ClientApp):
             return self._inner(message, context)
         seals = _seals(context)
         try:
-            plain = expand(seals.opened(message, record_ids(message.content) if message.has_content() else {}))
+            told = seals.opened(message, record_ids(message.content) if message.has_content() else {})
+            plain = expand(told, self._largest(context))
         except NotTaken as error:
             return seals.sealed(error.reply(message))
         return seals.sealed(condense(answer(_Guarded(self._inner), plain, context, context.run_config)))
