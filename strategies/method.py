@@ -24,6 +24,7 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.settings_grid import SettingsGrid
 from fedem_flwr.messages.wire import plain_numbers
 from strategies.base import CohortStrategy
+from strategies.declared import Declared
 from strategies.uploads import Failure, problem_of
 
 _DONE = "rounds-done"
@@ -100,6 +101,12 @@ class MethodStrategy(CohortStrategy):
             told |= tuning.idle(done) or self.grids[tuning.name].chosen
             told[f"tune-{tuning.name}"] = int(round_ > 1 and tuning.due(round_ - 1))
         return told
+
+    def declared(self, settings: Mapping[str, object], *, groups: int | None = None) -> Declared:
+        """Also the grids that are due."""
+        asked = {name: len(one.rows) for name, one in self.grids.items() if settings.get(f"tune-{name}")}
+        found = super().declared(settings, groups=groups)
+        return found.with_grids(asked) if groups is None else found
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

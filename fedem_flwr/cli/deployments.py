@@ -127,13 +127,16 @@ def node(
     insecure: bool,
     threads: int,
     device: str,
-    smallest_sum: int | None,
-    individual_uploads: bool,
+    policy: Mapping[str, Any],
     keep_runs: int,
     admission: float,
     health: Path | None,
 ) -> None:
-    """One node, in this process."""
+    """One node, in this process.
+
+    Args:
+        policy: see `NodePolicy.networked`.
+    """
     from fedem_flwr.engine.device import resolve_device
     from fedem_flwr.network.host import ShardHosts
     from fedem_flwr.network.link import Address, quiet_http
@@ -141,7 +144,7 @@ def node(
     from fedem_flwr.network.trust import NodeTrust
     from fedem_flwr.nodes.policy import NodePolicy
 
-    policy = NodePolicy.networked(smallest_sum, single_users=individual_uploads)
+    own = NodePolicy.networked(**policy)
     _log_to_stderr(name)
     quiet_http()
     if not shard.is_dir():
@@ -153,7 +156,7 @@ def node(
         _warn_of_plaintext(address)
     resolve_device(device)
     server_key = None if trust is None else trust.server_key
-    hosts = ShardHosts(shard, state, server_key, threads, device, policy, keep_runs=keep_runs)
+    hosts = ShardHosts(shard, state, server_key, threads, device, own, keep_runs=keep_runs)
     keys = None if trust is None else trust.keys
     run_node(NodeOptions(address, keys, hosts, admission=admission, health=health), _stop_on_signals())
 

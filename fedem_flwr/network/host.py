@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import ConfigRecord, Context, Message
 
 from fedem_flwr.config import Config, build
-from fedem_flwr.contract.finding import uploads_single_users
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.errors import FedemError
 from fedem_flwr.files import write_atomically
@@ -171,8 +170,7 @@ class ShardHosts:
             config = build(tree, "the server's configuration")
         except tomllib.TOMLDecodeError as error:
             raise FedemError(f"the server's configuration is no TOML: {error}") from None
-        if uploads_single_users(config) and not self.policy.single_users:
-            raise FedemError(self.policy.refusal(f"the run (method '{config.method.name}')"))
+        self.policy.check(config)
         shard = self.shard
         facts = {"dataset": shard.dataset, "protocol": shard.protocol, "users": shard.users, "items": shard.items}
         wrong = [name for name, value in facts.items() if told.facts.get(name) != value]
@@ -203,9 +201,11 @@ class ShardHosts:
     def _open(self, folder: Path) -> ShardHost:
         try:
             text = (folder / _CONFIG_FILE).read_text(encoding="utf-8")
-            return self._host(folder, build(tomllib.loads(text), str(folder / _CONFIG_FILE)))
+            config = build(tomllib.loads(text), str(folder / _CONFIG_FILE))
         except (OSError, ValueError) as error:
             raise FedemError(f"{folder / _CONFIG_FILE} is damaged: {error}") from None
+        self.policy.check(config)  # anew, as this node may have been started with another policy since
+        return self._host(folder, config)
 
     def _host(self, folder: Path, config: Config) -> ShardHost:
         config = config.changed("run", device=self.device)
