@@ -18,11 +18,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
+from fedem_flwr.contract.method import norm_limit
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.messages.admission import TooFewContributions
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.randomness import keyed_permutation
-from strategies.declared import Behind, Declared
+from strategies.declared import Declared
 from strategies.roster import NodeRoster
 from strategies.uploads import Spec, arrays_of, problem_of, size_of
 
@@ -50,8 +51,7 @@ class CohortStrategy(NodeRoster, Strategy):
     METRICS: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, items: int) -> None:
-        super().__init__()
-        self.config, self.items = config, items
+        super().__init__(config, items)
         self._trains: dict[int, np.ndarray] = {}  # who trains on each node this round
         self._asked: dict[int, np.ndarray] = {}  # whose uploads each node was asked for
         self._drawn: tuple[int, np.ndarray] = (0, _NOBODY)  # a round and its participants
@@ -116,14 +116,10 @@ class CohortStrategy(NodeRoster, Strategy):
 
     def caveats(self) -> list[str]:
         """What a reader of the results must be warned of: sums that are a single user's, metrics that were dropped."""
-        dropped = [
-            f"the {name} sent {count:,} metrics that nobody had asked for: they were left out"
-            for name, count in self.undeclared.items()
-        ]
         if self.config.run.users_per_node != 1 or any(field.each for field in self.expected(_ONE).values()):
-            return dropped
+            return self.dropped()
         return [
-            *dropped,
+            *self.dropped(),
             "run.users_per_node = 1: what a node sends is a single user's, and shows its embedding up to sign, or its "
             "rows. Networked nodes refuse that unless they were started with --allow-individual-uploads.",
         ]
@@ -273,12 +269,6 @@ class CohortStrategy(NodeRoster, Strategy):
 
     # Messages and their checks.
 
-    def _behind(self, node: int) -> Behind:
-        users = self._nodes[node]
-        interactions = int(self.samples[users].sum())
-        examples = (interactions + len(users)) * (1 + self.config.local.negatives)
-        return Behind(len(users), interactions, examples, self.items)
-
     def _message(
         self, kind: str, node: int, settings: ConfigRecord, participants: np.ndarray, uploaders: np.ndarray
     ) -> Message:
@@ -297,7 +287,7 @@ class CohortStrategy(NodeRoster, Strategy):
         Args:
             uploaders: whose own values it may hold. participants: whom its sums are over.
         """
-        return problem_of(arrays, self.expected(uploaders), self.config.aggregate.max_norm)
+        return problem_of(arrays, self.expected(uploaders), norm_limit(self.config, self.items))
 
 
 def _hosted(chosen: np.ndarray, users: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import Admission, AdmitAll, greetings, meeting_seconds, sessions_of
@@ -54,7 +55,8 @@ class NodeRoster:
 
     stateless: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config, items: int) -> None:
+        self.config, self.items = config, items
         self.users = 0
         self.failures: list[Failure] = []
         self.samples: np.ndarray = _NOBODY
@@ -185,7 +187,17 @@ class NodeRoster:
 
     def _behind(self, node: int) -> Behind:
         """What a node's metrics are held against."""
-        raise NotImplementedError
+        users = self._nodes[node]
+        interactions = int(self.samples[users].sum())
+        examples = (interactions + len(users)) * (1 + self.config.local.negatives)
+        return Behind(len(users), interactions, examples, self.items)
+
+    def dropped(self) -> list[str]:
+        """What is said of metrics that nobody had asked for."""
+        return [
+            f"the {name} sent {count:,} metrics that nobody had asked for: they were left out"
+            for name, count in self.undeclared.items()
+        ]
 
     def fail(self, round_: int, node: int | str, reason: str) -> None:
         """Count a contribution as lost, of a node known by its number or its name."""

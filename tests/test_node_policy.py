@@ -23,8 +23,8 @@ from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.models.mf import initial_user
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.introduction import Introduction
-from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.nodes.bounds import DEFAULT, Bound
+from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.protocol.shards import Federation, write_shards
 from fedem_flwr.randomness import keyed_uniform

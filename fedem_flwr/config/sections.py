@@ -101,10 +101,11 @@ class AggregateConfig(Section):
     saturate: float | None = Field(None, gt=0, description="similarities above this become 1 (released program: 0.9)")
     pca_sign: Literal["raw", "fixed"] = Field("raw", description="sign of the first principal component")
     block_items: int = Field(512, ge=1, description="items combined at a time; bounds the server's memory")
-    max_norm: float = Field(
-        1e6,
+    max_norm: float | None = Field(
+        None,
         gt=0,
-        description="larger uploads are refused: norm of a table or of mean rows; fedials: largest entry a user",
+        description="larger uploads are refused: norm of a table or of mean rows, largest entry a user of other sums; "
+        "default: of a table whose entries are 30 on average. Methods have closer bounds of their own beside it",
     )
 
 

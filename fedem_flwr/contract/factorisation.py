@@ -87,6 +87,13 @@ class Factorisation(Method):
         loss, to_user, to_items = mf.gradients(parts["user"], parts["items"], sign, batch.weight, batch.size)
         return loss, {"user": to_user, "items": to_items}
 
+    @property
+    def steps_by_updates(self) -> bool:
+        """Also through merged rows, where updates are those that are written out."""
+        own = type(self)
+        written_out = not self.merge.in_training or own.updates is Factorisation.updates
+        return own.step is Factorisation.step and written_out and not self.stages()
+
     def step(self, block: Block, round_: int) -> Step:
         """Through the merged rows where the block has downloaded ones beside its own."""
         if not block.received:

@@ -199,6 +199,23 @@ def _spread(value: Tensor, items: Tensor, real: Tensor, users: Tensor, m: int) -
     return torch.from_numpy(matrix.T @ users.numpy())  # ten times as fast as index_add_ here
 
 
+def most_of_users(counts: np.ndarray, items: int, objective: Objective) -> tuple[float, float, float]:
+    """What users with so many interactions can add to sums, whatever their histories and the table are.
+
+    A user's p is the least of Σ (p·q_i − 1)² + s |p|² + …, s = λ (c + a m), which is c at p = 0. So Σ r_i² + s |p|² ≤ c
+    for its residuals r: |p|² ≤ c / s, and |r_i p| ≤ c / (2 √s).
+
+    Args:
+        counts: (k,) c of each user. items: m.
+
+    Returns:
+        The largest trace of their P; the largest row of their gradient that one of them can add; and all together.
+    """
+    ridge = objective.ridge * (counts + objective.weight * items)
+    rows = counts / (2 * np.sqrt(ridge))
+    return float((counts / ridge).sum()), float(rows.max(initial=0.0)), float(rows.sum())
+
+
 @dataclass(frozen=True)
 class FoldInScores:
     """Scores p · q of users folded in with recency; a component of `evaluation.scorers.HistoryScorer`."""

@@ -89,6 +89,7 @@ class FedEM(Factorisation):
 class SimilarTables(LocalTraining):
     """Local training, and G_u for every uploader."""
 
+    convex = True
     method: FedEM
 
     def fold(self, state: State, gathered: Gathered) -> State:
