@@ -10,11 +10,13 @@ import torch
 from flwr.client import NumPyClient
 
 from fedem_flwr.contract.asked import Setting, as_tensor
+from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
 from fedem_flwr.nodes.host import NodeHost
 
 Scalar = Setting
 Arrays = list[np.ndarray]
+MOST_KEPT = 20  # states of checkpoints: a disk is finite, and a server may ask for any
 METRICS_WITHHELD = "metrics-withheld"  # name of the number of users over whom a node sends no metrics
 
 
@@ -82,6 +84,11 @@ class HostClient(NumPyClient):
         if policy.smallest_sum == 1 or policy.sends(self.users[self.host.interactions(self.node) > 0]):
             return {**measure()}
         return {METRICS_WITHHELD: float(len(self.users))}
+
+    def keep(self, round_: int, cohort: Cohort, config: Mapping[str, Scalar]) -> None:
+        """Store the cohort's state after a round, as the message says: for how long, and beside which others."""
+        rounds = [int(text) for text in str(config.get("keep-from", 0)).split(",")[-MOST_KEPT:]]
+        self.host.keep(self.node, round_, cohort, durable=bool(config.get("persist")), keep_from=rounds)
 
     def positions(self, users: np.ndarray) -> torch.Tensor:
         """(k',) where users stand in this cohort.

@@ -59,8 +59,7 @@ class MethodClient(HostClient):
         if upload.loss is not None:
             metrics["loss-total"] = upload.loss
         if not self.method.stateless:
-            durable, keep_from = bool(config.get("persist")), int(config.get("keep-from", 0))
-            self.host.keep(self.node, round_, side.cohort, durable=durable, keep_from=keep_from)
+            self.keep(round_, side.cohort, config)
         return [upload.arrays[name] for name in self.UPLOADS[phase.name]], upload.samples, metrics
 
     def permitted(self, phase: Phase, asked: Asked) -> tuple[IntArray, int]:

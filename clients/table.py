@@ -50,8 +50,7 @@ class TableClient(HostClient):
         self._require_enough(scorer)
         cohort: Cohort = scorer.cohort
         result = cohort.train(cohort.everyone, scorer.downloads, round_, sums=True)
-        durable, keep_from = bool(config.get("persist")), int(config.get("keep-from", 0))
-        self.host.keep(self.node, round_, cohort, durable=durable, keep_from=keep_from)
+        self.keep(round_, cohort, config)
         sums, samples = result.sums["items"], int(result.samples.sum())
         table = (sums.total / sums.weight.clamp(min=1)).float().cpu().numpy()
         loss = float((result.loss.double() * result.samples).sum()) / max(1, samples)

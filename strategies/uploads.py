@@ -26,8 +26,12 @@ class Failure:
 Spec = Field  # what the hooks of `CohortStrategy` call it
 
 
-def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> str:
-    """What is wrong with an upload, in words; empty if nothing is."""
+def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float, *, same_type: bool = True) -> str:
+    """What is wrong with an upload, in words; empty if nothing is.
+
+    Args:
+        same_type: whether types must be those that are expected.
+    """
     for name, spec in expected.items():
         if name not in arrays:
             return f"the upload lacks '{name}'"
@@ -37,7 +41,7 @@ def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> 
         )
         if not fits:
             return f"'{name}' has shape {got.shape}, not {spec.shape}"
-        if got.dtype != np.dtype(spec.dtype):
+        if got.dtype != np.dtype(spec.dtype) and (same_type or got.dtype.kind not in "fiu"):
             return f"'{name}' has type {got.dtype}, not {spec.dtype}"
         if np.issubdtype(got.dtype, np.floating):
             sizes = norms(got)
@@ -60,10 +64,10 @@ def norms(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)))
 
 
-def arrays_of(reply: Message) -> Named | None:
+def arrays_of(reply: Message, record: str = "arrays") -> Named | None:
     """A reply's arrays; None where there are none, or their bytes are no arrays."""
     try:
-        return unpack_arrays(reply.content.array_records["arrays"])
+        return unpack_arrays(reply.content.array_records[record])
     except Exception:  # foreign bytes fail to decode in any way: bad archives, headers larger than the memory, ...
         return None
 

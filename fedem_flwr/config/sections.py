@@ -233,6 +233,9 @@ class RunConfig(Section):
         600.0, ge=0, description="seconds that a networked round below its quorum is repeated before the run stops"
     )
     checkpoint_every: int = Field(5, ge=1, description="rounds between checkpoints; the last round always has one")
+    checkpoints_kept: int = Field(
+        2, ge=1, le=20, description="checkpoints that stay, the newest; `fedem resume --back-to ROUND` goes to one"
+    )
 
 
 class NetworkConfig(Section):

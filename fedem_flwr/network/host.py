@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +67,7 @@ class ShardHost(NodeHost):
         """All users of the shard."""
         return self.split.codes
 
-    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
+    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: Sequence[int]) -> None:
         """Store the state of every round: this process may be killed in any."""
         super().keep(node, round_, cohort, durable=True, keep_from=keep_from)
 

@@ -8,6 +8,7 @@ the state is read from and written to disk in every round.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -185,10 +186,10 @@ class NodeHost:
             return method.cohort(data, method.initial_state(len(data.users), place))
         return method.cohort(data, {name: as_tensor(values, place) for name, values in start.items()})
 
-    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
+    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: Sequence[int]) -> None:
         """Store the cohort's state after `round_`; `durable` states survive the process.
 
-        What remains is this state, the one before, from which the round can be repeated, and that of `keep_from`, from
+        What remains is this state, the one before, from which the round can be repeated, and those of `keep_from`, from
         which the run can be resumed.
         """
         if self.resident:
@@ -197,7 +198,7 @@ class NodeHost:
             arrays = {name: x.cpu().numpy() for name, x in cohort.state.items()}
             said = {"users": self.users(node), "format": np.array([STATE_FORMAT])}
             self._store().save(node_name(node), round_, {**said, **arrays})
-            self._store().prune(node_name(node), keep_from, max(keep_from, round_ - 1))
+            self._store().prune(node_name(node), *keep_from, max(*keep_from, round_ - 1))
 
     def forget(self, node: int) -> None:
         """Drop a resident cohort that may be half trained, as training changes it in place.
