@@ -234,7 +234,10 @@ class RunConfig(Section):
     )
     checkpoint_every: int = Field(5, ge=1, description="rounds between checkpoints; the last round always has one")
     checkpoints_kept: int = Field(
-        2, ge=1, le=20, description="checkpoints that stay, the newest; `fedem resume --back-to ROUND` goes to one"
+        2,
+        ge=1,
+        le=20,
+        description="checkpoints that stay, the newest; `fedem resume RUN --back-to 10` goes to an older one",
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,14 +17,13 @@ from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Ta
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.from_history import FromHistory
 from fedem_flwr.contract.phases import Sender
-from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, most_of_users, sums_of
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, beyond_users, sums_of
 from fedem_flwr.evaluation.cohort import Sums
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.evaluation.settings_grid import grid_sums
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.splits import Split
 
-_ROUNDED = 1.01  # of sums of floats
 _RATE_EXPONENT = 0.9  # η of a share of the users: 0.13 with 10 %, 0.03 with 2 %
 
 
@@ -120,22 +118,13 @@ class TableStep(Task):
         return Upload(packed(sums), sums.samples, sums.error)
 
     def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
-        """See `engine.ials.most_of_users`."""
+        """See `engine.ials.beyond_users`."""
         return self.beyond(arrays, sender, "rows", "counts", "gram")
 
-    def beyond(self, arrays: Named, sender: Sender, rows: str, counts: str, gram: str) -> str:
-        """What is wrong with the sums of a table, or of several; stages may have done anything to them."""
-        if self.method.stages():
-            return ""
-        trace, one, together = most_of_users(sender.samples, self.method.items, self.method.objective)
-        if (size := float(np.trace(arrays[gram], axis1=-2, axis2=-1).max())) > trace * _ROUNDED:
-            return f"'{gram}' has trace {size:.3g}, more than {trace:.3g}: these users have none such"
-        length = np.linalg.norm(arrays[rows].astype(np.float64), axis=1)
-        most = np.minimum(arrays[counts] * one, together) * _ROUNDED
-        if bool((length > most).any()):
-            at = int((length - most).argmax())
-            return f"'{rows}' has a row of norm {length[at]:.3g}, more than {most[at]:.3g}: these users have none such"
-        return ""
+    def beyond(self, arrays: Named, sender: Sender, *names: str) -> str:
+        """The same of the sums of a table, or of several; stages may have done anything to them."""
+        method, sums = self.method, {name: arrays[name] for name in names}
+        return "" if method.stages() else beyond_users(sums, sender.samples, method.items, method.objective)
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """A Newton-like step; with some of the users, a small one with running means of c and P."""
