@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from flwr.client import NumPyClient
 
 from fedem_flwr.contract.asked import Setting, as_tensor
+from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
 from fedem_flwr.nodes.host import NodeHost
 
 Scalar = Setting
 Arrays = list[np.ndarray]
+MOST_KEPT = 20  # states of checkpoints: a disk is finite, and a server may ask for any
+METRICS_WITHHELD = "metrics-withheld"  # name of the number of users over whom a node sends no metrics
 
 
 class HostClient(NumPyClient):
@@ -58,18 +61,34 @@ class HostClient(NumPyClient):
         """What the server must know before the first round: who lives here, and how much data each has.
 
         Returns:
-            `users` (k,) and `samples` (k,), the counts behind the weights p_v of Eq. 13.
+            `users` (k,) and `samples` (k,), the counts behind the weights p_v of Eq. 13; where the node's policy says
+            so, the largest count of each user's fixed group.
         """
-        split = self.host.split
-        offsets, rows = split.train_offsets, split.rows(self.users)
-        counts = np.asarray(offsets[rows + 1]) - np.asarray(offsets[rows])
+        counts, group = self.host.interactions(self.node), self.host.whole_groups(self.node)
+        if self.host.policy.coarse_counts and group is not None:
+            most = np.zeros(int(group.max(initial=-1)) + 1, counts.dtype)
+            np.maximum.at(most, group, counts)
+            counts = np.where(counts > 0, most[group], 0)
         return {"users": self.users, "samples": counts}
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate all users with what was received; only sums are returned."""
         scorer = self.model(int(config["server-round"]), parameters, config)
         edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
-        return 0.0, len(self.users), dict(evaluate_cohort(scorer, self.host.split, edges))
+        whole = self.host.whole_groups(self.node)
+        return 0.0, len(self.users), self.of_all(lambda: evaluate_cohort(scorer, self.host.split, edges, whole))
+
+    def of_all(self, measure: Callable[[], Mapping[str, float]]) -> dict[str, Scalar]:
+        """Metric sums over all users here; where the node's policy says that they are too few, only their number."""
+        policy = self.host.policy
+        if policy.smallest_sum == 1 or policy.sends(self.users[self.host.interactions(self.node) > 0]):
+            return {**measure()}
+        return {METRICS_WITHHELD: float(len(self.users))}
+
+    def keep(self, round_: int, cohort: Cohort, config: Mapping[str, Scalar]) -> None:
+        """Store the cohort's state after a round, as the message says: for how long, and beside which others."""
+        rounds = [int(text) for text in str(config.get("keep-from", 0)).split(",")[-MOST_KEPT:]]
+        self.host.keep(self.node, round_, cohort, durable=bool(config.get("persist")), keep_from=rounds)
 
     def positions(self, users: np.ndarray) -> torch.Tensor:
         """(k',) where users stand in this cohort.

@@ -8,10 +8,12 @@ and only if the node's policy lets it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property, partial
 
 import numpy as np
 
-from clients.base import Arrays, HostClient, Scalar
+from clients.base import METRICS_WITHHELD, Arrays, HostClient, Scalar
 from fedem_flwr.contract import Asked, Device, Phase
 from fedem_flwr.contract.adding import contributed, nothing
 from fedem_flwr.engine.history import IntArray
@@ -40,26 +42,28 @@ class MethodClient(HostClient):
         phase = self.method.schedule.named(asked.phase)
         metrics: dict[str, Scalar] = {}
         if config.get("evaluate"):
-            metrics |= evaluate_cohort(self.method.scorer(side, asked), self.host.split)
+            metrics |= self.of_all(lambda: evaluate_cohort(self.method.scorer(side, asked), self.host.split))
         for tuning in self.method.tunings():
             if config.get(f"tune-{tuning.name}"):
-                metrics |= tuning.measure(side, asked, self.host.split)
-        permitted = self.permitted(phase, asked)
-        if len(permitted) < len(asked.who):
-            metrics["withheld"] = float(len(asked.who))
+                metrics |= self.of_all(partial(tuning.measure, side, asked, self.host.split))
+        permitted, withheld = self.permitted(phase, asked)
+        if withheld:
+            metrics["withheld"] = float(withheld)
         if len(permitted):
             upload = contributed(phase.task, side, asked.of(permitted), self.method.stages())
         else:
             upload = nothing(phase.task)
+        if upload.loss is not None and not self._adds_up(phase, permitted):
+            upload = replace(upload, samples=0, loss=None)  # of single users' uploads, the loss still is a sum
+            metrics[METRICS_WITHHELD] = max(float(len(permitted)), float(metrics.get(METRICS_WITHHELD, 0.0)))
         if upload.loss is not None:
             metrics["loss-total"] = upload.loss
         if not self.method.stateless:
-            durable, keep_from = bool(config.get("persist")), int(config.get("keep-from", 0))
-            self.host.keep(self.node, round_, side.cohort, durable=durable, keep_from=keep_from)
+            self.keep(round_, side.cohort, config)
         return [upload.arrays[name] for name in self.UPLOADS[phase.name]], upload.samples, metrics
 
-    def permitted(self, phase: Phase, asked: Asked) -> IntArray:
-        """(k',) positions of the participants that may train for this upload: none where their sum is held back.
+    def permitted(self, phase: Phase, asked: Asked) -> tuple[IntArray, int]:
+        """(k',) positions of the participants that may train for this upload, and of how many the sum is held back.
 
         Raises:
             FedemError: single users' own values are asked for, and this node does not send them.
@@ -69,10 +73,39 @@ class MethodClient(HostClient):
         if each and len(asked.uploaders) and not policy.single_users:
             raise FedemError(policy.refusal("the server"))
         if policy.smallest_sum == 1 or each == fields.keys():
-            return asked.who
-        counts = self.host.side(self.node, 0).history.counts()[asked.who]
-        enough = policy.sends(self.users[asked.who[counts >= phase.task.least_items]])  # others add nothing to hide in
-        return asked.who if enough else asked.who[:0]
+            return asked.who, 0
+        adds = self._adds(phase)  # others add nothing to hide in
+        adding = asked.who[adds[asked.who]]
+        whole = self._whole(adds, adding)
+        if (each and len(whole) < len(adding)) or not self._adds_up(phase, whole):
+            return asked.who[:0], len(adding)
+        return (asked.who if len(whole) == len(adding) else whole), len(adding) - len(whole)
+
+    @cached_property
+    def _items(self) -> IntArray:
+        """(k,) training items of each user."""
+        return self.host.side(self.node, 0).history.counts()
+
+    def _adds(self, phase: Phase) -> np.ndarray:
+        """(k,) who has what a phase's sums are made of."""
+        return np.asarray(self._items >= phase.task.least_items)
+
+    def _adds_up(self, phase: Phase, who: IntArray) -> bool:
+        """Whether a sum over some users goes up: they are enough, and not nearly those of a sum that went before."""
+        if self.host.policy.smallest_sum == 1:
+            return True
+        adding = who[self._adds(phase)[who]]
+        return self.host.policy.sends(adding) and self.host.admits(self.node, phase.task.least_items, adding)
+
+    def _whole(self, adds: np.ndarray, who: IntArray) -> IntArray:
+        """Those whose fixed group is asked for as a whole, where the policy is of such groups: else all."""
+        group = self.host.whole_groups(self.node) if self.host.policy.fixed_groups else None
+        if group is None:
+            return who
+        asked, least = np.isin(np.arange(len(adds)), who), self.host.policy.smallest_sum
+        complete = (np.bincount(group, adds & ~asked) == 0) & (np.bincount(group, adds) >= least)
+        found: IntArray = who[complete[group[who]]]
+        return found
 
     def model(self, round_: int, parameters: Arrays, config: Mapping[str, Scalar]) -> Scorer:
         """What this node's users score with after a round."""
@@ -87,5 +120,7 @@ class MethodClient(HostClient):
         """The message, as a method sees it."""
         arrays = dict(zip(self.DOWNLOAD, parameters, strict=True))
         who, uploaders = side.positions(arrays.pop("participants")), np.asarray(arrays.pop("uploaders"))
+        if len(arrays.get("receivers", ())) and not self.host.policy.single_users:
+            raise FedemError("the server sends tables to single users, whose metrics would tell them apart: refused")
         round_, phase = int(config.get("server-round", 0)), str(config.get("upload", ""))
         return Asked(round_, phase, who, uploaders, arrays, config, side.place, side.has_times)

@@ -47,18 +47,27 @@ class TableClient(HostClient):
         """
         round_ = int(config["server-round"])
         scorer = self.model(round_ - 1, parameters, config)
-        if not self.host.policy.sends(self.users[scorer.counts() > 0]):
-            raise FedemError(f"node {self.node} hosts too few users: it {self.host.policy.words}")
+        self._require_enough(scorer)
         cohort: Cohort = scorer.cohort
         result = cohort.train(cohort.everyone, scorer.downloads, round_, sums=True)
-        durable, keep_from = bool(config.get("persist")), int(config.get("keep-from", 0))
-        self.host.keep(self.node, round_, cohort, durable=durable, keep_from=keep_from)
+        self.keep(round_, cohort, config)
         sums, samples = result.sums["items"], int(result.samples.sum())
         table = (sums.total / sums.weight.clamp(min=1)).float().cpu().numpy()
         loss = float((result.loss.double() * result.samples).sum()) / max(1, samples)
         return [table], samples, {"train-loss": loss}
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """Means over this node's users; the strategy weights them by `num-examples`, here the number of users."""
+        """Means over this node's users; the strategy weights them by `num-examples`, here the number of users.
+
+        Raises:
+            FedemError: too few users live here for the node's policy.
+        """
         scorer = self.model(int(config["server-round"]), parameters, config)
+        if self.host.policy.smallest_sum > 1:
+            self._require_enough(scorer)
         return 0.0, len(self.users), dict(means_of(evaluate_cohort(scorer, self.host.split)))
+
+    def _require_enough(self, scorer: CohortScorer) -> None:
+        if not self.host.policy.sends(self.users[scorer.counts() > 0]):
+            least = self.host.policy.smallest_sum
+            raise FedemError(f"node {self.node} hosts too few users: it sends no sum over fewer than {least}")

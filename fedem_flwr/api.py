@@ -100,17 +100,18 @@ def run(
     return load(runs.main.directory.path)
 
 
-def resume(run_dir: str | PathLike[str], *, progress: bool | None = None) -> Result:
+def resume(run_dir: str | PathLike[str], *, back_to: int | None = None, progress: bool | None = None) -> Result:
     """Continue an interrupted run, and those beside it, to the same result as if nothing had happened.
 
     Args:
         run_dir: the run's directory.
+        back_to: go on from the checkpoint of this round, and forget what came after it; else from the newest.
         progress: as of `run`.
 
     Raises:
         InputError: it holds no run, or a damaged one.
     """
-    runs = flow.reopen(Path(run_dir).expanduser())
+    runs = flow.reopen(Path(run_dir).expanduser(), back_to)
     flow.carry_out(runs, console=progress_console(progress), resume=True)
     return load(run_dir)
 

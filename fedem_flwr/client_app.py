@@ -17,6 +17,15 @@ from fedem_flwr.nodes.ceilings import EPOCHS, Ceilings
 from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
 
+# Keys of a SuperNode's --node-config, and what they are called in a policy; words of a list stand between blanks.
+_FLAGS = {
+    "allow-individual-uploads": "single_users",
+    "require-secret-draws": "secret_draws",
+    "coarse-counts": "coarse_counts",
+    "fixed-groups": "fixed_groups",
+}
+_LISTS = {"methods": "methods", "bounds": "bounds"}
+
 
 class FromContext:
     """Nodes with a shard of their own, or nodes that all see the run's directory, which the message names."""
@@ -44,9 +53,10 @@ def _host_from(message: Message, context: Context) -> NodeHost:
     if not (run_dir / CONFIG_FILE).is_file():
         raise FedemError(f"{run_dir} of the server is not on this machine: give a run-dir that server and nodes share")
     threads = int(context.run_config.get("threads", 0))
-    return NodeHost(
-        run_dir, _told(context, "num-partitions"), threads, policy=_policy(context, NodePolicy.simulation())
-    )
+    policy = _policy(context, NodePolicy.simulation())
+    host = NodeHost(run_dir, _told(context, "num-partitions"), threads, policy=policy)
+    policy.check(host.config)
+    return host
 
 
 def _told(context: Context, key: str) -> int:
@@ -78,10 +88,13 @@ def _ceilings(context: Context) -> Ceilings:
 
 def _policy(context: Context, otherwise: NodePolicy) -> NodePolicy:
     """What whoever started the node has said of it."""
-    least, individual = (context.node_config.get(key) for key in ("smallest-sum", "allow-individual-uploads"))
-    if least is None and individual is None:
+    told = context.node_config
+    if not told.keys() & {"smallest-sum", *_FLAGS, *_LISTS}:
         return otherwise
-    return NodePolicy.networked(None if least is None else int(least), single_users=individual is True)
+    least = told.get("smallest-sum")
+    flags = {name: told.get(key) is True for key, name in _FLAGS.items()}
+    lists = {name: str(told.get(key, "")).split() for key, name in _LISTS.items()}
+    return NodePolicy.networked(None if least is None else int(least), **flags, **lists)  # type: ignore[arg-type]
 
 
 app = SuperNodeApp(build_client_app(FromContext()), lambda context: _ceilings(context).message_limit)

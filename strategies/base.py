@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -18,10 +18,12 @@ from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
+from fedem_flwr.contract.method import norm_limit
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.messages.admission import TooFewContributions
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.randomness import keyed_permutation
+from strategies.declared import Declared
 from strategies.roster import NodeRoster
 from strategies.uploads import Spec, arrays_of, problem_of, size_of
 
@@ -39,16 +41,17 @@ class CohortStrategy(NodeRoster, Strategy):
         stateless: whether the clients keep nothing between rounds, so that the run keeps and serves its best round.
         on_receipt: that the clients evaluate a round's model on receipt, in answer to the next round's message.
         NEEDS_TIMES: whether the method learns from the order of interactions.
+        METRICS: names of sums that clients of one's own send, beside losses and evaluations; others are dropped.
     """
 
     upload: str
     stateless: bool = False
     on_receipt: bool = True
     NEEDS_TIMES: bool = False
+    METRICS: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, items: int) -> None:
-        super().__init__()
-        self.config, self.items = config, items
+        super().__init__(config, items)
         self._trains: dict[int, np.ndarray] = {}  # who trains on each node this round
         self._asked: dict[int, np.ndarray] = {}  # whose uploads each node was asked for
         self._drawn: tuple[int, np.ndarray] = (0, _NOBODY)  # a round and its participants
@@ -102,13 +105,23 @@ class CohortStrategy(NodeRoster, Strategy):
         """What goes into diagnostics.json of the server's side; `weights` is drawn in the report."""
         return {}
 
+    def declared(self, settings: Mapping[str, object], *, groups: int | None = None) -> Declared:
+        """Which metrics may come in answer to messages with these settings.
+
+        Args:
+            groups: of an evaluation alone: how many groups of users it is asked of.
+        """
+        evaluated = groups is not None or bool(settings.get("evaluate"))
+        return Declared.of(evaluated=evaluated, groups=groups or 0, own=self.METRICS)
+
     def caveats(self) -> list[str]:
-        """What a reader of the results must be warned of: sums that are a single user's."""
+        """What a reader of the results must be warned of: sums that are a single user's, metrics that were dropped."""
         if self.config.run.users_per_node != 1 or any(field.each for field in self.expected(_ONE).values()):
-            return []
+            return self.dropped()
         return [
+            *self.dropped(),
             "run.users_per_node = 1: what a node sends is a single user's, and shows its embedding up to sign, or its "
-            "rows. Networked nodes refuse that unless they were started with --allow-individual-uploads."
+            "rows. Networked nodes refuse that unless they were started with --allow-individual-uploads.",
         ]
 
     def evaluates(self, round_: int) -> bool:
@@ -152,6 +165,7 @@ class CohortStrategy(NodeRoster, Strategy):
         settings = ConfigRecord({**config, **self.settings(server_round)})
         settings["server-round"], settings["upload"] = server_round, self.upload
         settings["evaluate"] = int(server_round > 1 and self.evaluates(server_round - 1))
+        self._declared = self.declared(settings)
         self._trains = {node: _hosted(participants, users) for node, users in self._nodes.items()}
         self._asked = {node: _hosted(uploaders, users) for node, users in self._nodes.items()}
         all_of_them = bool(settings["evaluate"]) or not self.stateless
@@ -205,7 +219,8 @@ class CohortStrategy(NodeRoster, Strategy):
             arrays = arrays_of(reply)
             trains = self._trains[node]
             problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node)
-            if not problem and metrics.get("withheld") and any(array.any() for array in (arrays or {}).values()):
+            left = max(0, len(trains) - int(metrics.get("withheld", 0)))  # of whom something may be in the sum
+            if not problem and not left and any(array.any() for array in (arrays or {}).values()):
                 problem = "withholds its users' sum, and sends one"
             if arrays is None or problem:
                 self.fail(server_round, node, problem)
@@ -213,7 +228,7 @@ class CohortStrategy(NodeRoster, Strategy):
             add_sums(sums, metrics)
             contributions += 1
             if len(trains):
-                held.append((arrays, trains[:0] if metrics.get("withheld") else trains))
+                held.append((arrays, trains[:left]))
                 contributed += len(trains)
             if contributed >= needed:
                 for upload in held:
@@ -238,6 +253,8 @@ class CohortStrategy(NodeRoster, Strategy):
         """Nothing but after the last round: a round's model is evaluated on receipt, with the next round's training."""
         self._open = dict(self._nodes) if config.get("final") else {}
         settings = ConfigRecord({**config, **self.settings(server_round), "server-round": server_round})
+        edges = str(config.get("group-edges", ""))
+        self._declared = self.declared(settings, groups=len(edges.split(",")) + 1 if edges else 0)
         return (self._message("evaluate", node, settings, _NOBODY, _NOBODY) for node in list(self._open))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -270,7 +287,7 @@ class CohortStrategy(NodeRoster, Strategy):
         Args:
             uploaders: whose own values it may hold. participants: whom its sums are over.
         """
-        return problem_of(arrays, self.expected(uploaders), self.config.aggregate.max_norm)
+        return problem_of(arrays, self.expected(uploaders), norm_limit(self.config, self.items))
 
 
 def _hosted(chosen: np.ndarray, users: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,14 +19,18 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract import Field, Gathered, Method, State
 from fedem_flwr.contract.fields import Named, fault_of
 from fedem_flwr.contract.finding import method_of
-from fedem_flwr.contract.phases import NothingMade
-from fedem_flwr.errors import InputError
+from fedem_flwr.contract.phases import NothingMade, Sender
+from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.evaluation.settings_grid import SettingsGrid
 from fedem_flwr.messages.wire import plain_numbers
 from strategies.base import CohortStrategy
+from strategies.declared import Declared
 from strategies.uploads import Failure, problem_of
 
 _DONE = "rounds-done"
+# Numbers that pass every check and that no fold can use.
+_NOTHING: Any = (FedemError, ArithmeticError, np.linalg.LinAlgError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+_LARGEST = float(torch.finfo(torch.float32).max)
 
 
 class MethodStrategy(CohortStrategy):
@@ -106,6 +110,12 @@ class MethodStrategy(CohortStrategy):
             told[f"tune-{tuning.name}"] = int(round_ > 1 and tuning.due(round_ - 1))
         return told
 
+    def declared(self, settings: Mapping[str, object], *, groups: int | None = None) -> Declared:
+        """Also the grids that are due."""
+        asked = {name: len(one.rows) for name, one in self.grids.items() if settings.get(f"tune-{name}")}
+        found = super().declared(settings, groups=groups)
+        return found.with_grids(asked) if groups is None else found
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterator[Message]:
@@ -136,13 +146,14 @@ class MethodStrategy(CohortStrategy):
         return {name: field.filled(1 if field.each else length) for name, field in self.phase.task.fields().items()}
 
     def problem(self, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:
-        """Shapes and types, then values, then what the task knows of them."""
-        fields, limit = self.expected(uploaders), self.config.aggregate.max_norm
-        samples, users = int(self.samples[participants].sum()), len(participants)
+        """Shapes and types, then values, then what the task knows of them, and of what its users can send at all."""
+        fields, limit, task = self.expected(uploaders), self.method.max_norm, self.phase.task
+        samples, users = self.samples[participants], len(participants)
         return (
             problem_of(arrays, fields, limit)
             or fault_of(arrays, fields, users, limit)
-            or self.phase.task.problem(arrays, users, samples)
+            or task.problem(arrays, users, int(samples.sum()))
+            or task.impossible(arrays, self.kept, Sender(self.done + 1, samples, int(self.samples.max(initial=0))))
         )
 
     def combine(self, round_: int) -> None:
@@ -150,10 +161,27 @@ class MethodStrategy(CohortStrategy):
         gathered = self.gathered()
         if gathered.trained or len(gathered.uploaders):  # else every node held its sum back
             try:
-                self.kept = self.phase.task.fold(self.kept, gathered)
+                self.kept = self._sound(self.phase.task.fold(self.kept, gathered))
             except NothingMade as error:
                 self.failures.append(Failure(round_, "server", str(error)))
+            except _NOTHING as error:
+                self.fail(round_, "server", f"nothing was made of the uploads: {error}")
         self._begin(round_)
+
+    def _sound(self, state: State) -> State:
+        """A state that may be sent, and kept in a checkpoint.
+
+        Raises:
+            NothingMade: numbers that are none, or larger than any that a node may send.
+        """
+        sent = self.method.sends()
+        for name, values in state.items():
+            if not values.is_floating_point() or not values.numel():
+                continue
+            size = float(values.abs().max())  # of what is not a number: not a number
+            if not size <= (self.method.max_norm if name in sent else _LARGEST):
+                raise NothingMade(f"'{name}' would have an entry of {size:.3g}, and stays as it was")
+        return state
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

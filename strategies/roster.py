@@ -13,11 +13,12 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import Admission, AdmitAll, greetings, meeting_seconds, sessions_of
-from fedem_flwr.messages.wire import plain_numbers
-from strategies.uploads import Failure, arrays_of, introduces, metrics_problem
+from strategies.declared import Behind, Declared
+from strategies.uploads import Failure, arrays_of, introduces
 
 _NOBODY = np.empty(0, dtype=np.int64)
 _SILENCE = 30.0  # seconds after which a node that has not answered is asked once more, in passing
@@ -48,12 +49,14 @@ class NodeRoster:
         users: n, how many users there are; set before `meet`, which believes no node that claims others.
         failures: contributions left out so far; the run goes on without them.
         samples: (n,) training interactions of each user, known after `meet`.
+        undeclared: how many metrics that nobody had asked for came from nodes, by name; they are dropped.
         stateless: whether the clients keep nothing between rounds.
     """
 
     stateless: bool = False
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config, items: int) -> None:
+        self.config, self.items = config, items
         self.users = 0
         self.failures: list[Failure] = []
         self.samples: np.ndarray = _NOBODY
@@ -62,6 +65,8 @@ class NodeRoster:
         self._away: dict[str, np.ndarray] = {}  # users of nodes that were met and are not there now, by name
         self._names: dict[int, str] = {}
         self._open: dict[int, np.ndarray] = {}  # nodes that have not answered yet
+        self._declared = Declared()  # what may come in answer to what was sent last
+        self.undeclared: dict[str, int] = {}
 
     def meet(self, grid: Grid, timeout: float, welcome: Admission | None = None, round_: int = 0) -> None:
         """Ask every node that came since the last time which users it hosts and how much data each has.
@@ -170,14 +175,29 @@ class NodeRoster:
     def _valid(self, round_: int, replies: Iterable[Message]) -> Iterator[tuple[Message, Mapping[str, float]]]:
         """Answers with their metrics, where these are there and can be true."""
         for reply in self._answers(round_, replies):
-            record = reply.content.metric_records.get("metrics")
-            metrics = {} if record is None else plain_numbers(record)
             node = reply.metadata.src_node_id
-            problem = metrics_problem(metrics, len(self._nodes[node]))
-            if problem:
+            metrics, dropped = self._declared.read(reply.content.metric_records.get("metrics", {}))
+            if dropped:
+                name = self._names.get(node, f"node {node}")
+                self.undeclared[name] = self.undeclared.get(name, 0) + dropped
+            if problem := self._declared.problem(metrics, self._behind(node)):
                 self.fail(round_, node, problem)
             else:
                 yield reply, metrics
+
+    def _behind(self, node: int) -> Behind:
+        """What a node's metrics are held against."""
+        users = self._nodes[node]
+        interactions = int(self.samples[users].sum())
+        examples = (interactions + len(users)) * (1 + self.config.local.negatives)
+        return Behind(len(users), interactions, examples, self.items)
+
+    def dropped(self) -> list[str]:
+        """What is said of metrics that nobody had asked for."""
+        return [
+            f"the {name} sent {count:,} metrics that nobody had asked for: they were left out"
+            for name, count in self.undeclared.items()
+        ]
 
     def fail(self, round_: int, node: int | str, reason: str) -> None:
         """Count a contribution as lost, of a node known by its number or its name."""

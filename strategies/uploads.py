@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,12 +9,8 @@ import numpy as np
 from flwr.app import Message
 
 from fedem_flwr.contract.fields import Field, Named
-from fedem_flwr.evaluation.ranking import METRICS
 from fedem_flwr.messages.wire import unpack_arrays
 
-_WHOLE = frozenset({"users", "nonfinite", "num-examples", "withheld"})
-_SANE = 1e18
-_ROUNDING = 1e-9  # of sums of floats
 _MOST_SAMPLES = 2**31  # of a user; a larger number can only be a mistake
 
 
@@ -31,8 +26,12 @@ class Failure:
 Spec = Field  # what the hooks of `CohortStrategy` call it
 
 
-def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> str:
-    """What is wrong with an upload, in words; empty if nothing is."""
+def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float, *, same_type: bool = True) -> str:
+    """What is wrong with an upload, in words; empty if nothing is.
+
+    Args:
+        same_type: whether types must be those that are expected.
+    """
     for name, spec in expected.items():
         if name not in arrays:
             return f"the upload lacks '{name}'"
@@ -42,7 +41,7 @@ def problem_of(arrays: Named, expected: Mapping[str, Spec], max_norm: float) -> 
         )
         if not fits:
             return f"'{name}' has shape {got.shape}, not {spec.shape}"
-        if got.dtype != np.dtype(spec.dtype):
+        if got.dtype != np.dtype(spec.dtype) and (same_type or got.dtype.kind not in "fiu"):
             return f"'{name}' has type {got.dtype}, not {spec.dtype}"
         if np.issubdtype(got.dtype, np.floating):
             sizes = norms(got)
@@ -65,53 +64,12 @@ def norms(values: np.ndarray) -> np.ndarray:
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64)))
 
 
-def arrays_of(reply: Message) -> Named | None:
+def arrays_of(reply: Message, record: str = "arrays") -> Named | None:
     """A reply's arrays; None where there are none, or their bytes are no arrays."""
     try:
-        return unpack_arrays(reply.content.array_records["arrays"])
+        return unpack_arrays(reply.content.array_records[record])
     except Exception:  # foreign bytes fail to decode in any way: bad archives, headers larger than the memory, ...
         return None
-
-
-def metrics_problem(metrics: Mapping[str, float], hosted: int) -> str:
-    """What is wrong with a node's metric sums, in words; empty if they can be true.
-
-    They choose the round that is served, so a node counts for no more than the users that it hosts: a number of users
-    is at most theirs, and a sum of a metric at most the number of users behind it. Other sums (losses, counts, those of
-    a strategy of one's own) must be sane: finite, and small enough to be added up.
-
-    Args:
-        hosted: how many users live on the node.
-    """
-    if not metrics:
-        return "a reply without metrics"
-    if not all(math.isfinite(value) for value in metrics.values()):
-        return "a metric that is not finite"
-    if large := next((name for name, value in metrics.items() if abs(value) > _SANE), ""):
-        return f"a metric that cannot be: '{large}' is {metrics[large]:.6g}"
-    for name, value in metrics.items():
-        most = _most(name, metrics, hosted)
-        whole = name.rpartition("/")[2] in _WHOLE
-        if most is not None and (not 0 <= value <= most * (1 + _ROUNDING) or (whole and value != int(value))):
-            return f"a metric that cannot be: '{name}' is {value:.6g}, of {hosted} users"
-    return ""
-
-
-def _most(name: str, metrics: Mapping[str, float], hosted: int) -> float | None:
-    """The largest that a metric sum may be; None where any number will do. Names are those of `evaluation`."""
-    prefix, _, last = name.rpartition("/")
-    if last in ("users", "withheld"):
-        return hosted
-    if last in _WHOLE:
-        return math.inf
-    if prefix == "rho":
-        return metrics.get("rho/count", 0.0) if last != "count" else math.inf
-    if last in METRICS:
-        group = prefix.rpartition("/")[0].rpartition("/")[0]  # of "group-0/validation/full/hr@10"
-        return metrics.get(f"{group}/users" if group else "users", hosted)
-    if last.isdigit():  # "fold-in/003": the place in a grid of settings
-        return metrics.get(f"{prefix}/users", hosted)
-    return None
 
 
 def introduces(arrays: Named, most: int) -> bool:

@@ -188,7 +188,8 @@ def test_a_killed_run_ends_with_the_same_lines_and_the_same_best(
         assert served.round == expected.round and largest_difference(served.arrays, expected.arrays) == 0
         left = [] if name != "stateless" else [served.round]
         if point is None or point.round < 7:  # else nothing is written any more: an older file may stay
-            assert best_files(run) == left
+            records = Checkpoints(run.directory.checkpoint_dir)._records()
+            assert set(best_files(run)) == {record["best"]["round"] for record in records if record["best"]}
         assert set(left) <= set(best_files(run))
 
 
@@ -251,7 +252,8 @@ def test_a_best_round_counts_once_a_checkpoint_names_it(tmp_path: Path) -> None:
     again.save(point(8, 5))  # the repeated rounds went another way, as another node failed
     round_, arrays = again.load_best() or (0, {})
     assert round_ == 5 and arrays["table"][0, 0] == 5
-    assert [path.name for path in (tmp_path / "best").rglob("*.safetensors")] == ["round-00000005.safetensors"]
+    names = sorted(path.name for path in (tmp_path / "best").rglob("*.safetensors"))
+    assert names == ["round-00000003.safetensors", "round-00000005.safetensors"], "of both checkpoints that are kept"
     again.save(replace(point(9, 5), best=replace(point(9, 5).best, arrays={})))  # type: ignore[type-var]
     assert (again.load_best() or (0, {}))[1], "a best round that is stored already is not written again"
 

@@ -71,7 +71,10 @@ def test_uploads_are_sums_of_all_participants() -> None:
     ("share", "each", "rate"), [(1.0, 0, None), (1.0, 3, None), (0.3, 0, None), (0.3, 7, None), (0.3, 2, 0.2)]
 )
 def test_the_server_steps_as_written(share: float, each: int, rate: float | None, tmp_path: Path) -> None:
-    """With 3 users a node the last hosts one alone; with 2, many are drawn alone: nothing of those goes up."""
+    """With 3 users a node the last hosts one alone; with 2, many are drawn alone: nothing of those goes up.
+
+    With 7, some are drawn who are all but one of those of an earlier round.
+    """
     some = {"participants": share, "users_per_node": each, "rounds": 4}
     config = settings(run=some, ials={"rate": rate} if rate else {})
     run, grid = carry_out_watched(tmp_path / "run", config, policy=NodePolicy.networked())
@@ -87,8 +90,8 @@ def test_the_server_steps_as_written(share: float, each: int, rate: float | None
             if not len(users):
                 assert not any(array.size for array in arrays.values()), "whoever only evaluates sends nothing"
                 continue
-            if len(users) == 1:
-                lone += 1
+            if held := reply.metrics.get("withheld", 0):
+                lone += held
                 assert not len(arrays["items"]) and not np.any(arrays["gram"]) and len(arrays["rows"]) == 0
                 assert "loss-total" not in reply.metrics and reply.metrics["num-examples"] == 0
                 continue
@@ -103,9 +106,11 @@ def test_the_server_steps_as_written(share: float, each: int, rate: float | None
         ials = config.ials
         tensors = (torch.from_numpy(x) for x in (table, g, counts, gram))
         table = newton_step(*tensors, USERS, Newton(ials.weight, ials.ridge, ials.kappa, eta)).numpy()
-        assert run.lines[step - 1]["evaluated_users"] == USERS, "whoever is withheld is evaluated all the same"
+        alone = int(each == 3)
+        assert run.lines[step - 1]["evaluated_users"] == USERS - alone, "whoever is withheld is evaluated all the same"
+        assert run.lines[step - 1].get("metrics_withheld", 0) == alone, "but for a node's only user"
     assert sum(line.get("withheld", 0) for line in run.lines) == lone, "what is withheld is counted"
-    assert lone == {3: 4, 0: 0}.get(each, lone) and (each != 2 or lone > 4)
+    assert lone == {3: 4, 0: 0, 7: 11}.get(each, lone) and (each != 2 or lone > 4)
     np.testing.assert_allclose(run.server["table"], table, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(run.server["counts"], counts, rtol=1e-12, atol=1e-12)
 
@@ -135,8 +140,12 @@ FAULTS: list[Fault] = [
     (lambda a: a | {"rows": a["rows"][:, 1:]}, "'rows' has shape"),
     (lambda a: a | {"gram": a["gram"][1:]}, "'gram' has shape"),
     (lambda a: a | {"items": a["items"].astype(np.int64)}, "'items' has type int64, not int32"),
-    (put("rows", 0, 1.1e7), "'rows' has an entry of 1.1e.07, more than 1e.07"),
-    (put("gram", 0, -1e20), "'gram' has an entry of 1e.20"),
+    (put("rows", 0, 1.1e7), r"'rows' has an entry of 1.1e.07, more than 6.57e.03"),
+    (put("rows", 0, 20), r"'rows' has a row of norm [\d.]+, more than [\d.]+: these users have none such"),
+    (put("gram", 1, 1e-2), "'gram' is no sum of p pᵀ"),
+    (lambda a: a | {"gram": -a["gram"]}, "'gram' is no sum of p pᵀ"),
+    (lambda a: a | {"gram": 50 * a["gram"]}, r"'gram' has trace [\d.]+, more than [\d.]+: these users have none such"),
+    (put("gram", 0, -1e20), "'gram' is no sum of p pᵀ"),
     (lambda a: {name: x for name, x in a.items() if name != "gram"}, "the upload lacks 'gram'"),
 ]
 

@@ -23,6 +23,7 @@ from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.models.mf import initial_user
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.introduction import Introduction
+from fedem_flwr.nodes.bounds import DEFAULT, Bound
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.protocol.shards import Federation, write_shards
@@ -183,11 +184,11 @@ def test_who_adds_nothing_to_a_sum_hides_nobody(tmp_path: Path) -> None:
     greet(hosts, Introduction(KEY, RUN, (), config.to_toml(), facts, 0))
     client, both = MethodClient(hosts.of(message_with(None), NOBODY), 0), np.arange(2)
     side = client.host.side(0, 0)
-    permitted = {}
+    held_back = {}
     for phase in client.method.phases():
         asked = Asked(1, phase.name, side.positions(both), both, {}, {}, side.place, has_times=True)
-        permitted[phase.name] = len(client.permitted(phase, asked))
-    assert permitted == {"table": 2, "map": 0, "encoder": 0}
+        held_back[phase.name] = client.permitted(phase, asked)[1]
+    assert held_back == {"table": 0, "map": 1, "encoder": 1}, "of so many who add something, nothing goes up"
     with pytest.raises(ValueError, match="more than once"):
         side.positions(np.array([1, 1]))
 
@@ -219,13 +220,14 @@ def test_a_node_that_is_started_anew_without_the_flag_refuses_from_then_on(shard
 
     grid = FederatedGrid(shards, tmp_path, NODES, before=restart, policy=ANYTHING)
     run = carry_out_over(grid, settings("fedem", rounds=3))
-    assert [(round_, node) for round_, node, _ in run.losses()] == [(2, "4–7"), (3, "4–7")]
+    last = (3, "4–7")
+    assert [(round_, node) for round_, node, _ in run.losses()] == [(2, "4–7"), last, last], "no evaluation either"
     assert all("asks for single users' uploads" in reason for *_, reason in run.losses())
 
 
 def test_without_federation_nothing_is_refused(shards: Path, tmp_path: Path) -> None:
     run = carry_out_over(FederatedGrid(shards, tmp_path, NODES, policy=STRICT), settings("local-only"))
-    assert run.losses() == [] and run.lines[-1]["evaluated_users"] == 13
+    assert run.losses() == [] and run.lines[-1]["evaluated_users"] == 12 and run.lines[-1]["metrics_withheld"] == 1
 
 
 def test_a_stock_strategy_gets_no_table_of_one_user(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_stock_strategy_gets_no_table_of_one_user(tmp_path: Path) -> None:
         carry_out_watched(tmp_path / name, config, policy=policy)[0].outcome.failures
         for name, policy in {"strict": STRICT, "any": ANYTHING}.items()
     )
-    assert plain == [] and [failure["round"] for failure in strict] == list(range(1, config.run.rounds + 1))
+    assert plain == [] and [failure["round"] for failure in strict] == [1, 2, 2], "two of training, one of evaluation"
     assert all("hosts too few users" in failure["reason"] for failure in strict)
 
 
@@ -243,7 +245,7 @@ def test_a_stock_strategy_gets_no_table_of_one_user(tmp_path: Path) -> None:
 
 def test_a_policy_counts_different_users() -> None:
     two, one = NodePolicy.networked(), NodePolicy.simulation()
-    assert (two, one) == (NodePolicy(2, False), NodePolicy(1, True))
+    assert (two, one) == (NodePolicy(2, False, bounds=DEFAULT), NodePolicy(1, True))
     assert [two.sends(np.array(users)) for users in ([], [5], [5, 5], [5, 6])] == [False, False, False, True]
     assert [one.sends(np.array(users)) for users in ([], [5], [5, 6])] == [False, True, True]
     assert NodePolicy.networked(single_users=True) == NodePolicy(1, True)
@@ -259,7 +261,17 @@ def test_what_is_not_said_is_refused_on_a_network(shards: Path, tmp_path: Path) 
     told = {"shard": "here", "state": "there"}
     for more, policy in (
         ({}, STRICT),
-        ({"smallest-sum": 3}, NodePolicy(3, False)),
+        ({"smallest-sum": 3}, NodePolicy(3, False, bounds=DEFAULT)),
+        (
+            {"methods": "fedials fedmf", "bounds": "local.epochs=..5 local.negatives=0..", "fixed-groups": True},
+            NodePolicy(
+                2,
+                False,
+                ("fedials", "fedmf"),
+                (Bound("local.epochs", most=5), Bound("local.negatives", least=0)),
+                fixed_groups=True,
+            ),
+        ),
         ({"allow-individual-uploads": True}, ANYTHING),
         ({"allow-individual-uploads": "no"}, STRICT),
     ):

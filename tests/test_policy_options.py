@@ -18,6 +18,7 @@ from fedem_flwr.network.deployment import Deployment
 from fedem_flwr.network.launch import check_privacy
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.node import NodeOptions
+from fedem_flwr.nodes.bounds import DEFAULT, Bound
 from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.runtime.inputs import build_strategy
 
@@ -84,7 +85,15 @@ def test_the_old_key_names_the_new_one(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--smallest-sum", "1"], f"it takes {FLAG}"), (["--smallest-sum", "0"], "smallest-sum")],
+    [
+        (["--smallest-sum", "1"], f"it takes {FLAG}"),
+        (["--smallest-sum", "0"], "smallest-sum"),
+        ([FLAG, "--fixed-groups"], "--smallest-sum 2 or more"),
+        (["--bound", "local.epochs=5"], "write SETTING=LEAST..MOST"),
+        (["--bound", "local.epochs=few.."], "write SETTING=LEAST..MOST"),
+        (["--bound", "lokal.epochs=..5"], "there is no section 'lokal'; did you mean 'local'?"),
+        (["--bound", "local.epoch=..5"], "there is no setting 'local.epoch'; did you mean 'epochs'?"),
+    ],
 )
 def test_a_node_refuses_a_policy_that_is_none(
     options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -98,8 +107,12 @@ def test_a_node_refuses_a_policy_that_is_none(
 @pytest.mark.parametrize(
     ("options", "policy"),
     [
-        ([], NodePolicy(2, False)),
-        (["--smallest-sum", "5"], NodePolicy(5, False)),
+        ([], NodePolicy(2, False, bounds=DEFAULT)),
+        (["--smallest-sum", "5"], NodePolicy(5, False, bounds=DEFAULT)),
+        (
+            ["--method", "fedials", "--bound", "run.rounds=..9", "--require-secret-draws", "--coarse-counts"],
+            NodePolicy(2, False, ("fedials",), (*DEFAULT, Bound("run.rounds", most=9)), True, True),
+        ),
         ([FLAG], NodePolicy(1, True)),
         ([FLAG, "--smallest-sum", "5"], NodePolicy(5, True)),
     ],

@@ -230,7 +230,7 @@ def test_a_forgotten_cohort_is_read_from_the_disk(tmp_path: Path) -> None:
     result = carry_out(tmp_path / "run", config_of("fedmf", run={"rounds": 1}))
     host = NodeHost(result.run.directory.path, 1, resident=True)
     cohort = host.cohort(0, 1)
-    host.keep(0, 1, cohort, durable=False, keep_from=0)
+    host.keep(0, 1, cohort, durable=False, keep_from=[0])
     cohort.state["user"][:] = torch.nan
     assert host.cohort(0, 1) is cohort
     host.forget(0)

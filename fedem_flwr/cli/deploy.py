@@ -113,6 +113,28 @@ def node(
         typer.Option(min=1, help="fewest users whose sum goes up; default: 2, or 1 with --allow-individual-uploads"),
     ] = None,
     allow_individual_uploads: Individual = False,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="carry out this method only (as method.strategy or method.client name it); may be repeated"),
+    ] = None,
+    bound: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="refuse runs with a setting outside of SETTING=LEAST..MOST, such as local.epochs=..50; may be "
+            "repeated. local.negatives=1.. holds unless it is given, or single users' uploads are allowed"
+        ),
+    ] = None,
+    require_secret_draws: Annotated[
+        bool, typer.Option("--require-secret-draws", help="refuse runs without privacy.secret_draws")
+    ] = False,
+    coarse_counts: Annotated[
+        bool,
+        typer.Option("--coarse-counts", help="say of each user only the most interactions of its group of N or more"),
+    ] = False,
+    fixed_groups: Annotated[
+        bool,
+        typer.Option("--fixed-groups", help="send sums over whole groups of N users or more that never change"),
+    ] = False,
     keep_runs: Annotated[int, typer.Option(min=1, help="keep the private state of so many runs, the newest")] = 5,
     admission: Annotated[
         float, typer.Option(min=0, help="seconds to wait until the SuperLink admits this node")
@@ -139,8 +161,15 @@ def node(
         insecure=insecure,
         threads=threads,
         device=device,
-        smallest_sum=smallest_sum,
-        individual_uploads=allow_individual_uploads,
+        policy={
+            "smallest_sum": smallest_sum,
+            "single_users": allow_individual_uploads,
+            "methods": method or [],
+            "bounds": bound or [],
+            "secret_draws": require_secret_draws,
+            "coarse_counts": coarse_counts,
+            "fixed_groups": fixed_groups,
+        },
         keep_runs=keep_runs,
         admission=admission,
         health=health,

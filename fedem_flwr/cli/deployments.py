@@ -134,8 +134,7 @@ def node(
     insecure: bool,
     threads: int,
     device: str,
-    smallest_sum: int | None,
-    individual_uploads: bool,
+    policy: Mapping[str, Any],
     keep_runs: int,
     admission: float,
     health: Path | None,
@@ -143,7 +142,11 @@ def node(
     max_epochs: int,
     max_seconds: float,
 ) -> None:
-    """One node, in this process."""
+    """One node, in this process.
+
+    Args:
+        policy: see `NodePolicy.networked`.
+    """
     from fedem_flwr.engine.device import resolve_device
     from fedem_flwr.network.host import ShardHosts
     from fedem_flwr.network.link import Address, quiet_http
@@ -153,7 +156,7 @@ def node(
     from fedem_flwr.nodes.machine import limit_memory
     from fedem_flwr.nodes.policy import NodePolicy
 
-    policy = NodePolicy.networked(smallest_sum, single_users=individual_uploads)
+    own = NodePolicy.networked(**policy)
     ceilings = Ceilings.of_machine(max_memory, max_epochs, max_seconds)
     _log_to_stderr(name)
     quiet_http()
@@ -167,7 +170,7 @@ def node(
     if resolve_device(device).type == "cpu":  # a GPU's driver takes room of its own
         limit_memory(ceilings.memory)
     server_key = None if trust is None else trust.server_key
-    hosts = ShardHosts(shard, state, server_key, threads, device, policy, keep_runs=keep_runs, ceilings=ceilings)
+    hosts = ShardHosts(shard, state, server_key, threads, device, own, keep_runs=keep_runs, ceilings=ceilings)
     keys = None if trust is None else trust.keys
     run_node(NodeOptions(address, keys, hosts, admission=admission, health=health), _stop_on_signals())
 

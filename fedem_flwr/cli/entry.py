@@ -94,12 +94,17 @@ def run(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(help="the directory of an interrupted run")], quiet: Quiet = False
+    run_dir: Annotated[Path, typer.Argument(help="the directory of an interrupted run")],
+    back_to: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="ROUND", help="go on from an earlier checkpoint than the newest, and forget later"),
+    ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Continue an interrupted run to the same final result."""
     from fedem_flwr.cli import run as commands
 
-    commands.resume(run_dir, quiet=quiet)
+    commands.resume(run_dir, back_to, quiet=quiet)
 
 
 @app.command()

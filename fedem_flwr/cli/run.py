@@ -42,9 +42,9 @@ def run(
     _carry_out(runs, quiet=quiet)
 
 
-def resume(run_dir: Path, *, quiet: bool) -> None:
-    """`fedem resume`: continue from the newest checkpoint, the runs beside it included."""
-    _carry_out(flow.reopen(run_dir), quiet=quiet, resume=True)
+def resume(run_dir: Path, back_to: int | None, *, quiet: bool) -> None:
+    """`fedem resume`: continue from the newest checkpoint, the runs beside it included; or from an earlier one."""
+    _carry_out(flow.reopen(run_dir, back_to), quiet=quiet, resume=True)
 
 
 def _carry_out(runs: flow.Runs, *, quiet: bool, resume: bool = False) -> None:

@@ -127,10 +127,11 @@ class AggregateConfig(Section):
     saturate: float | None = Field(None, gt=0, description="similarities above this become 1 (released program: 0.9)")
     pca_sign: Literal["raw", "fixed"] = Field("raw", description="sign of the first principal component")
     block_items: int = Field(512, ge=1, description="items combined at a time; bounds the server's memory")
-    max_norm: float = Field(
-        1e6,
+    max_norm: float | None = Field(
+        None,
         gt=0,
-        description="larger uploads are refused: norm of a table or of mean rows; fedials: largest entry a user",
+        description="larger uploads are refused: norm of a table or of mean rows, largest entry a user of other sums; "
+        "default: of a table whose entries are 30 on average. Methods have closer bounds of their own beside it",
     )
 
 
@@ -163,6 +164,12 @@ class RunConfig(Section):
         600.0, ge=0, description="seconds that a networked round below its quorum is repeated before the run stops"
     )
     checkpoint_every: int = Field(5, ge=1, description="rounds between checkpoints; the last round always has one")
+    checkpoints_kept: int = Field(
+        2,
+        ge=1,
+        le=20,
+        description="checkpoints that stay, the newest; `fedem resume RUN --back-to 10` goes to an older one",
+    )
 
 
 class NetworkConfig(Section):

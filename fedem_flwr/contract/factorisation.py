@@ -77,6 +77,13 @@ class Factorisation(Method):
             to_items.addcmul_(parts["items"], (batch.weight / batch.size).unsqueeze(-1), value=2 * ridge)
         return loss, {"user": to_user, "items": to_items}
 
+    @property
+    def steps_by_updates(self) -> bool:
+        """Also through merged rows, where updates are those that are written out."""
+        own = type(self)
+        written_out = not self.merge.in_training or own.updates is Factorisation.updates
+        return own.step is Factorisation.step and written_out and not self.stages()
+
     def step(self, block: Block, round_: int) -> Step:
         """Written out for merged rows, too, where no subclass trains otherwise."""
         local = self.config.local

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 Named = dict[str, np.ndarray]
+_ROUNDING = 1e-4  # of a Gram matrix, as a share of its trace
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Field:
         terms: an entry of an upload is the sum of at most so many sane terms a user, each no larger than
             `aggregate.max_norm`; 0: not checked.
         least: the smallest that an entry may be.
+        gram: whether it holds sums of p pᵀ, (..., d, d): symmetric, and positive semidefinite.
     """
 
     shape: tuple[int | None, ...]
@@ -38,6 +40,7 @@ class Field:
     count: bool = False
     terms: int = 0
     least: float = -math.inf
+    gram: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -83,10 +86,21 @@ def fault_of(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Field], user
                 return f"'{name}' are not whole numbers between {least} and {users}"
         if values.size and float(values.min()) < field.least:
             return f"'{name}' has an entry below {field.least:g}"
+        if field.gram and values.size and not _is_gram(values):
+            return f"'{name}' is no sum of p pᵀ: it is not symmetric and positive semidefinite"
         limit = max_norm * field.terms * max(1, users)
         if field.terms and (size := float(np.abs(values).max(initial=0.0))) > limit:
             return f"'{name}' has an entry of {size:.3g}, more than {limit:.3g}"
     return ""
+
+
+def _is_gram(values: np.ndarray) -> bool:
+    """Whether matrices (..., d, d) are symmetric and positive semidefinite, up to the rounding of float32."""
+    wide = values.astype(np.float64)
+    small = _ROUNDING * np.abs(np.trace(wide, axis1=-2, axis2=-1))  # (...)
+    if bool((np.abs(wide - wide.swapaxes(-1, -2)).max((-2, -1)) > small).any()):
+        return False
+    return bool((np.linalg.eigvalsh(wide)[..., 0] >= -small).all())
 
 
 def empty(fields: Mapping[str, Field]) -> Named:

@@ -5,6 +5,7 @@ A method is one file with one subclass. It knows nothing of Flower.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +33,18 @@ from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.scorers import CohortScorer, Component
 
+_SANE_ENTRY = 30.0  # of an embedding, on average over a table's entries, in standard deviations of the initial ones
+
+
+def norm_limit(config: Config, items: int) -> float:
+    """The largest norm of a table that a server takes, where the method itself knows no bound.
+
+    `aggregate.max_norm`, or that of a table whose entries are 30 · max(1, `model.init_std`) on average.
+    """
+    if (given := config.aggregate.max_norm) is not None:
+        return float(given)
+    return _SANE_ENTRY * max(1.0, config.model.init_std) * math.sqrt(max(1, items) * config.model.dim)
+
 
 class Method:
     """Base of all methods. A subclass gives `parts` and `score`; the other hooks have defaults.
@@ -42,6 +55,7 @@ class Method:
     Attributes:
         Options: the method's own settings, `[method.options]` in a configuration: a frozen section beside the method.
         options: these settings, validated; both sides get the same.
+        max_norm: see `norm_limit`.
         PRESET: settings by section that the method starts from where no preset file has its name.
         NEEDS_TIMES: whether it learns from the order of interactions.
         FEDERATED_ONLY: whether nothing of it could be trained by a client alone.
@@ -70,6 +84,7 @@ class Method:
         local = config.local
         self.local = LocalSettings(local.epochs, local.batch_size, local.negatives, local.early_stop)
         self.engine: str = config.run.engine
+        self.max_norm = norm_limit(config, items)
 
     # What it is.
 
@@ -124,6 +139,11 @@ class Method:
     def step(self, block: Block, round_: int) -> Step:
         """What takes a block's batches; through merged rows where the block has downloaded ones beside its own."""
         return MergedGradientStep(self, block, round_) if block.received else GradientStep(self, block, round_)
+
+    @property
+    def steps_by_updates(self) -> bool:
+        """Whether a batch moves parts by their `updates` and by nothing else, so that the server knows how far."""
+        return type(self).step is Method.step and not self.stages()
 
     def adapter_step(self, block: Block) -> Step:
         """What trains the adapter of elastic merging (Eq. 11 of FedEM), by the method's own loss."""

@@ -61,6 +61,20 @@ class Gathered:
         return self.trained / self.users
 
 
+@dataclass(frozen=True)
+class Sender:
+    """What the server knows of whoever sends an upload.
+
+    Attributes:
+        round: from 1.
+        samples: (p,) training interactions of each participant. most: the most that any user of the run has.
+    """
+
+    round: int
+    samples: np.ndarray
+    most: int
+
+
 class Task(ABC):
     """What a phase does: on a device, and on the server.
 
@@ -105,6 +119,13 @@ class Task(ABC):
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:
         """What else is wrong with an upload of so many users with so many interactions; empty if nothing is."""
+        return ""
+
+    def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
+        """What these users cannot have sent after `state`, whatever their histories are, in words; empty: nothing.
+
+        Shapes, types and counts are right already. `aggregate.max_norm` bounds what is not bounded here.
+        """
         return ""
 
     def typical_length(self, items: float) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -12,9 +14,10 @@ from torch import Tensor
 from fedem_flwr.aggregation import average_rows
 from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.fields import Field, Named
-from fedem_flwr.contract.phases import Gathered, Task, Upload
+from fedem_flwr.contract.phases import Gathered, Sender, Task, Upload
 from fedem_flwr.engine.cohort import Cohort, TrainResult
 from fedem_flwr.engine.parts import Part, State
+from fedem_flwr.engine.reach import longest, reach
 
 if TYPE_CHECKING:
     from fedem_flwr.contract.method import Method
@@ -28,6 +31,7 @@ class LocalTraining(Task):
     """
 
     handles_stages = True
+    convex: ClassVar[bool] = False  # whether a `fold` of its own makes means, with weights that sum to 1
 
     def __init__(self, method: Method) -> None:
         self.method = method
@@ -97,7 +101,7 @@ class LocalTraining(Task):
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:
         """Sums whose mean is too large, rows that nobody is behind, weights that these users cannot have."""
-        limit = self.method.config.aggregate.max_norm
+        limit = self.method.max_norm
         for name, part in self._up.items():
             if part.up == "each":
                 continue
@@ -112,6 +116,35 @@ class LocalTraining(Task):
             if size > limit:
                 return f"'{name}' has a mean of norm {size:.3g}, more than {limit:.3g}"
         return ""
+
+    def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
+        """Rows that are further from where they started than training can take them; see `engine.reach`."""
+        as_here = type(self).contribute is LocalTraining.contribute
+        for name, part in self._up.items() if as_here else ():
+            most = self.furthest(name, part, state, sender)
+            values = arrays[name]
+            if part.up == "sum":
+                weight = arrays[_weight(name)]
+                values = values / np.maximum(weight, 1).reshape(-1, *[1] * (values.ndim - 1))
+            if (size := longest(values)) > most:
+                return f"'{name}' has a row of norm {size:.3g}, more than {most:.3g}: training takes none so far"
+        return ""
+
+    def furthest(self, name: str, part: Part, state: State, sender: Sender) -> float:
+        """The largest norm of a row, or of a whole part that has none, that a user can send; inf: not known."""
+        method, means = self.method, self.convex or type(self).fold is LocalTraining.fold
+        if not method.steps_by_updates or (part.kept and not means):
+            return math.inf
+        a_round = partial(reach, method.updates(sender.round), name, part.width, method.local, decoys=self._decoys)
+        if part.kept:  # it was merged with others' of all rounds, by weights that sum to 1
+            start = part.initial(name, method.items, method.seed)
+            return longest(start.numpy()) + sender.round * a_round(sender.most)
+        return longest(state[name].numpy()) + a_round(int(sender.samples.max(initial=0)))
+
+    @property
+    def _decoys(self) -> float:
+        privacy = self.method.config.privacy
+        return privacy.decoys if privacy.secret_draws else 0.0
 
     def typical_length(self, items: float) -> int:
         """One user's own values."""

@@ -10,6 +10,7 @@ There are no sampled negatives. A user's own solution needs its history and the 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedem_flwr.engine.history import History, IntArray
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.models.mf import scores
 
+_ROUNDED = 1.01  # of sums of float32
 _NEGLIGIBLE = 1e-6  # items whose recency weight is below this are not looked at
 
 
@@ -197,6 +199,43 @@ def _spread(value: Tensor, items: Tensor, real: Tensor, users: Tensor, m: int) -
     offsets = np.append(0, np.cumsum(real.sum(1).numpy()))
     matrix = csr_matrix((value[real].numpy(), items[real].numpy(), offsets), shape=(len(users), m))
     return torch.from_numpy(matrix.T @ users.numpy())  # ten times as fast as index_add_ here
+
+
+def most_of_users(counts: np.ndarray, items: int, objective: Objective) -> tuple[float, float, float]:
+    """What users with so many interactions can add to sums, whatever their histories and the table are.
+
+    A user's p is the least of Σ (p·q_i − 1)² + s |p|² + …, s = λ (c + a m), which is c at p = 0. So Σ r_i² + s |p|² ≤ c
+    for its residuals r: |p|² ≤ c / s, and |r_i p| ≤ c / (2 √s).
+
+    Args:
+        counts: (k,) c of each user. items: m.
+
+    Returns:
+        The largest trace of their P; the largest row of their gradient that one of them can add; and all together.
+    """
+    ridge = objective.ridge * (counts + objective.weight * items)
+    rows = counts / (2 * np.sqrt(ridge))
+    return float((counts / ridge).sum()), float(rows.max(initial=0.0)), float(rows.sum())
+
+
+def beyond_users(sums: Mapping[str, np.ndarray], counts: np.ndarray, items: int, objective: Objective) -> str:
+    """What is wrong with sums that are said to be of these users, in words; empty if nothing is.
+
+    Args:
+        sums: in this order, by the names that are said: touched rows (t, d) of a gradient, the users behind each (t,),
+            and P, one (d, d) or several.
+        counts, items, objective: see `most_of_users`.
+    """
+    (of_rows, rows), (_, behind), (of_gram, gram) = sums.items()
+    trace, one, together = most_of_users(counts, items, objective)
+    if (size := float(np.trace(gram, axis1=-2, axis2=-1).max())) > trace * _ROUNDED:
+        return f"'{of_gram}' has trace {size:.3g}, more than {trace:.3g}: these users have none such"
+    length = np.linalg.norm(rows.astype(np.float64), axis=1)
+    most = np.minimum(behind * one, together) * _ROUNDED
+    if bool((length > most).any()):
+        at = int((length - most).argmax())
+        return f"'{of_rows}' has a row of norm {length[at]:.3g}, more than {most[at]:.3g}: these users have none such"
+    return ""
 
 
 @dataclass(frozen=True)

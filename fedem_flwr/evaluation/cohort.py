@@ -50,7 +50,9 @@ class Scorer(Protocol):
         """(k', m) scores of users at positions `who`, and the merging weights ρ where something was merged."""
 
 
-def evaluate_cohort(scorer: Scorer, split: Split, group_edges: Sequence[float] = ()) -> Sums:
+def evaluate_cohort(
+    scorer: Scorer, split: Split, group_edges: Sequence[float] = (), whole: np.ndarray | None = None
+) -> Sums:
     """Rank every user's validation and test item.
 
     Args:
@@ -58,8 +60,11 @@ def evaluate_cohort(scorer: Scorer, split: Split, group_edges: Sequence[float] =
         split: where their held-out items and evaluation negatives are.
         group_edges: numbers of training interactions that separate groups; with them, each group's sums are returned
             too, as `group-0/...`, in ascending order of activity.
+        whole: (k,) numbers of smaller groups that are not divided: whoever is in one that an edge cuts is in no group.
+            None: everybody is in one.
     """
     activity = scorer.counts()
+    place = _groups(activity, group_edges, whole)
 
     def evaluate(part: Tensor) -> Sums:
         position = part.cpu().numpy()
@@ -70,7 +75,7 @@ def evaluate_cohort(scorer: Scorer, split: Split, group_edges: Sequence[float] =
         rho = scored["test"][1]
         sums = {**_ranked(split, users, logits), **({} if rho is None else _rho_sums(rho))}
         for group in range(len(group_edges) + 1 if group_edges else 0):
-            members = np.flatnonzero(np.searchsorted(np.asarray(group_edges), interactions) == group)
+            members = np.flatnonzero(place[position] == group)
             chosen = torch.from_numpy(members)
             inside = _ranked(split, users[members], {which: found[chosen] for which, found in logits.items()})
             sums |= {f"group-{group}/{key}": value for key, value in inside.items()}
@@ -81,6 +86,18 @@ def evaluate_cohort(scorer: Scorer, split: Split, group_edges: Sequence[float] =
     for sums in in_parallel(evaluate, list(scorer.blocks()), scorer.device):
         add_sums(total, sums)
     return total
+
+
+def _groups(activity: np.ndarray, edges: Sequence[float], whole: np.ndarray | None) -> np.ndarray:
+    """(k,) the group of each user; -1: none."""
+    place = np.searchsorted(np.asarray(edges), activity)
+    if whole is None:
+        return np.asarray(place)
+    first = np.full(int(whole.max(initial=-1)) + 1, len(edges) + 1)
+    last = np.full_like(first, -1)
+    np.minimum.at(first, whole, place)
+    np.maximum.at(last, whole, place)
+    return np.where((first == last)[whole], place, -1)
 
 
 def _rho_sums(rho: Tensor) -> Sums:
@@ -134,7 +151,7 @@ def nested(means: Mapping[str, float], protocol: str) -> dict[str, Any]:
 def rho_statistics(sums: Mapping[str, float]) -> dict[str, Any] | None:
     """Mean, standard deviation and 20-bin histogram of ρ over items and users; None where nothing was merged."""
     count = sums.get("rho/count", 0.0)
-    if not count:
+    if not count or not {"rho/total", "rho/squares"} <= sums.keys():
         return None
     mean = sums["rho/total"] / count
     variance = max(0.0, sums["rho/squares"] / count - mean**2)

@@ -30,6 +30,7 @@ from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress, task_progress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
 
@@ -229,15 +230,20 @@ def _split(config: Config, folder: Path, source: Source | None, console: Console
         return split_into(folder, config, on_progress, source)
 
 
-def reopen(run_dir: Path) -> Runs:
+def reopen(run_dir: Path, back_to: int | None = None) -> Runs:
     """The runs of a directory, those beside the main one included.
 
+    Args:
+        back_to: give up what the main run's checkpoints hold of later rounds.
+
     Raises:
-        InputError: it holds no run, or a damaged one.
+        InputError: it holds no run, a damaged one, or no checkpoint of that round.
     """
     directory = RunDirectory(run_dir).open()
     runs = Runs(PreparedRun.open(directory), tuple(PreparedRun.open(place) for place in beside_of(directory)))
     resolve_device(runs.main.config.run.device)
+    if back_to is not None:
+        Checkpoints(directory.checkpoint_dir).go_back(back_to)
     return runs
 
 

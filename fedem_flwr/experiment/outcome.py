@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def summarise(
         "device": str(resolve_device(config.run.device)),
         "command": run.directory.read_command(),
         "comparison": comparison,
-        "warnings": [*outcome.caveats, *_withheld(lines)],
+        "warnings": [*outcome.caveats, *_withheld(lines), *_unmeasured(lines, outcome.final_sums)],
         "notes": notes,
     }
 
@@ -72,6 +72,23 @@ def _withheld(lines: list[Line]) -> list[str]:
         f"{withheld:,} of {asked:,} participations were withheld: a networked node sends no sum over fewer users than "
         "its --smallest-sum (default: 2), so these trained nothing. Host more users a node, or let more take part"
     ]
+
+
+def _unmeasured(lines: list[Line], final: Mapping[str, float]) -> list[str]:
+    """Say of how many users there are no metrics, or none by activity, because their nodes do not tell them apart."""
+    said = []
+    if most := max((line.get("metrics_withheld", 0) for line in lines), default=0):
+        said.append(
+            f"no metrics came of {most:,} users: a networked node sends no metrics over fewer users than its "
+            "--smallest-sum (default: 2)"
+        )
+    grouped = [value for name, value in final.items() if name.startswith("group-") and name.endswith("/users")]
+    if grouped and (left := int(final.get("users", 0.0) - sum(grouped))):
+        said.append(
+            f"{left:,} of {final['users']:,.0f} users are in none of the groups of activity: their nodes do not tell "
+            "them from users of another group"
+        )
+    return said
 
 
 def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str, Any]:

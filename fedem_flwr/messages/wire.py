@@ -106,10 +106,11 @@ def payload_bytes(content: Message | RecordDict | ArrayRecord) -> int:
 
 def plain_numbers(metrics: MetricRecord) -> dict[str, float]:
     """The single numbers of a metric record, as floats, infinite where they are too large; lists are left out."""
-    return {name: _float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: number(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _float(value: float) -> float:
+def number(value: float) -> float:
+    """A number as a float; infinite where it is too large for one."""
     try:
         return float(value)
     except OverflowError:  # an int of any size may come in

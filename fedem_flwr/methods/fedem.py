@@ -86,6 +86,7 @@ class FedEM(Merged, Factorisation):
 class SimilarTables(LocalTraining):
     """Local training, and G_u for every uploader."""
 
+    convex = True
     method: FedEM
 
     def fold(self, state: State, gathered: Gathered) -> State:

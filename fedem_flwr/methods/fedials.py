@@ -16,7 +16,8 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Task, Tuning, Upload, indexed
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.from_history import FromHistory
-from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, sums_of
+from fedem_flwr.contract.phases import Sender
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, beyond_users, sums_of
 from fedem_flwr.evaluation.cohort import Sums
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.evaluation.settings_grid import grid_sums
@@ -105,7 +106,7 @@ class TableStep(Task):
         """See `engine.ials.TableSums`."""
         dim = self.method.config.model.dim
         rows = indexed("items", self.method.items, rows=Field((None, dim), terms=1), counts=_COUNTS)
-        return {**rows, "gram": Field((dim, dim), terms=1)}
+        return {**rows, "gram": Field((dim, dim), terms=1, gram=not self.method.stages())}
 
     def needs(self) -> Sequence[str]:
         """The table."""
@@ -115,6 +116,15 @@ class TableStep(Task):
         """Solve the participants and sum up."""
         sums = sums_of(self.method.fold_in(asked), device.history, asked.who)
         return Upload(packed(sums), sums.samples, sums.error)
+
+    def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
+        """See `engine.ials.beyond_users`."""
+        return self.beyond(arrays, sender, "rows", "counts", "gram")
+
+    def beyond(self, arrays: Named, sender: Sender, *names: str) -> str:
+        """The same of the sums of a table, or of several; stages may have done anything to them."""
+        method, sums = self.method, {name: arrays[name] for name in names}
+        return "" if method.stages() else beyond_users(sums, sender.samples, method.items, method.objective)
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """A Newton-like step; with some of the users, a small one with running means of c and P."""

@@ -42,7 +42,7 @@ class FedialsOrder(Fedials):
             )
         self.first_step = before + 1  # round
         self.task = order_task(config)
-        self.encoder = OrderEncoder(self.order, self.task, items, rounds - before, config.aggregate.max_norm)
+        self.encoder = OrderEncoder(self.order, self.task, items, rounds - before, self.max_norm)
 
     @property
     def table_rounds(self) -> int:

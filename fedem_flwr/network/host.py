@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from flwr.app import ConfigRecord, Context, Message
 
 from fedem_flwr.config import Config, build
-from fedem_flwr.contract.finding import uploads_single_users
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.errors import FedemError
 from fedem_flwr.files import write_atomically
@@ -70,7 +69,7 @@ class ShardHost(NodeHost):
         """All users of the shard."""
         return self.split.codes
 
-    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
+    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: Sequence[int]) -> None:
         """Store the state of every round: this process may be killed in any."""
         super().keep(node, round_, cohort, durable=True, keep_from=keep_from)
 
@@ -187,8 +186,7 @@ class ShardHosts:
         except tomllib.TOMLDecodeError as error:
             raise FedemError(f"the server's configuration is no TOML: {error}") from None
         self._refuse(self.ceilings.objection(config, len(self.shard.codes), self.shard.items))
-        if uploads_single_users(config) and not self.policy.single_users:
-            raise FedemError(self.policy.refusal(f"the run (method '{config.method.name}')"))
+        self.policy.check(config)
         shard = self.shard
         facts = {"dataset": shard.dataset, "protocol": shard.protocol, "users": shard.users, "items": shard.items}
         wrong = [name for name, value in facts.items() if told.facts.get(name) != value]
@@ -223,6 +221,7 @@ class ShardHosts:
     def _open(self, folder: Path) -> ShardHost:
         config = self._read(folder)
         self._refuse(self.ceilings.objection(config, len(self.shard.codes), self.shard.items))
+        self.policy.check(config)  # anew, as this node may have been started with another policy since
         return self._host(folder, config)
 
     def _read(self, folder: Path) -> Config:

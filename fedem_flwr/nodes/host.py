@@ -8,6 +8,7 @@ the state is read from and written to disk in every round.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,8 @@ from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
-from fedem_flwr.nodes.policy import NodePolicy
+from fedem_flwr.nodes.answered import ANSWERED_FILE, Answered
+from fedem_flwr.nodes.policy import NodePolicy, fixed_groups
 from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import user_range
@@ -80,6 +82,7 @@ class NodeHost:
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
+    _answered: dict[int, Answered] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -141,6 +144,25 @@ class NodeHost:
         """Beside the node's state, so that a run that is resumed draws as before."""
         return self.state_dir / node_name(node) / SECRET_FILE
 
+    def interactions(self, node: int) -> np.ndarray:
+        """(k,) how many training interactions each of the node's users has."""
+        offsets, rows = self.split.train_offsets, self.split.rows(self.users(node))
+        return np.asarray(offsets[rows + 1]) - np.asarray(offsets[rows])
+
+    def whole_groups(self, node: int) -> np.ndarray | None:
+        """(k,) the smallest groups of users that sums may be told apart by; None where any may."""
+        least = self.policy.smallest_sum
+        return fixed_groups(self.interactions(node), least) if least > 1 else None
+
+    def admits(self, node: int, kind: int, members: np.ndarray) -> bool:
+        """Whether a sum over some of the node's users, by position, goes up beside those that went before."""
+        if self.policy.smallest_sum == 1:
+            return True
+        if node not in self._answered:
+            users, path = self.users(node), self.secret_file(node).with_name(ANSWERED_FILE)
+            self._answered[node] = Answered(path, int(users[0]), len(users), self.policy.smallest_sum)
+        return self._answered[node].admits(kind, members)
+
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
         users, split = self.users(node), self.split
@@ -164,10 +186,10 @@ class NodeHost:
             return method.cohort(data, method.initial_state(len(data.users), place))
         return method.cohort(data, {name: as_tensor(values, place) for name, values in start.items()})
 
-    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: int) -> None:
+    def keep(self, node: int, round_: int, cohort: Cohort, *, durable: bool, keep_from: Sequence[int]) -> None:
         """Store the cohort's state after `round_`; `durable` states survive the process.
 
-        What remains is this state, the one before, from which the round can be repeated, and that of `keep_from`, from
+        What remains is this state, the one before, from which the round can be repeated, and those of `keep_from`, from
         which the run can be resumed.
         """
         if self.resident:
@@ -176,7 +198,7 @@ class NodeHost:
             arrays = {name: x.cpu().numpy() for name, x in cohort.state.items()}
             said = {"users": self.users(node), "format": np.array([STATE_FORMAT])}
             self._store().save(node_name(node), round_, {**said, **arrays})
-            self._store().prune(node_name(node), keep_from, max(keep_from, round_ - 1))
+            self._store().prune(node_name(node), *keep_from, max(*keep_from, round_ - 1))
 
     def forget(self, node: int) -> None:
         """Drop a resident cohort that may be half trained, as training changes it in place.

@@ -1,8 +1,8 @@
 """Checkpoints of the server's side: what the strategy needs to go on, and how far the run is.
 
 `checkpoint/server/round-N.safetensors` holds the arrays after round N, `checkpoint/latest.json` names the newest
-complete one and is written last, so a process killed at any moment leaves the previous checkpoint whole. Nodes keep
-their own state beside it (`checkpoint/nodes`).
+complete one and is written last, so a process killed at any moment leaves the previous checkpoint whole. It also names
+those before it that are kept, so that a run can go back. Nodes keep their own state beside it (`checkpoint/nodes`).
 
 Where clients keep nothing between rounds, `checkpoint/best/server/round-N.safetensors` holds the arrays after the best
 round so far. `latest.json` names that round too: a run that goes on from a checkpoint has the best round that was
@@ -24,6 +24,7 @@ from fedem_flwr.files import write_atomically
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.report.run_directory import RunDirectory
 
+KEPT = 2  # checkpoints, unless a run says otherwise
 _SERVER = "server"
 
 
@@ -65,10 +66,14 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoint folder of a run."""
+    """The checkpoint folder of a run.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    Args:
+        keep: how many checkpoints, the newest ones.
+    """
+
+    def __init__(self, directory: Path, keep: int = KEPT) -> None:
+        self._directory, self._keep = directory, keep
         self._store, self._bests = DiskStateStore(directory), DiskStateStore(directory / "best")
         self._stored_best = 0  # the round whose state is known to be on disk
 
@@ -77,7 +82,7 @@ class Checkpoints:
         return self._directory / "latest.json"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; on return it is the one that `load` gives, and older ones are gone."""
+        """Write a checkpoint; on return it is the one that `load` gives, and those beyond `keep` are gone."""
         best = checkpoint.best
         if best is not None and best.round != self._stored_best:
             self.save_best(best.round, best.arrays)
@@ -88,11 +93,51 @@ class Checkpoints:
             "failures": checkpoint.failures,
             "best": best and {"round": best.round, "users": best.users, "score": best.score},
         }
-        write_atomically(self._latest, json.dumps(record))
-        self._store.prune(_SERVER, checkpoint.round)
+        earlier = [one for one in self._records() if one["round"] < checkpoint.round][: self._keep - 1]
+        write_atomically(self._latest, json.dumps({**record, "earlier": earlier}))
+        self._store.prune(_SERVER, *(int(one["round"]) for one in (record, *earlier)))
         if best is not None:
-            self._bests.prune(_SERVER, best.round)
+            self._bests.prune(_SERVER, best.round, *(int(one["best"]["round"]) for one in earlier if one.get("best")))
             self._bests.drop_after(best.round)  # of a process that died before its next checkpoint
+
+    def rounds(self) -> list[int]:
+        """The rounds of the checkpoints that are there, the newest first.
+
+        Raises:
+            InputError: the record is damaged.
+        """
+        return [int(record["round"]) for record in self._records()]
+
+    def go_back(self, round_: int) -> None:
+        """Make an earlier checkpoint the newest, and forget those after it.
+
+        Raises:
+            InputError: there is none of this round, or the record is damaged.
+        """
+        records = self._records()
+        at = next((at for at, record in enumerate(records) if record["round"] == round_), None)
+        if at is None:
+            there = ", ".join(map(str, self.rounds())) or "none"
+            raise InputError(f"{self._directory} has no checkpoint of round {round_}; rounds that are there: {there}")
+        self._arrays(self._store, round_)  # before the newer ones are given up
+        write_atomically(self._latest, json.dumps({**records[at], "earlier": records[at + 1 :]}))
+        self._store.drop_after(round_)
+
+    def _records(self) -> list[dict[str, Any]]:
+        """What is written down of the checkpoints, the newest first."""
+        if not self._latest.exists():
+            return []
+        try:
+            newest = json.loads(self._latest.read_text(encoding="utf-8"))
+            found = [{key: value for key, value in newest.items() if key != "earlier"}, *newest.get("earlier", [])]
+            if not all(isinstance(record["round"], int) for record in found):
+                raise TypeError("a round that is no number")
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise self._damaged(error) from None
+        return found
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(f"{self._latest} is damaged ({error}): the run cannot be resumed; start it again")
 
     def save_best(self, round: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Store the state after the best round; it becomes what `load_best` gives with the `save` that names it."""
@@ -105,17 +150,16 @@ class Checkpoints:
         Raises:
             InputError: the record is damaged. FedemError: the arrays are.
         """
-        if not self._latest.exists():
+        records = self._records()
+        if not records:
             return None
+        record = records[0]
         try:
-            record: Mapping[str, Any] = json.loads(self._latest.read_text(encoding="utf-8"))
             round_, pending, failures = int(record["round"]), record["pending"], list(record["failures"])
             named = record.get("best")
             scored = named and (int(named["round"]), int(named["users"]), float(named["score"]))
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise InputError(
-                f"{self._latest} is damaged ({error}): the run cannot be resumed; start it again"
-            ) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from None
         best = Best(*scored, self._arrays(self._bests, scored[0])) if scored else None
         self._stored_best = best.round if best else 0
         return Checkpoint(round_, self._arrays(self._store, round_), pending, failures, best)

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord
 
 from fedem_flwr.evaluation.cohort import means_of, nested, rho_statistics
-from fedem_flwr.messages.wire import payload_bytes, plain_numbers
+from fedem_flwr.messages.wire import number, payload_bytes
 
 Line = dict[str, Any]
 Sums = dict[str, float]
@@ -36,8 +36,9 @@ class Meter:
             if not reply.has_error():
                 self.up += payload_bytes(reply)
                 self.replies += 1
-                numbers = plain_numbers(reply.content.metric_records.get("metrics", MetricRecord()))
-                self.examples += np.nan_to_num(numbers.get("num-examples", 0.0), posinf=0.0, neginf=0.0)
+                told = reply.content.metric_records.get("metrics", MetricRecord()).get("num-examples", 0)
+                examples = number(told) if isinstance(told, int | float) else 0.0
+                self.examples += np.nan_to_num(examples, posinf=0.0, neginf=0.0)
             yield reply
 
     def each(self) -> tuple[float, float]:
@@ -47,7 +48,8 @@ class Meter:
 
 def trained_line(round_: int, sums: Sums, participants: int, seconds: float) -> Line:
     """The part of a metrics line that is known when training ends; see `weigh` for the bytes."""
-    loss = sums["loss-total"] / max(1.0, sums["num-examples"]) if "loss-total" in sums else sums.get("train-loss")
+    known = "loss-total" in sums
+    loss = sums["loss-total"] / max(1.0, sums.get("num-examples", 0.0)) if known else sums.get("train-loss")
     withheld = {"withheld": int(sums["withheld"])} if sums.get("withheld") else {}
     return {
         **withheld,
@@ -89,6 +91,8 @@ def evaluated_line(line: Line, sums: Sums, protocol: str, users: float = 0.0) ->
         **nested(means, protocol),
         "rho": rho_statistics(sums),
     }
+    if sums.get("metrics-withheld"):
+        out["metrics_withheld"] = int(sums["metrics-withheld"])
     if sums.get("nonfinite"):
         out["nonfinite_scores"] = int(sums["nonfinite"])
     return out

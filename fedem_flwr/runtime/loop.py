@@ -43,6 +43,7 @@ class Plan:
         save: called with each checkpoint; not called without one.
         welcome: how nodes are met, where they come and go; None: they are known.
         patience: seconds that a round with too few contributions is repeated.
+        kept: rounds of the checkpoints that are there, ascending. keep: how many stay.
     """
 
     rounds: int
@@ -54,6 +55,8 @@ class Plan:
     save: Callable[[Checkpoint], None] | None = None
     welcome: Admission | None = None
     patience: float = 0.0
+    kept: tuple[int, ...] = ()
+    keep: int = 1
 
 
 @dataclass
@@ -107,6 +110,7 @@ class _Rounds:
     def __init__(self, strategy: Resumable, grid: Grid, plan: Plan, start: Checkpoint | None) -> None:
         self.strategy, self.grid, self.plan = strategy, grid, plan
         self.kept = start.round if start else 0
+        self.kept_rounds = plan.kept or (self.kept,)
         self.pending = start.pending if start else None
         self.final: Sums | None = None
         self._lost_before = list(start.failures) if start else list[Failure]()
@@ -135,7 +139,7 @@ class _Rounds:
             self._evaluate_apart(line)
         if persist and plan.save is not None:
             plan.save(Checkpoint(round_, strategy.state(), self.pending, self._lost(), self.best.best))
-            self.kept = round_
+            self.kept, self.kept_rounds = round_, (*self.kept_rounds, round_)[-plan.keep :]
 
     def outcome(self) -> Outcome:
         """What is left to say, after the last round."""
@@ -156,7 +160,8 @@ class _Rounds:
     def _train(self, round_: int, persist: bool) -> Line:
         """Train, as often as it takes; the replies also complete the line that is pending."""
         began = time.perf_counter()
-        config = ConfigRecord({"persist": int(persist), "keep-from": self.kept})
+        rounds = ",".join(map(str, self.kept_rounds))  # whose states nodes keep
+        config = ConfigRecord({"persist": int(persist), "keep-from": rounds})
         while True:
             self._meet(round_ - 1)
             try:

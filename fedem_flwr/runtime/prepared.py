@@ -107,7 +107,7 @@ class PreparedRun:
             welcome: how nodes are met, where they come and go.
         """
         config, run = self.config, self.config.run
-        checkpoints = Checkpoints(self.directory.checkpoint_dir)
+        checkpoints = Checkpoints(self.directory.checkpoint_dir, run.checkpoints_kept)
         start = checkpoints.load() if resume else None
         if resume:
             if welcome is None:  # else nodes do so themselves
@@ -134,6 +134,8 @@ class PreparedRun:
             save=checkpoints.save,
             welcome=welcome,
             patience=run.patience if welcome is not None else 0.0,
+            kept=tuple(reversed(checkpoints.rounds())) if resume else (),
+            keep=run.checkpoints_kept,
         )
 
         return lambda grid: run_rounds(build_strategy(config, self.facts.items), grid, plan, start)

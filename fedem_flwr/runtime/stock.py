@@ -7,6 +7,7 @@ anew in every round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 import numpy as np
@@ -15,10 +16,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.messages.admission import Admission, greetings, meeting_seconds, sessions_of
-from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
-from strategies.uploads import Failure
+from fedem_flwr.messages.wire import pack_arrays, plain_numbers, unpack_arrays
+from strategies.uploads import Failure, Spec, arrays_of, problem_of
 
 _PREFIX = "strategy:"
+_MOST_METRICS = 1000  # of a reply
+_NOBODY = np.empty(0, dtype=np.int64)
 
 
 class StockStrategy:
@@ -126,12 +129,32 @@ class StockStrategy:
         return asked
 
     def _answers(self, round_: int, replies: Iterable[Message]) -> Iterator[Message]:
-        """Replies, with errors noted."""
+        """Replies, with errors noted; what no strategy can use is left out."""
         for reply in replies:
-            self._waiting.pop(reply.metadata.src_node_id, None)
+            node = reply.metadata.src_node_id
+            self._waiting.pop(node, None)
             if reply.has_error():
-                self._fail(round_, reply.metadata.src_node_id, reply.error.reason or "no reason given")
+                self._fail(round_, node, reply.error.reason or "no reason given")
+            elif problem := self._problem(reply):
+                self._fail(round_, node, problem)
+                continue
             yield reply
+
+    def _problem(self, reply: Message) -> str:
+        """What is wrong with a reply, whatever the strategy; empty if nothing is."""
+        for record in reply.content.metric_records.values():
+            if len(record) > _MOST_METRICS:
+                return f"{len(record):,} metrics, more than {_MOST_METRICS:,}"
+            if not all(math.isfinite(value) for value in plain_numbers(record).values()):
+                return "a metric that is not finite"
+        expected = {name: Spec(values.shape, str(values.dtype)) for name, values in self.download(_NOBODY).items()}
+        for name in reply.content.array_records:
+            arrays = arrays_of(reply, name)
+            if arrays is None or arrays.keys() != expected.keys():
+                return "holds no arrays like the model's"
+            if problem := problem_of(arrays, expected, math.inf, same_type=False):
+                return problem
+        return ""
 
     def _note_silence(self, round_: int) -> None:
         for node in self._waiting:

@@ -96,7 +96,7 @@ class Whole:
         if round_ > 1 and not client.method.stateless:
             cohort, kept = client.host.cohort(client.node, 0), self.noted.nodes[round_ - 1][client.node]
             cohort.state.update({name: torch.from_numpy(values.copy()) for name, values in kept.items()})
-            client.host.keep(client.node, round_ - 1, cohort, durable=False, keep_from=0)
+            client.host.keep(client.node, round_ - 1, cohort, durable=False, keep_from=[0])
 
     def answer(self, client: MethodClient, round_: int) -> Named:
         """What a client uploads in a round."""

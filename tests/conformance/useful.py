@@ -66,7 +66,7 @@ def misses(subject: Subject, runs: Runs) -> None:
     cohort = client.host.cohort(0, last)
     for values in cohort.state.values():
         values.fill_(float("nan"))
-    client.host.keep(0, last, cohort, durable=False, keep_from=0)
+    client.host.keep(0, last, cohort, durable=False, keep_from=[0])
     arrays, config = whole.message(client, "evaluate", last)
     arrays = [np.full_like(values, np.nan) if values.dtype.kind == "f" else values for values in arrays]
     try:

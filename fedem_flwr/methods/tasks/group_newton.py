@@ -11,6 +11,7 @@ import torch
 from fedem_flwr.aggregation.groups import GroupSums, newton_groups
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Upload, indexed
 from fedem_flwr.contract.fields import Named
+from fedem_flwr.contract.phases import Sender
 from fedem_flwr.engine.ials import sums_of, table_sums
 from fedem_flwr.methods.fedials import TableStep, packed
 
@@ -45,7 +46,8 @@ class GroupStep(HeldOutStep):
             "group-items", groups * self.method.items, dtype="int64", group_rows=rows, group_counts=counts
         )
         members = Field((groups,), "int32", count=True)
-        return {**super().fields(), **of_groups, "group-grams": Field((groups, dim, dim), terms=1), "members": members}
+        grams = Field((groups, dim, dim), terms=1, gram=not self.method.stages())
+        return {**super().fields(), **of_groups, "group-grams": grams, "members": members}
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """Each participant counts for the group that its embedding points to."""
@@ -76,6 +78,11 @@ class GroupStep(HeldOutStep):
         if bool((arrays["group-counts"] > members[group]).any()):
             return "'group-counts' are of more users than their groups have"
         return super().problem(arrays, users, samples)
+
+    def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
+        """The same of the groups' tables: no group has more than all of these users."""
+        of_groups = self.beyond(arrays, sender, "group-rows", "group-counts", "group-grams")
+        return super().impossible(arrays, state, sender) or of_groups
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """The global table's step, then the groups'; with some of the users small ones, with running means."""

@@ -25,6 +25,7 @@ class Merged(Protocol):
     """What these phases ask of a method."""
 
     merging: GroupMerging
+    max_norm: float
 
     def sends(self) -> Sequence[str]:
         """Names of the state that goes down."""
@@ -175,7 +176,7 @@ class Theta(FitTask):
 
     def problem(self, arrays: dict[str, np.ndarray], users: int, samples: int) -> str:
         """A gradient that is not sane."""
-        limit = self.merging.config.aggregate.max_norm
+        limit = self.method.max_norm
         return self.misfit("theta", arrays, users, -limit, limit)
 
     def fitted(self, device: Device, asked: Asked, evidence: Evidence) -> tuple[dict[str, np.ndarray], float]:

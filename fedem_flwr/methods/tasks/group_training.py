@@ -11,9 +11,11 @@ from fedem_flwr.aggregation import average_rows
 from fedem_flwr.aggregation.groups import average_groups
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Upload, indexed
 from fedem_flwr.contract.fields import Named
+from fedem_flwr.contract.phases import Sender
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Download
+from fedem_flwr.engine.reach import longest
 
 if TYPE_CHECKING:
     from fedem_flwr.methods.fedmf_elastic import FedMFElastic
@@ -65,9 +67,17 @@ class GroupTraining(HeldOutTraining):
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:
         """Rows whose mean is too large."""
-        limit = self.method.config.aggregate.max_norm
+        limit = self.method.max_norm
         size = float(np.linalg.norm(arrays["group-rows"] / arrays["group-counts"][:, None]))
         return f"'group-rows' has a mean of norm {size:.3g}, more than {limit:.3g}" if size > limit else ""
+
+    def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
+        """Rows that start from a merged table, which is between the global one and a group's."""
+        part, groups = self.method.parts()["items"], longest(state["groups"].numpy())
+        most = groups + self.furthest("items", part, state, sender)
+        if (size := longest(arrays["group-rows"] / arrays["group-counts"][:, None])) > most:
+            return f"'group-rows' has a row of norm {size:.3g}, more than {most:.3g}: training takes none so far"
+        return ""
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """Row means over all; in each group they are shrunk towards the new global rows."""

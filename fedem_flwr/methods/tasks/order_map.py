@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload, indexed
-from fedem_flwr.contract.phases import NothingMade
+from fedem_flwr.contract.fields import Named
+from fedem_flwr.contract.phases import NothingMade, Sender
 from fedem_flwr.engine.transitions import WINDOWS, directional_map, pair_sums
 from fedem_flwr.errors import InputError
 
@@ -16,6 +17,8 @@ MOST_ITEMS = 10_000  # the sums are two dense m × m tables: 1.6 GB at this size
 _OLDEST, _LAST = WINDOWS.decay_before ** (WINDOWS.before - 1), WINDOWS.decay_after ** (WINDOWS.after - 1)
 _ROUNDED = 1 - 1e-5
 _LEAST = {"pair-gram": _OLDEST**2 * _ROUNDED, "pair-cross": _OLDEST * _LAST * _ROUNDED}  # of one position that counts
+_BEFORE, _AFTER = 1 / (1 - WINDOWS.decay_before), 1 / (1 - WINDOWS.decay_after)  # x and y of one item, at most
+_MOST = {"pair-gram": _BEFORE**2, "pair-cross": _BEFORE * _AFTER}
 _TYPICAL_PAIRS = 20  # of a position: pairs with the items before it
 
 
@@ -68,6 +71,14 @@ class OrderMap(Task):
         known = rows[(rows == columns) & (arrays["pair-gram"] > 0)]
         if not np.isin(rows[arrays["pair-cross"] > 0], known).all():
             return "'pair-cross' has items that 'pair-gram' does not know"
+        return ""
+
+    def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
+        """Sums that are more than so many positions give, of one and the same item."""
+        for name, most in _MOST.items():
+            limit = most * float(sender.samples.sum())
+            if (size := float(arrays[name].max(initial=0.0))) > limit:
+                return f"'{name}' has an entry of {size:.3g}, more than {limit:.3g}: these users have none such"
         return ""
 
     def fold(self, state: State, gathered: Gathered) -> State:
