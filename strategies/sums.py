@@ -21,11 +21,11 @@ class SumsStrategy(MethodStrategy):
 
     def clear(self) -> None:
         """See the base."""
-        self._adder = Adder(self.phase.task.fields())
+        self._adder = Adder(self.phase.task.added())
 
     def receive(self, arrays: Named, participants: np.ndarray) -> None:
         """Add a cohort's sums to the round's."""
-        self._adder.add(arrays)
+        self._adder.add(self.phase.task.opened(arrays))
         self._trained += len(participants)
 
     def gathered(self) -> Gathered:

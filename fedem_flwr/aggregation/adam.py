@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BETA1, _BETA2, _EPSILON = 0.9, 0.98, 1e-8
+_BETA1, _EPSILON = 0.9, 1e-8
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class ServerAdam:
         """From `state`."""
         return cls(state[name], state[f"{name}-first"], state[f"{name}-second"], int(state[f"{name}-steps"]))
 
-    def step(self, gradient: Tensor, rate: float) -> ServerAdam:
+    def step(self, gradient: Tensor, rate: float, beta2: float = 0.98) -> ServerAdam:
         """One step with bias correction."""
         steps = self.steps + 1
         first = torch.lerp(self.first, gradient, 1 - _BETA1)
-        second = torch.lerp(self.second, gradient.square(), 1 - _BETA2)
-        scale = math.sqrt(1 - _BETA2**steps) / (1 - _BETA1**steps)
+        second = torch.lerp(self.second, gradient.square(), 1 - beta2)
+        scale = math.sqrt(1 - beta2**steps) / (1 - _BETA1**steps)
         return ServerAdam(self.value - rate * scale * first / (second.sqrt() + _EPSILON), first, second, steps)
 
 

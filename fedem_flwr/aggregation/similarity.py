@@ -50,16 +50,25 @@ def similarity(
         scores = principal_scores(tables, pca_sign).unsqueeze(-1)  # (K, m, 1)
         result = squared_distances(scores, block_items).sqrt_().add_(1).reciprocal_()
     elif kind == "cosine":
-        result = _gram(tables, centred=False, block_items=block_items)
-        norm = result.diagonal().sqrt()
-        norm = norm.where(norm > 0, torch.ones_like(norm))
-        result = _mirror_(result.div_(norm[:, None]).div_(norm[None, :]).clamp_(0, 1))
+        result = cosines(tables, block_items, torch.float64).clamp_(min=0)
     else:
         raise ValueError(f"unknown similarity '{kind}'; valid: cosine, frobenius, pca")
     if saturate is not None:
         result.masked_fill_(result > saturate, 1.0)
     result.fill_diagonal_(1.0)
     return result
+
+
+def cosines(tables: Tensor, block_items: int | None = None, precision: torch.dtype = torch.float32) -> Tensor:
+    """Cosine of every pair of flattened tables: (K, m, d) -> (K, K) float64 in [−1, 1], the diagonal exactly 1.
+
+    Args:
+        precision: of the products inside an item block; those of all blocks are added up in float64.
+    """
+    result = _gram(tables, centred=False, block_items=block_items, precision=precision)
+    norm = result.diagonal().sqrt()
+    norm = norm.where(norm > 0, torch.ones_like(norm))
+    return _mirror_(result.div_(norm[:, None]).div_(norm[None, :]).clamp_(-1, 1)).fill_diagonal_(1.0)
 
 
 def squared_distances(tables: Tensor, block_items: int | None = None) -> Tensor:
@@ -111,7 +120,7 @@ def principal_scores(tables: Tensor, pca_sign: PcaSign = "raw") -> Tensor:
     return scores
 
 
-def _gram(tables: Tensor, *, centred: bool, block_items: int | None) -> Tensor:
+def _gram(tables: Tensor, *, centred: bool, block_items: int | None, precision: torch.dtype = torch.float64) -> Tensor:
     """Inner products of all flattened tables, optionally about the cohort's mean table.
 
     Returns (K, K) float64; tiles below the diagonal are left for `_mirror_`, once nothing more is computed
@@ -120,13 +129,16 @@ def _gram(tables: Tensor, *, centred: bool, block_items: int | None) -> Tensor:
     clients, items, width = tables.shape
     products = tables.new_zeros((clients, clients), dtype=torch.float64)
     for block in item_blocks(items, clients * width * 8, block_items):
-        part = tables[:, block].to(torch.float64).reshape(clients, -1)  # (K, block * d)
+        part = tables[:, block].to(precision).reshape(clients, -1)  # (K, block * d)
         _require_finite(part, 0)
         if centred:
             part = part - part.mean(dim=0)
         for start in range(0, clients, _TILE):
             rows = slice(start, start + _TILE)
-            products[rows, start:].addmm_(part[rows], part[start:].T)
+            into = products[rows, start:]
+            into.add_(part[rows] @ part[start:].T) if part.dtype != into.dtype else into.addmm_(
+                part[rows], part[start:].T
+            )
     return products
 
 

@@ -17,22 +17,19 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
+from fedem_flwr.config.least_squares import ElasticConfig, FoldInConfig, IalsConfig, OrderConfig
 from fedem_flwr.config.registry import find, is_method, names
 from fedem_flwr.config.section import Keywords, Section
 from fedem_flwr.config.sections import (
     AggregateConfig,
     DataConfig,
-    ElasticConfig,
     EvaluationConfig,
-    FoldInConfig,
     GradientsConfig,
-    IalsConfig,
     LocalConfig,
     MergeConfig,
     MethodConfig,
     ModelConfig,
     NetworkConfig,
-    OrderConfig,
     PrivacyConfig,
     RunConfig,
 )

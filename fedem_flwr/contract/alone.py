@@ -29,7 +29,9 @@ class Alone:
 
     def parts(self) -> Mapping[str, Part]:
         """All private."""
-        return {name: replace(part, private=True, up="none") for name, part in self.method.parts().items()}
+        return {
+            name: replace(part, private=True, up="none", change=False) for name, part in self.method.parts().items()
+        }
 
     @property
     def merge(self) -> Merge:
@@ -40,6 +42,11 @@ class Alone:
     def merged(self) -> str:
         """Nothing."""
         return ""
+
+    @property
+    def floats_of_a_score(self) -> int:
+        """The method's."""
+        return self.method.floats_of_a_score
 
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The method's."""

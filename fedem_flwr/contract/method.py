@@ -83,6 +83,11 @@ class Method:
         """
         raise NotImplementedError
 
+    @property
+    def floats_of_a_score(self) -> int:
+        """Numbers that `score` holds of each user and item beside their rows: layers of a network, say."""
+        return 0
+
     # How it is trained.
 
     def loss(self, logits: Tensor, sign: Tensor, valid: Tensor) -> Tensor:

@@ -95,6 +95,14 @@ class Task(ABC):
             NothingMade: see there.
         """
 
+    def added(self) -> dict[str, Field]:
+        """What the server adds up of an upload, as `opened` gives it."""
+        return self.fields()
+
+    def opened(self, arrays: Named) -> Named:
+        """What of a node's upload is added to the round's sums: what its factors stand for, say."""
+        return arrays
+
     def problem(self, arrays: Named, users: int, samples: int) -> str:
         """What else is wrong with an upload of so many users with so many interactions; empty if nothing is."""
         return ""

@@ -67,7 +67,7 @@ class Cohort:
         """Users in chunks whose whole tables, or scores where one table serves all, fit the working budget."""
         several = {name for name, download in (downloads or {}).items() if len(download.values) > 1}
         own = (part for name, part in self.parts.items() if part.axis == "item" and (part.own or name in several))
-        kept = sum(part.width for part in own)
+        kept = sum(part.width for part in own) + self.learner.floats_of_a_score
         return list(who.split(max(1, budget(MERGE_FLOATS, who.device) // (self.data.items * max(1, kept)))))
 
     def seen(self, who: Tensor, downloads: Downloads, *, merge: bool = True) -> tuple[dict[str, Tensor], Tensor | None]:

@@ -36,6 +36,10 @@ class Learner(Differentiable, Protocol):
     def merged(self) -> str:
         """See above."""
 
+    @property
+    def floats_of_a_score(self) -> int:
+        """Numbers that `score` holds of each user and item beside their rows."""
+
     def parts(self) -> Parts:
         """The parts by name; user and model parts first where order matters to a reader."""
 

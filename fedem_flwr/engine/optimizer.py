@@ -173,6 +173,14 @@ class CohortAdam:
         self._second = [x[index] for x in self._second]
 
 
+def adam_step(value: Tensor, gradient: Tensor, first: Tensor, second: Tensor, steps: Tensor, rate: float) -> None:
+    """One step of Adam in place, of tensors that may each have taken another number of steps, this one included."""
+    first.lerp_(gradient, 1 - BETA_1)
+    second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+    scale = (second / (1 - BETA_2**steps)).sqrt_().add_(EPSILON)
+    value.sub_(first / scale / (1 - BETA_1**steps), alpha=rate)
+
+
 @dataclass(frozen=True)
 class KeptAdam:
     """Adam of vectors (k, width) whose moments lie beside them in the block; see `moments`."""
@@ -185,11 +193,7 @@ class KeptAdam:
         for name, rate, tensor, gradient in zip(self.names, self.rates, tensors, gradients, strict=True):
             width = tensor.shape[1]
             first, second, steps = batch.block.parts[f"{name}-moments"].split([width, width, 1], 1)
-            steps.add_(1)
-            first.lerp_(gradient, 1 - BETA_1)
-            second.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-            scale = (second / (1 - BETA_2**steps)).sqrt_().add_(EPSILON)
-            tensor.sub_(first / scale / (1 - BETA_1**steps), alpha=rate)
+            adam_step(tensor, gradient, first, second, steps.add_(1), rate)
 
     def keep(self, index: Tensor) -> None:
         """The moments are the block's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _HISTORIES: Final = "clients train no part with the engine: users are solved or scored from their histories"
-_GROUP: Final = "a group of users is trained as one, in a task of the method's own, and not by the engine"
+_GROUP: Final = "groups of users are trained in a task of the method's own, and not by the engine"
 
 EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
     ("local-only", "two tastes"): "nothing is shared, so nothing can be found of items that a user has not met",
@@ -16,8 +16,11 @@ EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
     ("fedials-elastic", "several tables"): _HISTORIES,
     ("fedials-order", "gradients"): _HISTORIES,
     ("fedials-order", "several tables"): _HISTORIES,
-    ("FedCIA", "spread over nodes"): "a group is a node: other groups are another result",
-    ("FedCIA", "slow twin"): _GROUP,
-    ("FedCIA", "gradients"): _GROUP,
-    ("FedCIA", "several tables"): _GROUP,
+    ("gpfedrec-released", "two tastes"): "its similarity is a distance: users of the other taste are the neighbours",
+    ("fedcia", "gradients"): _GROUP,
+    ("fedcia", "several tables"): _GROUP,
+    ("fedcia-released", "spread over nodes"): "a group is a node: other groups are another result",
+    ("fedcia-released", "slow twin"): _GROUP,
+    ("fedcia-released", "gradients"): _GROUP,
+    ("fedcia-released", "several tables"): _GROUP,
 }

@@ -23,16 +23,13 @@ TINY: dict[str, Any] = {
     "evaluation": {"controls": False, "local_only": False, "every": 1},
 }
 
-TEST_ONLY = tuple(
-    f"conformance.{path}"
-    for path in (
-        *("colr:CoLR", "fedcia:FedCIA"),
-        "biased:Biased",
-    )
-)
+TEST_ONLY = tuple(f"conformance.{path}" for path in ("biased:Biased",))
 
 # Settings beyond those of the tiny world.
 SMALL: dict[str, dict[str, Any]] = {
+    "fedrecgel": {"method": {"options": {"hidden": [8, 4]}}},
+    "fedcia": {"method": {"options": {"group": "user", "steps": 10}}},
+    "fedcia-released": {"method": {"options": {"steps": 10}}},
     "fedfast": {"run": {"participants": 0.6}, "method": {"options": {"clusters": 3}}},
 }
 
@@ -50,8 +47,15 @@ LEARNING: dict[str, dict[str, Any]] = {
     "fedncf": FEDNCF,
     "fedncf-released": FEDNCF,
     "fedmf-visits": {"local": {"lr_user": 1.0, "lr_item": 1.0}},
-    "CoLR": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
-    "FedCIA": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}, "run": {"users_per_node": 10}},
+    "colr": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
+    "fedrecgel": {"method": {"options": {"lr_server": 0.05}}, "local": {"lr_user": 0.1}},
+    "gpfedrec": {"method": {"options": {"factor": 20.0}}, "model": {"init_std": 0.3}},
+    "fedcia": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}},
+    "fedcia-released": {
+        "local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05},
+        "method": {"options": {"steps": 30, "rate": 0.3}},
+        "run": {"users_per_node": 10},
+    },
 }
 
 

@@ -12,6 +12,7 @@ from conformance.methods import USERS, Subject
 from conformance.runs import Named, Runs, Whole
 from fedem_flwr.contract import Asked, Method
 from fedem_flwr.contract.adding import Adder, contributed
+from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.contribution import Stage
 from fedem_flwr.engine.downloads import Download
@@ -30,7 +31,9 @@ def twin(subject: Subject, runs: Runs) -> None:
     """
     whole = runs.whole(subject, 0)
     fast = whole.client()
-    slow = alone if fast.method.stateless and not fast.method.parts() else one_by_one
+    by_engine = trains_by_engine(fast.method)
+    assert by_engine or not any(phase.task.grouped for phase in fast.method.phases()), "it has no slow way"
+    slow = one_by_one if by_engine else alone
     for round_ in whole.rounds:
         expected = slow(whole, round_)
         found = whole.answer(fast, round_)
@@ -54,14 +57,14 @@ def one_by_one(whole: Whole, round_: int) -> Named:
 
 def trains_by_engine(method: Method) -> bool:
     """Whether the engine's back ends train the method's parts."""
-    return any(part.own or part.up != "none" for part in method.parts().values()) and not any(
-        phase.task.grouped for phase in method.phases()
-    )
+    trained = any(part.own or part.up != "none" for part in method.parts().values())
+    return trained and any(isinstance(phase.task, LocalTraining) for phase in method.phases())
 
 
 def alone(whole: Whole, round_: int) -> Named:
     """The sum over cohorts of one user."""
     client = whole.client()
+    whole.until(client, round_)
     return summed(client, asked_of(whole, client, round_), ())
 
 

@@ -101,7 +101,7 @@ def shortened(method: Method, task: Task, arrays: Named, touched: np.ndarray) ->
         if values.dtype.kind != "f":
             continue
         start[name], scale[name] = np.zeros_like(values), np.ones(())
-        if name in parts:
+        if name in parts and not parts[name].change:
             start[name] = parts[name].initial(name, method.items, method.seed).numpy()
         if f"{name}-weight" in arrays:
             weight = arrays[f"{name}-weight"].astype(np.float64)

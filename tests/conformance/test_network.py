@@ -20,7 +20,7 @@ def test_a_method_of_ones_own_over_the_network(runs: Runs, monkeypatch: pytest.M
     places = [str(install(runs.path())), str(TESTS), str(TESTS.parent)]
     monkeypatch.syspath_prepend(places[0])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")]))
-    subject = named(Subject("conformance.colr:CoLR"))
+    subject = named(Subject("conformance.biased:Biased"))
     here = runs.whole(subject, 11).done
     there = carry_out(runs.path(), subject.config(run={"users_per_node": 11, "runtime": "network"}))
     assert there.run.nodes == 2 and there.outcome.failures == []

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedem_flwr.aggregation.adam import ServerAdam, cosine_rate
-from fedem_flwr.config.sections import OrderConfig
+from fedem_flwr.config.least_squares import OrderConfig
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload, indexed
 from fedem_flwr.engine.order import OrderTask, order_sums
 from fedem_flwr.models.encoder import unit_rows
