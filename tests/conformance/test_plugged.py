@@ -26,6 +26,7 @@ VARIANTS = (
     Subject(FEDNCF, (EM, HELD_OUT, ("merge", "hold_out", 4))),
     Subject("fedem", (HELD_OUT, ("merge", "hold_out", 7), ("local", "batch_size", 20))),
     Subject("fedem", (HELD_OUT, RELEASED, ("merge", "mode", "scalar"))),
+    Subject("fedmf", (EM, ("local", "ridge", 0.01), ("gradients", "sharpness", 0.02))),
     Subject("test_hooks:PulledFedEM", (EM, RELEASED, ("aggregate", "weights", "eq13"))),
 )
 
