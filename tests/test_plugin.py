@@ -199,9 +199,21 @@ def test_what_cannot_merge_is_refused_in_one_line(name: str, merge: dict[str, An
     assert words in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_sharpness_does_not_go_through_the_merge_in_every_batch() -> None:
+    def made(schedule: str) -> Method:
+        merge = {"mode": "elastic", "schedule": schedule}
+        return method_of(Subject("fedncf").config(merge=merge, gradients={"sharpness": 0.1}), M)
+
+    assert made("paper").sharpness == 0.1
+    with pytest.raises(InputError, match="sharpness-aware"):
+        made("released")
+
+
 def test_of_several_tables_one_is_merged() -> None:
     name = "conformance.biased:Biased"
     assert method(name, "elastic").merged == "items" and method(name, "elastic", part="bias").merged == "bias"
     parts = method(name, "elastic", part="bias").parts()
     assert parts["bias"].kept and not parts["items"].kept and parts[ADAPTER].private
     assert method(name, "elastic", part="bias").merge.adapter.dim == 1
+    (update,) = method(name, "elastic").updates(1)
+    assert update.rates.keys() == {"user", "items", "bias"}, "the adapter takes its steps alone"

@@ -106,7 +106,8 @@ class MergeConfig(Section):
     lr: float = Field(0.1, gt=0, description="β for Θ_u (Adam)")
     epochs: int = Field(1, ge=1, description="epochs of Eq. 11 where it stands before the merge")
     gate_data: Literal["train", "heldout"] = Field(
-        "train", description="what Θ_u is trained on: the round's samples, or items that p_u and Q_u never see"
+        "train",
+        description="what Θ_u is trained on: the round's samples, or items left out of p_u's and Q_u's training",
     )
     hold_out: int = Field(
         2, ge=1, le=50, description="of `heldout`: newest training items of each client (random ones without times)"

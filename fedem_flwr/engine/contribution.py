@@ -24,8 +24,8 @@ class Contribution:
         users: (k,) codes in the run, which key a stage's draws. samples: (k,) positives and negatives.
         items: (k, t) items of the touched rows. real: (k, t) which of them are real.
         rows: (k, t, width) trained rows of each item part that goes up.
-        before: the same as the round began with, rows and parts among the `values`, where a mean or a stage looks at
-            it.
+        before: the same as training began with (after a merge, where there is one), rows and parts among the `values`,
+            where a mean or a stage looks at it.
         shrunk: (k,) of item parts with weight decay: the factor by which their other rows have become smaller.
         values: (k, ...) whatever else goes up: model parts, what goes up of each user, or something that a method makes
             of its parts.

@@ -34,8 +34,8 @@ class Merge:
             trains Θ, then p and Q, through a second merge.
         epochs: of Eq. 11 under the `paper` schedule.
         lr: Adam's rate for Θ (β).
-        gate_data: what Θ is trained on: the round's samples (`train`), or items that a client's own training leaves
-            out (`heldout`), once a round and before the merge under either schedule.
+        gate_data: what Θ is trained on: the round's samples (`train`), or positives that a client's other training
+            leaves out (`heldout`), once a round and before the merge under either schedule.
         hold_out: how many such items a client has, at most half of its history.
     """
 

@@ -13,7 +13,7 @@ from conformance.runs import Runs
 
 EM = ("merge", "mode", "elastic")
 RELEASED, HELD_OUT = ("merge", "schedule", "released"), ("merge", "gate_data", "heldout")
-PFEDREC, FEDRAP, FEDNCF, FEDFAST, GPFEDREC = "pfedrec", "fedrap", "fedncf", "fedfast", "gpfedrec"
+PFEDREC, FEDRAP, FEDNCF, GPFEDREC = "pfedrec", "fedrap", "fedncf", "gpfedrec"
 PLUGGED = (Subject(PFEDREC, (EM,)), Subject("fedmf", (EM,)))
 HERE = (  # in one process; other runtimes carry out the same rounds
     *("spread over nodes", "killed and resumed", "warm evaluation", "only what is declared", "nothing private"),
@@ -26,6 +26,7 @@ VARIANTS = (
     Subject(FEDNCF, (EM, HELD_OUT, ("merge", "hold_out", 4))),
     Subject("fedem", (HELD_OUT, ("merge", "hold_out", 7), ("local", "batch_size", 20))),
     Subject("fedem", (HELD_OUT, RELEASED, ("merge", "mode", "scalar"))),
+    Subject("fedmf", (EM, ("local", "ridge", 0.01), ("gradients", "sharpness", 0.02))),
     Subject("test_hooks:PulledFedEM", (EM, RELEASED, ("aggregate", "weights", "eq13"))),
 )
 
@@ -54,7 +55,7 @@ def test_two_tastes_are_found(name: str, runs: Runs) -> None:
     CELLS["two tastes"](Subject(name, (EM,)), runs)
 
 
-@pytest.mark.parametrize("subject", PLUGGED, ids=names)
+@pytest.mark.parametrize("subject", [*PLUGGED, Subject(GPFEDREC, (EM,))], ids=names)
 def test_rho_is_logged_wherever_users_are_evaluated(subject: Subject, runs: Runs) -> None:
     """Also of users who are scored with their own table: it is of the merge that is to come."""
     done = runs.whole(subject, 0).done
