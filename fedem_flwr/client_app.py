@@ -16,6 +16,8 @@ from fedem_flwr.network.trust import load_server_key
 from fedem_flwr.nodes.answering import Hosts, build_client_app
 from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime.consent import read_config
 
 
 class FromContext:
@@ -43,6 +45,7 @@ def _host_from(message: Message, context: Context) -> NodeHost:
     run_dir = Path(str(told["run-dir"]))
     if not (run_dir / CONFIG_FILE).is_file():
         raise FedemError(f"{run_dir} of the server is not on this machine: give a run-dir that server and nodes share")
+    read_config(RunDirectory(run_dir))  # before any code that it names is imported
     threads = int(context.run_config.get("threads", 0))
     return NodeHost(
         run_dir, _told(context, "num-partitions"), threads, policy=_policy(context, NodePolicy.simulation())

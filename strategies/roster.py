@@ -17,6 +17,7 @@ from fedem_flwr.contract.fields import Named
 from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import Admission, AdmitAll, greetings, meeting_seconds, sessions_of
 from fedem_flwr.messages.wire import plain_numbers
+from fedem_flwr.text import one_line
 from strategies.uploads import Failure, arrays_of, introduces, metrics_problem
 
 _NOBODY = np.empty(0, dtype=np.int64)
@@ -182,7 +183,7 @@ class NodeRoster:
     def fail(self, round_: int, node: int | str, reason: str) -> None:
         """Count a contribution as lost, of a node known by its number or its name."""
         name = node if isinstance(node, str) else self._names.get(node, f"node {node}")
-        self.failures.append(Failure(round_, name, " ".join(reason.split())[:300]))
+        self.failures.append(Failure(round_, name, one_line(reason, 300)))
 
 
 def _named(users: np.ndarray) -> str:

@@ -17,6 +17,8 @@ TOPS = ("fedem_flwr", "strategies", "clients")
 ROOMS = [
     *(
         "version",
+        "text",
+        "terminal",
         "errors",
         "randomness",
         "files",

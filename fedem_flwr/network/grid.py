@@ -12,8 +12,8 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from fedem_flwr.errors import FedemError
 from fedem_flwr.network.server_link import BROKEN_OFF, ServerLink, error_from
 from fedem_flwr.network.trust import Roster, Session
-from fedem_flwr.runtime.inprocess import one_line
 from fedem_flwr.runtime.ordered import OrderedGrid
+from fedem_flwr.text import one_line
 
 log = logging.getLogger("fedem.server")
 

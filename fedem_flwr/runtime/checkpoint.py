@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import quoted, write_atomically
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.report.run_directory import RunDirectory
 
@@ -88,7 +88,7 @@ class Checkpoints:
             "failures": checkpoint.failures,
             "best": best and {"round": best.round, "users": best.users, "score": best.score},
         }
-        write_atomically(self._latest, json.dumps(record))
+        write_atomically(self._latest, json.dumps(record), private=True)
         self._store.prune(_SERVER, checkpoint.round)
         if best is not None:
             self._bests.prune(_SERVER, best.round)
@@ -144,5 +144,7 @@ def served_checkpoint(directory: RunDirectory) -> Checkpoint:
     """
     point = Checkpoints(directory.checkpoint_dir).load()
     if point is None:
-        raise InputError(f"{directory.path} has no checkpoint yet; finish the run first: fedem resume {directory.path}")
+        raise InputError(
+            f"{directory.path} has no checkpoint yet; finish the run first: fedem resume {quoted(directory.path)}"
+        )
     return point if point.best is None else Checkpoint(point.best.round, point.best.arrays, None, point.failures)
