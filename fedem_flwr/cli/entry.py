@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import click
 import typer
 
+from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
 from fedem_flwr.cli.deploy import app as deploy_app
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.terminal import console
-from fedem_flwr.text import SafeFormatter
 from fedem_flwr.version import __version__
 
 app = typer.Typer(
@@ -235,39 +230,6 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-@contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """On SIGTERM, too, what a command has started is stopped, and it says how to go on."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which alone gets signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _warnings_shown() -> Iterator[None]:
-    """What is logged while a command runs goes to standard error, made safe to show."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(SafeFormatter("%(message)s"))
-    loggers = [logging.getLogger(name) for name in ("fedem", "fedem_flwr")]
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run the command line and turn failures into one line.
 
@@ -284,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code)
 
     try:
-        with _ended_like_ctrl_c(), _warnings_shown():
+        with ended_like_ctrl_c(), warnings_shown():
             code = app(args=arguments, standalone_mode=False)
     except InputError as error:
         stop(str(error), 2, error if error.__cause__ else None)
