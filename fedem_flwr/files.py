@@ -139,7 +139,7 @@ def close_to_others(path: Path) -> bool:
     """Close a folder, or a file, that others may enter or read, with all that lies in it; says so.
 
     Returns:
-        whether anything was changed: not where it was closed, is not there, or is somebody else's.
+        whether that was done: not where it was closed, is not there, is somebody else's, or cannot be changed.
     """
     try:
         info = path.lstat()
@@ -148,8 +148,10 @@ def close_to_others(path: Path) -> bool:
     if info.st_uid != os.geteuid() or not info.st_mode & _OTHERS or stat.S_ISLNK(info.st_mode):
         return False
     close_all(path)
-    log.warning("%s was open to other users (mode %o): it is closed now", path, stat.S_IMODE(info.st_mode))
-    return True
+    closed = not path.lstat().st_mode & _OTHERS
+    said = "it is closed now" if closed else "it cannot be changed, so see to it that they cannot come there"
+    log.warning("%s was open to other users (mode %o): %s", path, stat.S_IMODE(info.st_mode), said)
+    return closed
 
 
 def close_all(path: Path) -> None:
@@ -197,7 +199,10 @@ def refuse_links(folder: Path) -> None:
     """
     inside = folder.resolve()
     for path in map(Path, _below(folder)):
-        mode = path.lstat().st_mode
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:  # of a run that goes on meanwhile
+            continue
         if stat.S_ISLNK(mode):
             if path != folder and not _leads(path).is_relative_to(inside):
                 raise InputError(f"{path} is a link that leads out of {folder}: put what it means in its place")

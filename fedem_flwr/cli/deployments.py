@@ -27,6 +27,8 @@ def certs(out: Path, nodes: int, hosts: list[str], *, add: bool, renew: bool) ->
 
     if add and (renew or hosts):
         raise InputError("--add makes keys of nodes only: names of the SuperLink go with --renew --host, by itself")
+    if add or renew:
+        _check_keys(out)
     if renew:
         renew_certificate(out, hosts)
         _out.print(f"{out / 'superlink.crt'}: signed anew; start the SuperLink with it", soft_wrap=True)
@@ -210,7 +212,8 @@ def _log_to_stderr(name: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(SafeFormatter(f"%(asctime)s {name} %(levelname).1s %(message)s"))
     logger = logging.getLogger("fedem")
-    logger.handlers = [handler]  # in the place of the one that every command has
+    for each in (logger, logging.getLogger("flwr")):
+        each.handlers = [handler]  # in the place of the one that every command has, and of Flower's
     level = os.environ.get("FEDEM_LOG", "INFO").upper()
     try:
         logger.setLevel(level)

@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.files import own_folder, unlinked_private, write_atomically
+from fedem_flwr.files import close_to_others, own_folder, unlinked_private, write_atomically
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.link import Address, Refused, Unreachable
 from fedem_flwr.network.node_link import NodeLink
@@ -67,6 +67,7 @@ def run_node(options: NodeOptions, stopped: threading.Event) -> None:
             know this node.
     """
     shard = options.hosts.shard  # first of all: what is wrong with it is said before anybody waits for this node
+    close_to_others(options.hosts.shard_dir)
     log.info("hosts users %s–%s of %s", shard.first, shard.first + len(shard.validation) - 1, shard.dataset)
     log.info(options.hosts.policy.words)
     app = build_client_app(options.hosts)

@@ -192,7 +192,7 @@ def require_linux() -> None:
 def last_words(log: Path, *, of_failure: bool = False, ours: bool = True) -> str:
     """The last line of a log that says something: what a process of ours said when it failed, if it did.
 
-    That begins its line. What others have said stands inside lines of the log, and no line begins with it.
+    That begins its line. What others have said stands inside lines of the log, or is indented (see `SafeFormatter`).
 
     Args:
         of_failure: rather the last one that says what went wrong.
@@ -204,7 +204,7 @@ def last_words(log: Path, *, of_failure: bool = False, ours: bool = True) -> str
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return "it left no log"
-    said = [line.rstrip() for line in lines if line.strip()]
+    said = [line for line in lines if line.strip() and not line[0].isspace()]
     own = [line for line in said if ours and line.startswith(_OWN_WORDS)]
     wrong = [line for line in said if of_failure and ("[Errno" in line or "error" in line.lower())]
     words = (own or wrong or said or ["it said nothing"])[-1]

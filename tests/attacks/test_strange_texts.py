@@ -20,6 +20,7 @@ from worlds import TINY_OPTIONS
 
 import fedem_flwr as fedem
 from fedem_flwr.cli import main
+from fedem_flwr.cli.deployments import _log_to_stderr
 from fedem_flwr.errors import InputError
 from fedem_flwr.network.processes import FEDEM, Child, last_words
 from fedem_flwr.protocol.split import Split
@@ -94,6 +95,21 @@ def test_no_line_of_a_log_begins_as_others_please(text: str, more: str) -> None:
     assert not unsafe(line, kept="\n\t")
 
 
+def test_neither_does_one_of_flowers(capsys: pytest.CaptureFixture[str]) -> None:
+    loggers = [logging.getLogger(name) for name in ("fedem", "flwr")]
+    before = [(logger, logger.handlers, logger.level) for logger in loggers]
+    try:
+        _log_to_stderr("node-0")
+        for logger in loggers:
+            logger.error(EVIL)
+    finally:
+        for logger, handlers, level in before:
+            logger.handlers = handlers
+            logger.setLevel(level)
+    told = capsys.readouterr().err
+    assert not unsafe(told) and told.count(" node-0 E ") == 2 and told.count("\n    fedem: ") == 2
+
+
 def test_a_nodes_error_is_not_the_servers_word(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     formatter = SafeFormatter("12:00 server E %(message)s")
@@ -102,7 +118,7 @@ def test_a_nodes_error_is_not_the_servers_word(tmp_path: Path) -> None:
     assert last_words(log, of_failure=True) == "too few nodes contribute"
     log.write_text(f"12:00 server I starts\n{said}\n")
     shown = last_words(log, of_failure=True)
-    assert not unsafe(shown, kept="") and not shown.startswith("all is well")
+    assert not unsafe(shown, kept="") and shown.startswith("12:00 server E node 3: ")
     log.write_text("\x1b[91mERROR\x1b[0m :  a node says\nfedem: no errors\n")  # Flower's, which lets lines begin so
     assert Child("SuperLink", ["flower-superlink"], log).reason() == "fedem: no errors"
     assert Child("node-0", [*FEDEM, "deploy", "node"], log).reason() == "no errors"

@@ -223,6 +223,12 @@ def test_nobody_waits_for_a_pipe_or_runs_in_a_circle(run: Path, capsys: pytest.C
     assert code == 2 and "is a pipe or a device" in line
 
 
+def test_a_file_that_goes_while_it_is_looked_at_is_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that goes on, say."""
+    monkeypatch.setattr(os, "walk", lambda folder: [(str(folder), [], [".gone.tmp"])])
+    assert RunDirectory(run).open().path == run
+
+
 @pytest.mark.parametrize("name", ["train_items.npy", "item_ids.npy", "user_ids.npy", "checkpoint"])
 def test_arrays_are_not_unpickled(name: str, run: Path, marker: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "checkpoint":
