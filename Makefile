@@ -28,12 +28,12 @@ FLOWER_TESTS = $(shell grep -lE '^(from|import) flwr\b' tests/test_*.py)
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help run test test-flower test-flower-here lint format typecheck compose-config docker-lint docker-pins lock \
-    sbom audit ci clean
+.PHONY: help run test attacks test-flower test-flower-here lint format typecheck compose-config docker-lint docker-pins \
+    lock sbom audit ci clean
 
 help:
-	@echo "make run | test | test-flower | lint | format | typecheck | compose-config | docker-lint | docker-pins | lock |"
-	@echo "     sbom | audit | ci | clean"
+	@echo "make run | test | attacks | test-flower | lint | format | typecheck | compose-config | docker-lint |"
+	@echo "     docker-pins | lock | sbom | audit | ci | clean"
 
 run: $(VENV)/.installed
 	@$(BIN)/fedem run $(ARGS)
@@ -46,6 +46,10 @@ test-flower:
 	@grep -q '^flwr==$(FLOWER)\.' $(FLOWER_PINS) || \
 	    { echo "error: no pins for Flower $(FLOWER): write constraints-flwr-$(FLOWER).txt" >&2; exit 1; }
 	@$(MAKE) --no-print-directory test-flower-here VENV=$(FLOWER_VENV) CONSTRAINTS=$(FLOWER_PINS)
+
+# What is tried against a run, and docs/security.md tells of; part of `make test`, too.
+attacks: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -m attacks $(ARGS)
 
 test-flower-here: $(VENV)/.installed-dev
 	@$(BIN)/python -c 'import flwr; print("Flower", flwr.__version__)'

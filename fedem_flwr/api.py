@@ -95,34 +95,45 @@ def run(
     command = _call(shown, framed=frame is not None)
     runs = flow.prepare(asked, place, overwrite=overwrite, source=source, command=command, console=console)
     if console is not None:
-        console.print(opening(runs.main), markup=False, soft_wrap=True)
+        console.print(opening(runs.main), soft_wrap=True)
     flow.carry_out(runs, console=console)
-    return load(runs.main.directory.path)
+    return load(runs.main.directory.path, trust=True)  # it was named just now
 
 
-def resume(run_dir: str | PathLike[str], *, back_to: int | None = None, progress: bool | None = None) -> Result:
+def resume(
+    run_dir: str | PathLike[str],
+    *,
+    back_to: int | None = None,
+    progress: bool | None = None,
+    trust: bool = False,
+) -> Result:
     """Continue an interrupted run, and those beside it, to the same result as if nothing had happened.
 
     Args:
         run_dir: the run's directory.
         back_to: go on from the checkpoint of this round, and forget what came after it; else from the newest.
         progress: as of `run`.
+        trust: let a directory that this account has not made here do what its configuration says: import code, write
+            elsewhere, start processes.
 
     Raises:
-        InputError: it holds no run, or a damaged one.
+        InputError: it holds no run, a damaged one, or a stranger's that wants such things.
     """
-    runs = flow.reopen(Path(run_dir).expanduser(), back_to)
+    runs = flow.reopen(Path(run_dir).expanduser(), back_to, trusted=trust)
     flow.carry_out(runs, console=progress_console(progress), resume=True)
-    return load(run_dir)
+    return load(run_dir, trust=trust)
 
 
-def load(run_dir: str | PathLike[str]) -> Result:
+def load(run_dir: str | PathLike[str], *, trust: bool = False) -> Result:
     """The result of a run that was carried out before, from Python or by `fedem run`.
+
+    Args:
+        trust: let it import the code that its configuration names, though this account has not made it here.
 
     Raises:
         InputError: the directory holds no run.
     """
-    return Result(RunDirectory(Path(run_dir).expanduser()).open().path.absolute())
+    return Result(RunDirectory(Path(run_dir).expanduser()).open().path.absolute(), trust)
 
 
 def method_section(method: Method) -> Tree:

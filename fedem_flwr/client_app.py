@@ -16,6 +16,8 @@ from fedem_flwr.nodes.answering import Hosts, build_client_app
 from fedem_flwr.nodes.ceilings import EPOCHS, Ceilings
 from fedem_flwr.nodes.host import CONFIG_FILE, RUN_RECORD, NodeHost
 from fedem_flwr.nodes.policy import NodePolicy
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime.consent import read_config
 
 # Keys of a SuperNode's --node-config, and what they are called in a policy; words of a list stand between blanks.
 _FLAGS = {
@@ -52,6 +54,7 @@ def _host_from(message: Message, context: Context) -> NodeHost:
     run_dir = Path(str(told["run-dir"]))
     if not (run_dir / CONFIG_FILE).is_file():
         raise FedemError(f"{run_dir} of the server is not on this machine: give a run-dir that server and nodes share")
+    read_config(RunDirectory(run_dir))  # before any code that it names is imported
     threads = int(context.run_config.get("threads", 0))
     policy = _policy(context, NodePolicy.simulation())
     host = NodeHost(run_dir, _told(context, "num-partitions"), threads, policy=policy)

@@ -5,11 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from fedem_flwr.text import visible
+
 _SHOWN = 12  # valid names listed at most
 
 
 class FedemError(Exception):
-    """A failure that the program foresaw; shown as one line, never as a traceback."""
+    """A failure that the program foresaw; shown as one line, never as a traceback.
+
+    What others have written and the message quotes (ids, names, reasons) is made safe to show.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(visible(message, keep="\n\t"))
 
 
 class InputError(FedemError):

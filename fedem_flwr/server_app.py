@@ -19,20 +19,22 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from fedem_flwr.config import Tree, resolve
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.finish import finish
+from fedem_flwr.files import quoted
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER
 from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
 from fedem_flwr.report.tables import result_table
+from fedem_flwr.runtime.consent import write_config
 from fedem_flwr.runtime.flower import FlowerGrid, is_simulated
 from fedem_flwr.runtime.inputs import adapted, check_method, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
 from fedem_flwr.runtime.surroundings import peak_rss_bytes
+from fedem_flwr.terminal import console
 
 _KEYS = {  # of the run configuration, but for run-dir and threads, which the nodes read
     "dataset": ("data", "dataset"),
@@ -53,12 +55,12 @@ def main(grid: Grid, context: Context) -> None:
     given = {name: value for name, value in context.run_config.items() if value}
     runtime = "ray" if is_simulated(grid) else "network"
     run = _prepared(given, runtime)
-    out, config, directory = Console(highlight=False, width=100), run.config, run.directory
+    out, config, directory = console(width=100), run.config, run.directory
     out.print(f"run directory: {directory.path}", soft_wrap=True)
     nodes = FlowerGrid(grid, directory.path)
     hosted = nodes.await_users(run.facts.users, config.network.join_timeout)
     config = config.changed("run", users_per_node=hosted, runtime=runtime)
-    directory.write_config(config.to_toml())
+    write_config(directory, config)
     run = replace(run, config=config)
     point, rounds = checkpointed(directory), config.run.rounds
     first = 1 if point is None else point.round + 1
@@ -88,10 +90,12 @@ def _prepared(given: Mapping[str, Any], runtime: str) -> PreparedRun:
     path = Path(str(named)) if named else default_run_path(data.dataset, config.method.name, data.protocol)
     directory = RunDirectory(path.absolute())
     if directory.holds_run():
+        directory.open()
         if (directory.path / FEDERATION_FOLDER).is_dir():
-            raise InputError(f"{path} is a run over shards: continue it with `fedem resume {path}`")
-        print(f"goes on with the run in {directory.path}: its own settings hold, not those of now", flush=True)
-        return PreparedRun.open(directory)
+            raise InputError(f"{path} is a run over shards: continue it with `fedem resume {quoted(path)}`")
+        text = f"goes on with the run in {directory.path}: its own settings hold, not those of now"
+        console().print(text, soft_wrap=True)
+        return PreparedRun.open(directory, resumes=True)
     directory.create()
     try:
         split = split_into(directory.path / SPLIT_FOLDER, config)

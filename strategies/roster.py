@@ -17,6 +17,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import Admission, AdmitAll, greetings, meeting_seconds, sessions_of
+from fedem_flwr.text import one_line
 from strategies.declared import Behind, Declared
 from strategies.uploads import Failure, arrays_of, introduces
 
@@ -202,7 +203,7 @@ class NodeRoster:
     def fail(self, round_: int, node: int | str, reason: str) -> None:
         """Count a contribution as lost, of a node known by its number or its name."""
         name = node if isinstance(node, str) else self._names.get(node, f"node {node}")
-        self.failures.append(Failure(round_, name, " ".join(reason.split())[:300]))
+        self.failures.append(Failure(round_, name, one_line(reason, 300)))
 
 
 def _named(users: np.ndarray) -> str:

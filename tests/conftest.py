@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from security_page import shown_attacks
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before anything imports Flower, which decides then
+_ACCOUNT = tempfile.TemporaryDirectory(prefix="fedem-tests-")
+os.environ["XDG_STATE_HOME"] = _ACCOUNT.name  # not where whoever runs the tests keeps a key
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests
@@ -40,7 +44,13 @@ def starts_processes(file: Path) -> bool:
     return re.search(marked, file.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = ROOT / "tests"
+    for item in items:
+        file = str(item.path.relative_to(tests)) if item.path.is_relative_to(tests) else ""
+        if (file, getattr(item, "originalname", item.name)) in shown_attacks():
+            item.add_marker("attacks")
     if ONE_OF_SEVERAL:  # what takes longest comes first
         items.sort(key=lambda item: not starts_processes(item.path))
 

@@ -235,7 +235,7 @@ def test_server_starts_continues_or_is_done(tmp_path: Path) -> None:
     assert started.startswith("fedem run --runtime network") and started.endswith(f"--out {run} --rounds 3\n")
     run.mkdir()
     (run / "config.toml").touch()
-    assert run_here(told, PATH=path).stdout == f"fedem resume {run}\n"
+    assert run_here(told, PATH=path).stdout == f"fedem resume --trust {run}\n"
     (run / "summary.json").touch()
     done = run_here(told, PATH=path)
     assert done.returncode == 0 and "is finished" in done.stdout

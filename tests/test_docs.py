@@ -22,7 +22,7 @@ from fedem_flwr.config.resolved import method_names
 from fedem_flwr.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SOURCE = re.compile(r"`((?:fedem_flwr|strategies|clients|configs|tests|docs|benchmarks)/[\w./-]+\.\w+)`")
 

@@ -17,6 +17,8 @@ TOPS = ("fedem_flwr", "strategies", "clients")
 ROOMS = [
     *(
         "version",
+        "text",
+        "terminal",
         "errors",
         "randomness",
         "files",
@@ -132,6 +134,26 @@ def test_a_planted_arrow_is_found(tmp_path: Path, planted: str) -> None:
     arrows = graph(tmp_path)
     assert len(upwards(arrows)) == 1
     assert "fedem_flwr.models.low" in circles(arrows)
+
+
+PAST = re.compile(
+    r"(?<![\w.])print\(|(?<!\w)Console\(|logging\.Formatter\(|\.write_text\(|\.write_bytes\(|\.open\(\"[wa]"
+)
+
+
+def those_that_go_past(root: Path) -> set[str]:
+    """The modules that print or log past what makes text safe, or write where a link could lead elsewhere."""
+    return {name for name, file in modules(root).items() if PAST.search(file.read_text(encoding="utf-8"))}
+
+
+def test_what_is_shown_or_written_goes_one_way(tmp_path: Path) -> None:
+    """But for what writes into a folder that it has just made, and the reference, which a developer writes."""
+    into_new_folders = {"fedem_flwr.network.key_folder", "fedem_flwr.protocol.shards"}
+    assert those_that_go_past(ROOT) == {*into_new_folders, "fedem_flwr.config.reference"}
+    (tmp_path / "clients").mkdir()
+    for number, line in enumerate(("print(1)", "x = Console()", 'p.write_text("")', 'with p.open("ab") as f: ...')):
+        (tmp_path / "clients" / f"a{number}.py").write_text(line)
+    assert len(those_that_go_past(tmp_path)) == 4
 
 
 def lines_of_code(text: str) -> int:

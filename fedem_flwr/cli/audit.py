@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from fedem_flwr.cli.options import quiet_libraries
 from fedem_flwr.config import Tree
 from fedem_flwr.experiment import audit as auditing
 from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.tables import audit_table
+from fedem_flwr.terminal import console
 
-_out = Console(highlight=False)
+_out = console()
 
 
 def audit(options: Tree, out: Path | None, *, quiet: bool) -> None:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from fedem_flwr.config import Tree, resolve
@@ -17,8 +16,9 @@ from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federat
 from fedem_flwr.protocol.splits import Protocol
 from fedem_flwr.report.progress import task_progress
 from fedem_flwr.runtime.inputs import load_interactions, split_into, split_of
+from fedem_flwr.terminal import console
 
-_out = Console(highlight=False)
+_out = console()
 
 
 def show_list(data_dir: Path | None) -> None:

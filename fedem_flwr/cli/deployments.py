@@ -12,12 +12,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fedem_flwr.errors import InputError
+from fedem_flwr.terminal import console
+from fedem_flwr.text import SafeFormatter
 
-_out = Console(highlight=False)
+_out = console()
 
 
 def certs(out: Path, nodes: int, hosts: list[str], *, add: bool, rekey: list[str], renew: bool) -> None:
@@ -28,6 +29,8 @@ def certs(out: Path, nodes: int, hosts: list[str], *, add: bool, rekey: list[str
         raise InputError("--rekey makes new keys of nodes only: give --add, --renew and --host by themselves")
     if add and (renew or hosts):
         raise InputError("--add makes keys of nodes only: names of the SuperLink go with --renew --host, by itself")
+    if add or renew or rekey:
+        _check_keys(out)
     if rekey:
         rekey_nodes(out, rekey)
         files = ", ".join(f"nodes/{name}.key" for name in rekey)
@@ -163,6 +166,7 @@ def node(
     if not shard.is_dir():
         raise InputError(f"{shard} is no folder: --shard is one of those that `fedem data shard` makes")
     _check_security(certs_folder, insecure)
+    _check_keys(certs_folder)
     trust = None if certs_folder is None else NodeTrust.load(certs_folder, name)
     address = Address(superlink, None if trust is None else trust.ca)
     if trust is None:
@@ -184,6 +188,7 @@ def server(run_dir: Path, superlink: str, certs_folder: Path | None, secret: Pat
 
     _log_to_stderr("server")
     _check_security(certs_folder, insecure)
+    _check_keys(certs_folder)
     if certs_folder is None:
         if secret is None:
             raise InputError("give the secret that lets this server take its run: --secret FILE")
@@ -204,6 +209,14 @@ def _check_security(certs_folder: Path | None, insecure: bool) -> None:
         raise InputError("--certs and --insecure exclude each other: leave one out")
 
 
+def _check_keys(folder: Path | None) -> None:
+    """Whoever could put another public key there would be believed."""
+    from fedem_flwr.network.trust import refuse_changed_keys
+
+    if folder is not None:
+        refuse_changed_keys(folder)
+
+
 def _warn_of_plaintext(address: Any) -> None:
     if not address.loopback:
         logging.getLogger("fedem").warning(
@@ -214,9 +227,10 @@ def _warn_of_plaintext(address: Any) -> None:
 def _log_to_stderr(name: str) -> None:
     """One line an event, with its time; Flower's own lines only where something is wrong."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname).1s %(message)s"))
+    handler.setFormatter(SafeFormatter(f"%(asctime)s {name} %(levelname).1s %(message)s"))
     logger = logging.getLogger("fedem")
-    logger.addHandler(handler)
+    for each in (logger, logging.getLogger("flwr")):
+        each.handlers = [handler]  # in the place of the one that every command has, and of Flower's
     level = os.environ.get("FEDEM_LOG", "INFO").upper()
     try:
         logger.setLevel(level)

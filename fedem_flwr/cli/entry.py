@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import click
 import typer
-from rich.console import Console
 
+from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
 from fedem_flwr.cli.deploy import app as deploy_app
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.terminal import console
 from fedem_flwr.version import __version__
 
 app = typer.Typer(
@@ -42,6 +39,12 @@ DataDir = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="any configuration value, as section.key=value")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust", help="let a run that was not made here import code, write elsewhere, start processes as it says"
+    ),
+]
 
 
 @app.command()
@@ -99,12 +102,13 @@ def resume(
         int | None,
         typer.Option(min=1, metavar="ROUND", help="go on from an earlier checkpoint than the newest, and forget later"),
     ] = None,
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Continue an interrupted run to the same final result."""
     from fedem_flwr.cli import run as commands
 
-    commands.resume(run_dir, back_to, quiet=quiet)
+    commands.resume(run_dir, back_to, quiet=quiet, trusted=trust)
 
 
 @app.command()
@@ -147,11 +151,14 @@ def recommend(
     ] = True,
     names: Annotated[Path | None, typer.Option(help="a file with item ids and names, shown beside the ids")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table")] = False,
+    trust: Trust = False,
 ) -> None:
     """Recommend items to a user of the run, or to anybody whose history is given."""
     from fedem_flwr.cli import recommend as commands_recommend
 
-    commands_recommend.recommend(run_dir, user, history, top, exclude_seen=exclude_seen, names=names, as_json=as_json)
+    commands_recommend.recommend(
+        run_dir, user, history, top, exclude_seen=exclude_seen, names=names, as_json=as_json, trusted=trust
+    )
 
 
 @data_app.command("list")
@@ -227,24 +234,6 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-@contextmanager
-def _ended_like_ctrl_c() -> Iterator[None]:
-    """On SIGTERM, too, what a command has started is stopped, and it says how to go on."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which alone gets signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run the command line and turn failures into one line.
 
@@ -252,16 +241,16 @@ def main(arguments: list[str] | None = None) -> None:
     FEDEM_TRACEBACK=1 lets the former through, for a debugger.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = console(stderr=True, soft_wrap=True)
 
     def stop(message: str, code: int, error: Exception | None = None) -> Any:
         if error is not None and os.environ.get("FEDEM_LOG", "").upper() == "DEBUG":
-            traceback.print_exception(error)
-        errors.print(f"fedem: {' '.join(message.split())}", markup=False)
+            errors.print("".join(traceback.format_exception(error)).replace("\n", "\n  "))
+        errors.print(f"fedem: {' '.join(message.split())}")
         sys.exit(code)
 
     try:
-        with _ended_like_ctrl_c():
+        with ended_like_ctrl_c(), warnings_shown():
             code = app(args=arguments, standalone_mode=False)
     except InputError as error:
         stop(str(error), 2, error if error.__cause__ else None)

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fedem_flwr.errors import InputError
 from fedem_flwr.serving.recommender import Recommendation, Recommender, UnknownItemsWarning
+from fedem_flwr.terminal import console
 
 _SEPARATORS = ("::", "|", "\t", ",", ";")
 _USER, _ITEM = {"user", "userid"}, {"item", "itemid", "movie", "movieid", "id"}  # names in a history's header
 _FILES = {".csv", ".tsv", ".txt", ".dat", ".item"}  # endings of what must be a file's name
 _SHOWN = 10  # unknown items named at most
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = console()
+_err = console(stderr=True, soft_wrap=True)
 
 Rows = list[tuple[int, list[str]]]  # a line's number and its fields
 
@@ -38,6 +38,7 @@ def recommend(
     exclude_seen: bool,
     names: Path | None,
     as_json: bool,
+    trusted: bool,
 ) -> None:
     """`fedem recommend`: lists for a user of the run, for a history, or for each user of a file of histories.
 
@@ -48,7 +49,7 @@ def recommend(
         raise InputError("give exactly one of --user (of the run) and --history (item ids, or a file of them)")
     histories = {} if history is None else read_histories(history)
     titles = None if names is None else read_names(names)
-    recommender = Recommender.load(run_dir)
+    recommender = Recommender.load(run_dir, trust=trusted)
     lists: dict[str | None, list[Recommendation]]
     if user is not None:
         lists = {user: recommender.recommend_user(user, top, exclude_seen)}
@@ -188,4 +189,4 @@ def _text(path: Path) -> str:
 
 
 def _warn(message: str) -> None:
-    _err.print(f"fedem: {' '.join(message.split())}", markup=False)
+    _err.print(f"fedem: {' '.join(message.split())}")

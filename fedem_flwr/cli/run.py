@@ -13,9 +13,10 @@ from fedem_flwr.experiment import flow
 from fedem_flwr.experiment.remarks import opening
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.tables import result_table
+from fedem_flwr.terminal import console
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+_out = console()
+_err = console(stderr=True)
 
 
 def run(
@@ -42,9 +43,9 @@ def run(
     _carry_out(runs, quiet=quiet)
 
 
-def resume(run_dir: Path, back_to: int | None, *, quiet: bool) -> None:
+def resume(run_dir: Path, back_to: int | None, *, quiet: bool, trusted: bool) -> None:
     """`fedem resume`: continue from the newest checkpoint, the runs beside it included; or from an earlier one."""
-    _carry_out(flow.reopen(run_dir, back_to), quiet=quiet, resume=True)
+    _carry_out(flow.reopen(run_dir, back_to, trusted=trusted), quiet=quiet, resume=True)
 
 
 def _carry_out(runs: flow.Runs, *, quiet: bool, resume: bool = False) -> None:

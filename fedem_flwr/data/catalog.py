@@ -15,6 +15,7 @@ from fedem_flwr.data.known import KNOWN_DATASETS, KnownDataset, dataset_entry
 from fedem_flwr.data.loader import Columns, read_interactions
 from fedem_flwr.data.synthetic import SyntheticConfig, SyntheticSource
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.files import private_folder, write_atomically
 
 SYNTHETIC: Final = "synthetic"
 _LOCAL_FILE: Final = "ratings.dat"
@@ -81,7 +82,7 @@ def fetch_dataset(name: str, folder: Path | None = None, *, progress: Progress |
         InputError: no network, a wrong checksum, or a bad archive; the message says how to fetch it by hand.
     """
     entry = dataset_entry(name)
-    home = (folder or cache_dir()) / name
+    home = (folder or private_folder(cache_dir())) / name
     url, archive_sha256 = _download_first(entry, home / _archive_name(entry), progress)
     archive = home / _archive_name(entry)
     path = extract_member(archive, entry.member, home)
@@ -93,7 +94,7 @@ def fetch_dataset(name: str, folder: Path | None = None, *, progress: Progress |
         "member": entry.member,
         "sha256": file_sha256(path),
     }
-    (home / _SOURCE_FILE).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    write_atomically(home / _SOURCE_FILE, json.dumps(source, indent=2) + "\n")
     return _inspect(entry, path, entry.member_columns)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 from fedem_flwr.errors import InputError
+from fedem_flwr.files import unlinked
 
 Progress = Callable[[int, int | None], None]
 """Called with (bytes so far, bytes in all or None where the server does not say)."""
@@ -136,7 +137,7 @@ def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) ->
             raise _Interrupted("the server answered with another range than asked for")
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
-        with part.open("ab" if start else "wb") as sink:
+        with open(part, "ab" if start else "wb", opener=unlinked) as sink:
             _copy(response, sink, start, total, progress)
 
 
@@ -208,7 +209,7 @@ def extract_member(archive: Path, member: str, folder: Path) -> Path:
             if info.file_size > _LARGEST_MEMBER_BYTES:
                 raise InputError(f"{archive}: '{member}' unpacks to {info.file_size} bytes; that is no rating file")
             folder.mkdir(parents=True, exist_ok=True)
-            with zipped.open(info) as source, part.open("wb") as sink:
+            with zipped.open(info) as source, open(part, "wb", opener=unlinked) as sink:
                 shutil.copyfileobj(source, sink, _BLOCK_BYTES)
                 sink.flush()
                 os.fsync(sink.fileno())

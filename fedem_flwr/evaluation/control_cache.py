@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedem_flwr.files import private_folder
 from fedem_flwr.protocol.split import Split
 
 UserMetrics = dict[str, NDArray[np.float32]]  # metric, such as "full/ndcg@10" -> (n,)
@@ -44,7 +45,7 @@ def remembered(entry: Path, compute: Callable[[], Measured]) -> Measured:
         return known
     measured = compute()
     content = _to_bytes(measured)
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(entry.parent)  # figures of single users
     handle, temporary = tempfile.mkstemp(prefix=f".{entry.name}-", dir=entry.parent)
     try:
         with os.fdopen(handle, "wb") as file:

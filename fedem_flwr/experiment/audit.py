@@ -15,11 +15,13 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.controls import cached_controls
 from fedem_flwr.experiment.controls import cache_folder
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
+from fedem_flwr.files import write_atomically
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.inputs import adapted, check_method, load_interactions, split_of
 from fedem_flwr.runtime.prepared import PreparedRun
+from fedem_flwr.text import visible
 
 TRAINED = ("local-only", "fedem-released", "fedmf", "fedials")
 FITTED = ("random", "popularity", "item_knn", "ease", "ease_recent")
@@ -137,5 +139,5 @@ def write(folder: Path, title: str, rows: list[Row]) -> None:
         [f"{row[n]:.3f}" if isinstance(row.get(n), float) else str(row.get(n, "–")) for n in names] for row in rows
     ]
     table = ["| " + " | ".join(line) + " |" for line in (names, ["---"] * len(names), *cells)]
-    (folder / "audit.md").write_text("\n".join([f"# {title}", "", *table, "", CAPTION, ""]), encoding="utf-8")
-    (folder / "audit.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder / "audit.md", "\n".join([f"# {visible(title)}", "", *table, "", CAPTION, ""]))
+    write_atomically(folder / "audit.json", json.dumps(rows, indent=2) + "\n")

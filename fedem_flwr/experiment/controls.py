@@ -21,7 +21,7 @@ from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, ne
 from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
 from fedem_flwr.evaluation.controls import remembered_controls
 from fedem_flwr.evaluation.scorers import CohortScorer
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import private_folder, write_atomically
 from fedem_flwr.nodes.host import slice_histories
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.selection import reported_line
@@ -90,8 +90,8 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
     except (OSError, ValueError):
         pass  # not there, or damaged: compute it
     result = local_only(split, config, on_round)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(entry, json.dumps(result))
+    private_folder(folder)
+    write_atomically(entry, json.dumps(result), private=True)
     return result
 
 

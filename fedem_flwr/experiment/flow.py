@@ -230,17 +230,25 @@ def _split(config: Config, folder: Path, source: Source | None, console: Console
         return split_into(folder, config, on_progress, source)
 
 
-def reopen(run_dir: Path, back_to: int | None = None) -> Runs:
-    """The runs of a directory, those beside the main one included.
+def reopen(run_dir: Path, back_to: int | None = None, *, trusted: bool = False) -> Runs:
+    """The runs of a directory, those beside the main one included, to go on with.
 
     Args:
         back_to: give up what the main run's checkpoints hold of later rounds.
+        trusted: somebody has said that they may do what they want (see `runtime.consent`).
 
     Raises:
-        InputError: it holds no run, a damaged one, or no checkpoint of that round.
+        InputError: it holds no run, a damaged one, no checkpoint of that round, or one that wants what needs a word.
     """
     directory = RunDirectory(run_dir).open()
-    runs = Runs(PreparedRun.open(directory), tuple(PreparedRun.open(place) for place in beside_of(directory)))
+    main, *beside = (
+        PreparedRun.open(place, trusted=trusted, resumes=True, processes=True)
+        for place in (directory, *beside_of(directory))
+    )
+    runs = Runs(main, tuple(beside))
+    for run in (main, *beside):
+        if run.has_data:
+            run.split.check(run.directory.path / SPLIT_FOLDER)
     resolve_device(runs.main.config.run.device)
     if back_to is not None:
         Checkpoints(directory.checkpoint_dir).go_back(back_to)

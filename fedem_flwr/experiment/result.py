@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.flow import beside_of
-from fedem_flwr.report.run_directory import CONFIG, RunDirectory
+from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.tables import figure_text, selected_key, title_text
+from fedem_flwr.runtime.consent import read_config
 from fedem_flwr.serving.recommender import Recommender
 
 if TYPE_CHECKING:
@@ -25,15 +26,16 @@ class Result:
     """A run, read from its directory whenever it is asked.
 
     Attributes:
-        path: the directory.
+        path: the directory. trust: whether code that its configuration names may be imported, whoever has made it.
     """
 
     path: Path
+    trust: bool = field(default=False, compare=False)
 
     @property
     def config(self) -> Config:
         """Everything the run depended on."""
-        return load_resolved(self.path / CONFIG)
+        return read_config(RunDirectory(self.path), trusted=self.trust)
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -71,7 +73,7 @@ class Result:
     @property
     def against(self) -> dict[str, Result]:
         """The runs beside this one, by method."""
-        return {place.path.name: Result(place.path) for place in beside_of(RunDirectory(self.path))}
+        return {place.path.name: Result(place.path, self.trust) for place in beside_of(RunDirectory(self.path))}
 
     def recommender(self) -> Recommender:
         """What the run serves; `Recommender.load` of its directory.
@@ -79,7 +81,7 @@ class Result:
         Raises:
             InputError: there is no checkpoint yet.
         """
-        return Recommender.load(self.path)
+        return Recommender.load(self.path, trust=self.trust)
 
     def __repr__(self) -> str:
         try:

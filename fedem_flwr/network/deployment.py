@@ -26,13 +26,13 @@ from typing import Any
 
 from fedem_flwr.config import resolve
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import own_folder, private_folder, quoted, refuse_links, write_atomically
 from fedem_flwr.network.certificates import general_name
 from fedem_flwr.network.commands import Trusted, node_command, superlink_command
 from fedem_flwr.network.control import control_client, register_nodes, remedy, shut_out
 from fedem_flwr.network.key_folder import make_certificates
 from fedem_flwr.network.link import Address, Patience
-from fedem_flwr.network.processes import GRACE, Child, await_listening, free_port, last_words, wait_until
+from fedem_flwr.network.processes import GRACE, Child, await_listening, free_port, wait_until
 from fedem_flwr.network.trust import Roster, write_private
 from fedem_flwr.protocol.files import replaced_folder
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
@@ -78,7 +78,7 @@ class Deployment:
         """The deployment that a folder holds; None where there is none.
 
         Raises:
-            InputError: the folder holds something else, or is damaged.
+            InputError: the folder holds something else, is damaged, or another user of the machine can change it.
         """
         folder = folder.resolve()
         record = folder / _RECORD
@@ -86,6 +86,8 @@ class Deployment:
             if folder.exists() and any(folder.iterdir()):
                 raise InputError(f"{folder} is not empty and holds no deployment: choose another --dir")
             return None
+        own_folder(folder, "the deployment")  # keys, interactions, private state, and the numbers of processes to end
+        refuse_links(folder)
         try:
             told = json.loads(record.read_text(encoding="utf-8"))
             insecure = bool(told["insecure"])
@@ -104,7 +106,7 @@ class Deployment:
         """
         found = cls.open(folder)
         if found is None:
-            raise InputError(f"{folder} holds no deployment: `fedem deploy up --dir {folder}` makes one")
+            raise InputError(f"{folder} holds no deployment: `fedem deploy up --dir {quoted(folder)}` makes one")
         return found
 
     @classmethod
@@ -141,7 +143,6 @@ class Deployment:
                 write_private(work / "superexec.secret", secrets.token_bytes(32))
             else:
                 make_certificates(work / "certs", nodes, () if host in _ANYWHERE else (host,))
-            work.chmod(0o700)  # interactions, private state, and what crosses the SuperLink
             record = {"address": address.place, "nodes": nodes, "insecure": insecure, **config.privacy.model_dump()}
             write_atomically(work / _RECORD, json.dumps(record, indent=2) + "\n")
         return cls.existing(folder)
@@ -233,7 +234,7 @@ class Deployment:
             pid = self._pid(child.name)
             known = self._pid_file(child.name).exists()
             state = "runs" if pid else ("has ended" if known else "not started")
-            said = last_words(child.log, of_failure=not pid) if known else ""
+            said = child.last_words(of_failure=not pid) if known else ""
             rows.append(Row(child.name, pid, state, _memory(pid), said))
         return rows
 
@@ -251,8 +252,7 @@ class Deployment:
 
     def _pid_file(self, name: str) -> Path:
         folder = self.folder / "pids"
-        folder.mkdir(exist_ok=True)
-        return folder / f"{name}.json"
+        return private_folder(folder) / f"{name}.json"
 
     def _pid(self, name: str) -> int:
         """Of a process that runs; 0 if it does not. A number that was given to another process since does not count."""

@@ -14,8 +14,8 @@ from fedem_flwr.network.control import remedy, shut_out
 from fedem_flwr.network.seal import FORGED, UNHEARD
 from fedem_flwr.network.server_link import BROKEN_OFF, ServerLink, error_from
 from fedem_flwr.network.trust import Roster, Session
-from fedem_flwr.runtime.inprocess import one_line
 from fedem_flwr.runtime.ordered import OrderedGrid
+from fedem_flwr.text import one_line
 
 log = logging.getLogger("fedem.server")
 

@@ -27,7 +27,7 @@ from flwr.app import ConfigRecord, Context, Message
 from fedem_flwr.config import Config, build
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.errors import FedemError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import own_folder, private_folder, write_atomically
 from fedem_flwr.network.introduction import GREETING, Introduction
 from fedem_flwr.nodes.ceilings import Ceilings
 from fedem_flwr.nodes.host import NodeHost, node_name
@@ -153,7 +153,8 @@ class ShardHosts:
         missed = told.resumes[known["resumes"] if known is not None else 0 :]
         if missed:
             store.drop_after(min(missed))
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(self.state_dir, "the state folder")
+        private_folder(folder)
         write_atomically(folder / _CONFIG_FILE, told.config)
         write_atomically(folder / _RUN_FILE, json.dumps({"run": run_id, "resumes": len(told.resumes)}))
         self._forget_old(folder)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from flwr.app import ConfigRecord, RecordDict
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import private_folder, write_atomically
 from fedem_flwr.network.trust import Roster, Session, sign_introduction, verify_introduction
 from fedem_flwr.protocol.shards import Federation
 
@@ -143,6 +143,6 @@ class RunIdentity:
                 raise ValueError(identity.key)
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             identity = cls(secrets.token_hex(16))  # nodes know nothing of it, and say so
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({"key": identity.key, "resumes": identity.resumes}))
+        private_folder(path.parent)
+        write_atomically(path, json.dumps({"key": identity.key, "resumes": identity.resumes}), private=True)
         return identity

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.config.sections import NetworkConfig
 from fedem_flwr.contract.finding import uploads_single_users
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.files import own_folder, private_folder, quoted
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.network.commands import Trusted, node_command, server_command, superlink_command
 from fedem_flwr.network.host import RUNS
@@ -32,7 +34,7 @@ from fedem_flwr.network.key_folder import make_certificates
 from fedem_flwr.network.link import Address, read_secret
 from fedem_flwr.network.processes import Child, await_listening, free_port, require_linux, running
 from fedem_flwr.network.server import read_outcome
-from fedem_flwr.network.trust import ServerTrust, write_private
+from fedem_flwr.network.trust import ServerTrust, refuse_changed_keys, write_private
 from fedem_flwr.nodes.ceilings import EPOCHS
 from fedem_flwr.nodes.host import STATE_FOLDER, node_name
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
@@ -67,7 +69,7 @@ def carry_out_network(run: PreparedRun, on_line: Callable[[Line], None]) -> Outc
         InputError: the run lacks what it needs. FedemError: the server failed; the run can be resumed.
     """
     folder = run.directory.path.resolve() / NETWORK_FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)  # keys, interactions, private state, and what crosses the SuperLink
+    own_folder(folder, "the run's folder")  # keys, interactions, private state, and what crosses the SuperLink
     nodes = _spread(run, folder)
     try:
         launched = _started_elsewhere(run, folder) if run.config.network.superlink else _start_here(run, folder, nodes)
@@ -88,7 +90,7 @@ def _spread(run: PreparedRun, folder: Path) -> int:
     if (run.directory.path / STATE_FOLDER).exists():
         raise InputError(
             f"{run.directory.path} is a run of `flwr run`, whose nodes keep their state in it: go on with "
-            f"flwr run . --run-config 'run-dir=\"{run.directory.path.resolve()}\"'"
+            + shlex.join(["flwr", "run", ".", "--run-config", f'run-dir="{run.directory.path.resolve()}"'])
         )
     if run.config.network.superlink:
         raise InputError("nodes that run elsewhere hold shards of their own: name their description with --federation")
@@ -180,6 +182,7 @@ def check_network(network: NetworkConfig) -> None:
         raise InputError("give the folder with the server's keys (--certs), or --insecure to go without")
     trusted, secret = _keys_elsewhere(network)
     if trusted.folder is not None:
+        refuse_changed_keys(trusted.folder)
         ServerTrust.load(trusted.folder)
     else:
         read_secret(secret)
@@ -221,7 +224,7 @@ def _watch(launched: Launched, lines: _Lines) -> None:
     if code:
         reason = launched.server.reason() if code in (1, 2) else f"it was ended by signal {-code}"
         kind = InputError if code == 2 else FedemError
-        raise kind(f"the server stopped: {reason}; continue with `fedem resume {lines.directory.path}`")
+        raise kind(f"the server stopped: {reason}; continue with `fedem resume {quoted(lines.directory.path)}`")
 
 
 @dataclass
@@ -254,5 +257,5 @@ def _lend_states(run: PreparedRun, folder: Path, nodes: int) -> None:
         target = place / node_name(node)
         if not found or target.is_dir():
             continue
-        place.mkdir(parents=True, exist_ok=True)
+        private_folder(place)
         target.symlink_to(os.path.relpath(found[-1], place), target_is_directory=True)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import httpx
 
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.text import one_line
 
 T = TypeVar("T")
 
@@ -216,7 +217,7 @@ def told(error: httpx.HTTPStatusError) -> str:
 
     known = FlowerError.from_json(error.response.text)
     words = (known.message or "") if known else error.response.text
-    return " ".join(words.split())[:200] or f"status {error.response.status_code}"
+    return one_line(words, 200) or f"status {error.response.status_code}"
 
 
 def already_known(error: FedemError) -> bool:

@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import close_to_others, own_folder, unlinked_private, write_atomically
 from fedem_flwr.network.control import is_open
 from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.link import Address, Refused, Unreachable
@@ -68,6 +68,7 @@ def run_node(options: NodeOptions, stopped: threading.Event) -> None:
             know this node.
     """
     shard = options.hosts.shard  # first of all: what is wrong with it is said before anybody waits for this node
+    close_to_others(options.hosts.shard_dir)
     log.info("hosts users %s–%s of %s", shard.first, shard.first + len(shard.validation) - 1, shard.dataset)
     log.info(options.hosts.policy.words)
     app = build_client_app(options.hosts)
@@ -225,11 +226,11 @@ def _only_one(folder: Path) -> Iterator[None]:
     """Hold a state folder: two processes that write there would undo each other's rounds.
 
     Raises:
-        InputError: another process holds it, or it cannot be written.
+        InputError: another process holds it, it is another user's, or it cannot be written.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        own_folder(folder, "the state folder")
+        handle = unlinked_private(str(folder / "lock"), os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise InputError(f"cannot write to the state folder {folder}: {error.strerror}") from None
     try:

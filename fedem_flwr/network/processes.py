@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,13 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.files import private_folder, unlinked_private
 from fedem_flwr.network.link import Address
+from fedem_flwr.text import one_line
 
 GRACE = 8.0  # seconds from SIGTERM to SIGKILL
 START_SECONDS = 60.0  # until a SuperLink accepts connections
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _TAIL = 4000  # bytes of a log that are looked at for a reason
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower's levels have some
+_OWN_WORDS = "fedem: "  # what the last line of a command that failed begins with
 
 FEDEM = (sys.executable, "-m", "fedem_flwr.cli")
 
@@ -47,8 +52,8 @@ class Child:
 
     def start(self, *, outlive: bool = False) -> None:
         """Start it, or start it anew; it ends with this process, however that ends, unless it is to outlive it."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as out:
+        private_folder(self.log.parent)
+        with open(self.log, "ab", opener=unlinked_private) as out:
             self.process = subprocess.Popen(
                 list(self.command),
                 stdin=subprocess.DEVNULL,
@@ -83,7 +88,11 @@ class Child:
 
     def reason(self) -> str:
         """The last thing that it said."""
-        return last_words(self.log, of_failure=True)
+        return self.last_words(of_failure=True)
+
+    def last_words(self, *, of_failure: bool) -> str:
+        """See the function of that name."""
+        return last_words(self.log, of_failure=of_failure, ours=tuple(self.command[: len(FEDEM)]) == FEDEM)
 
 
 def stop_all(children: Sequence[Child], grace: float = GRACE) -> None:
@@ -180,11 +189,14 @@ def require_linux() -> None:
         raise InputError("starting and watching networked processes needs Linux; single nodes and servers do not")
 
 
-def last_words(log: Path, *, of_failure: bool = False) -> str:
-    """The last line of a log that says something, without its time.
+def last_words(log: Path, *, of_failure: bool = False, ours: bool = True) -> str:
+    """The last line of a log that says something: what a process of ours said when it failed, if it did.
+
+    That begins its line. What others have said stands inside lines of the log, or is indented (see `SafeFormatter`).
 
     Args:
         of_failure: rather the last one that says what went wrong.
+        ours: whether a command of ours wrote it, or Flower's, in whose log a line may begin as others please.
     """
     try:
         with log.open("rb") as file:
@@ -192,11 +204,11 @@ def last_words(log: Path, *, of_failure: bool = False) -> str:
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:
         return "it left no log"
-    said = [line.strip() for line in lines if line.strip()]
-    own = [line for line in said if "fedem: " in line]
+    said = [line for line in lines if line.strip() and not line[0].isspace()]
+    own = [line for line in said if ours and line.startswith(_OWN_WORDS)]
     wrong = [line for line in said if of_failure and ("[Errno" in line or "error" in line.lower())]
     words = (own or wrong or said or ["it said nothing"])[-1]
-    return words.rpartition("fedem: ")[2][:500]
+    return one_line(_COLOUR.sub("", words).removeprefix(_OWN_WORDS if own else ""))
 
 
 def wait_until(done: Callable[[], bool], seconds: float, pause: float = 0.1) -> bool:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.config import Config
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.sizes import upload_bytes
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import quoted, write_atomically
 from fedem_flwr.network.control import register_nodes
 from fedem_flwr.network.grid import NetworkGrid
 from fedem_flwr.network.introduction import NetworkWelcome, RunIdentity
@@ -22,8 +22,9 @@ from fedem_flwr.network.server_link import ServerLink
 from fedem_flwr.network.trust import Roster
 from fedem_flwr.nodes.machine import memory_here
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
-from fedem_flwr.report.run_directory import CONFIG, RunDirectory, plain
+from fedem_flwr.report.run_directory import RunDirectory, plain
 from fedem_flwr.runtime.checkpoint import Checkpoints
+from fedem_flwr.runtime.consent import read_config
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.runtime.surroundings import peak_rss_bytes
@@ -58,7 +59,7 @@ def serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
         InputError: the directory is not one of a networked run. FedemError: the run stops.
     """
     quiet_http()
-    config = load_resolved(directory.path / CONFIG)
+    config = read_config(directory)
     federation = Federation.load(directory.path / FEDERATION_FOLDER)
     run = PreparedRun(directory, config, federation.facts)
     outcome_path(directory).unlink(missing_ok=True)
@@ -98,7 +99,7 @@ def serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
         raise
     finally:
         link.close(failure)
-    write_atomically(outcome_path(directory), json.dumps(plain(asdict(outcome))))
+    write_atomically(outcome_path(directory), json.dumps(plain(asdict(outcome))), private=True)
     return outcome
 
 
@@ -123,7 +124,7 @@ def read_outcome(directory: RunDirectory) -> Outcome:
     try:
         return Outcome(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): fedem resume {directory.path}") from None
+        raise InputError(f"{path} cannot be read ({error}): fedem resume {quoted(directory.path)}") from None
 
 
 def largest_message(run: PreparedRun, federation: Federation) -> int:

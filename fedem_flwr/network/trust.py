@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedem_flwr.errors import InputError
+from fedem_flwr.files import quoted, refuse_changeable
 from fedem_flwr.network.link import read_secret
 
 NodeKeys = tuple[ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey]
@@ -215,7 +216,17 @@ def check_private(path: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; `fedem deploy certs` makes it") from None
     if mode & 0o077:
-        raise InputError(f"{path} can be read by others (mode {mode & 0o777:o}): chmod 600 {path}")
+        raise InputError(f"{path} can be read by others (mode {mode & 0o777:o}): chmod 600 {quoted(path)}")
+
+
+def refuse_changed_keys(folder: Path) -> None:
+    """Refuse a folder of keys in which other users of the machine could put theirs.
+
+    Raises:
+        InputError: they could change the folder, or one of the files that say who is believed.
+    """
+    for place in (folder, *(folder / name for name in ("ca.crt", "server.pub", ROSTER))):
+        refuse_changeable(place)
 
 
 def _canonical(fields: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.files import flush_to_disk
+from fedem_flwr.files import close_to_others, flush_to_disk, private_folder
 
 SECRET_FILE = "draws.key"
 _BYTES = 16
@@ -26,6 +26,7 @@ def secret_of(path: Path) -> bytes:
     try:
         if not path.exists():
             _make(path)
+        close_to_others(path)
         secret = path.read_bytes()
     except OSError as error:
         raise FedemError(f"cannot keep the node's secret in {path}: {error.strerror}") from None
@@ -38,8 +39,9 @@ def secret_of(path: Path) -> bytes:
 
 
 def _make(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # nobody else may read it
+    os.fchmod(handle, 0o600)  # whatever the umask is
     try:
         with open(handle, "wb") as file:
             file.write(secrets.token_bytes(_BYTES))

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.files import flush_to_disk
+from fedem_flwr.files import flush_to_disk, private_folder
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _STATE_FILE = re.compile(r"round-(\d{8})\.safetensors")
@@ -127,6 +127,7 @@ def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         os.close(handle)
         save_file(dict(arrays), name)
+        os.chmod(name, 0o600)  # whatever the umask is
         flush_to_disk(Path(name))
         os.replace(name, path)
     except (OSError, SafetensorError):
@@ -139,7 +140,7 @@ def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def _make_directory(directory: Path) -> None:
     if directory.is_dir():
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    private_folder(directory)
     flush_to_disk(directory.parent)
 
 

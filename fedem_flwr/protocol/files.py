@@ -14,18 +14,28 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedem_flwr.files import close_all, new_file
+
 SETTINGS_FILE: Final = "split.json"
 
 
 @contextmanager
-def replaced_folder(directory: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `directory` when the block ends without an error, and else disappears."""
+def replaced_folder(directory: Path, *, public: bool = False) -> Iterator[Path]:
+    """A new folder that takes the place of `directory` when the block ends without an error, and else disappears.
+
+    Args:
+        public: what is written there is for everybody; else, from the first moment on, for nobody but its owner.
+    """
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    work.chmod(0o700)  # whatever the umask is
     try:
         new = work / "new"
         new.mkdir()
+        new.chmod(new.stat().st_mode | 0o700 if public else 0o700)
         yield new
+        if not public:
+            close_all(new)
         if directory.exists():
             os.rename(directory, work / "old")  # a folder that is not empty cannot be renamed over
         os.rename(new, directory)
@@ -54,7 +64,7 @@ def appended(path: Path, dtype: np.dtype[Any], row_shape: tuple[int, ...] = ()) 
         a function that appends an array (rows, *row_shape), converted to `dtype`.
     """
     rows = 0
-    with path.open("wb") as file:
+    with open(new_file(path), "wb") as file:
 
         def write_header() -> None:
             # numpy leaves room in it for the first axis to grow to any length
@@ -79,4 +89,5 @@ def stored_type(items: int) -> np.dtype[Any]:
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write what of a split is no array."""
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings))
+    with open(new_file(folder / SETTINGS_FILE), "w", encoding="utf-8") as file:
+        json.dump(settings, file)

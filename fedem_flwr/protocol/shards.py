@@ -41,7 +41,7 @@ class Federation:
     def save(self, folder: Path) -> None:
         """Write the folder, whole or not at all."""
         facts = {name: getattr(self.facts, name) for name in SPLIT_SETTINGS}
-        with replaced_folder(folder) as new:
+        with replaced_folder(folder, public=True) as new:
             np.save(new / "item_ids.npy", self.item_ids, allow_pickle=False)
             (new / _FACTS_FILE).write_text(json.dumps({**facts, "shards": self.shards}, indent=2) + "\n")
 
@@ -56,7 +56,7 @@ class Federation:
             record = json.loads((folder / _FACTS_FILE).read_text(encoding="utf-8"))
             facts = SplitFacts(**{name: record[name] for name in SPLIT_SETTINGS})
             shards = tuple((int(first), int(end)) for first, end in record["shards"])
-            item_ids = np.load(folder / "item_ids.npy")
+            item_ids = np.load(folder / "item_ids.npy", allow_pickle=False)
         except (OSError, EOFError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{folder} describes no federation: {error}; make it with `fedem data shard`") from None
         if item_ids.shape != (facts.items,):
@@ -93,7 +93,6 @@ def write_shards(split: Split, nodes: int, out: Path, on_shard: Callable[[], Non
     for node, (first, end) in enumerate(ranges):
         shard = out / SHARDS_FOLDER / f"node-{node}"
         split.part(first, end).save(shard)
-        shard.chmod(0o700)  # people's interactions
         on_shard()
     facts = SplitFacts(**{name: getattr(split, name) for name in SPLIT_SETTINGS})
     federation = Federation(facts, split.item_ids, tuple(ranges))

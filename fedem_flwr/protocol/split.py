@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,15 +140,33 @@ class Split(SplitFacts):
         mode: Literal["r"] | None = "r" if mmap else None
         try:
             settings = json.loads((directory / SETTINGS_FILE).read_text())
-            arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode) for name in _ARRAYS}
+            arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _ARRAYS}
             facts = {name: settings[name] for name in SPLIT_SETTINGS}
             split = cls(**facts, first=settings.get("first", 0), **arrays)
             agree = split._sizes_agree()
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise InputError(f"damaged split in {directory}: {error}; delete it and make it again") from error
         if not agree:
             raise InputError(f"damaged split in {directory}: sizes disagree; delete it and make it again")
         return split
+
+    def check(self, place: Path, *, negatives: bool = True) -> None:
+        """Find out whether the codes are of users and items that there are; for a split of anybody's making.
+
+        Args:
+            place: where it was read from.
+            negatives: look at those, too, which are most of a split.
+
+        Raises:
+            InputError: they are not.
+        """
+        counts = (self.users, self.items, self.interactions, self.seed)
+        facts = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+        facts = facts and isinstance(self.dataset, str) and self.protocol in get_args(Protocol)
+        codes = [(self.train_items, 0), (self.validation, 0), (self.test, 0)] + [(self.negatives, -1)] * negatives
+        named = all(ids.dtype.kind == "U" for ids in (self.user_ids, self.item_ids))
+        if not (facts and named and _ascends(self.train_offsets) and all(_within(*code, self.items) for code in codes)):
+            raise InputError(f"damaged split in {place}: it holds what no data set has; delete it and make it again")
 
     def _sizes_agree(self) -> bool:
         here = len(self.validation)  # all n users, or those of a part
@@ -161,6 +179,16 @@ class Split(SplitFacts):
             and self.negatives.shape == (here, EVALUATION_NEGATIVES)
             and self.item_ids.shape == (self.items,)
         )
+
+
+def _ascends(offsets: IntArray) -> bool:
+    """Whether these can be row starts."""
+    return offsets.dtype.kind == "i" and int(offsets[0]) == 0 and bool((np.diff(offsets) >= 0).all())
+
+
+def _within(codes: IntArray, low: int, items: int) -> bool:
+    """Whether all codes are of items, from `low` on."""
+    return codes.dtype.kind == "i" and (not codes.size or (int(codes.min()) >= low and int(codes.max()) < items))
 
 
 def user_rows(offsets: IntArray, users: IntArray) -> tuple[IntArray, IntArray]:

@@ -93,7 +93,7 @@ def split_to(
     with replaced_folder(directory) as new:
         with appended(new / "train_items.npy", stored) as append:
             parts.collect(append, progress)
-        train_items = np.load(new / "train_items.npy", mmap_mode="r")
+        train_items = np.load(new / "train_items.npy", mmap_mode="r", allow_pickle=False)
         with appended(new / "negatives.npy", stored, (EVALUATION_NEGATIVES,)) as append:
             for block in parts.negatives(train_items, progress):
                 append(block)

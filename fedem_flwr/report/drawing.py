@@ -35,6 +35,7 @@ _STYLE: dict[str, object] = {
     **{"axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     **{"axes.edgecolor": GREY, "axes.axisbelow": True, "grid.color": "#E6E6E6"},
     "svg.hashsalt": "fedem-flwr",  # the same figures give the same bytes
+    "text.parse_math": False,  # a name with dollars is no formula
 }
 
 

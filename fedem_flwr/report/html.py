@@ -1,8 +1,8 @@
 """The report of a run as one HTML file that needs nothing else: no network, no scripts, images inside.
 
-Every text that comes from a file of the run is escaped (the template's auto-escape), and the page forbids
-itself to load anything. What a run lacks is named in the report instead of failing it; only a directory
-without a run fails.
+Every text that comes from a file of the run is escaped (the template's auto-escape), without characters that nobody
+sees or that turn a line around, and the page forbids itself to load anything. What a run lacks is named in the report
+instead of failing it; only a directory without a run fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import quoted, write_atomically
 from fedem_flwr.report import plots
 from fedem_flwr.report.comparison import comparison_of, signed
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
@@ -34,6 +34,7 @@ from fedem_flwr.report.tables import (
     title_text,
     verdict,
 )
+from fedem_flwr.text import visible
 from fedem_flwr.version import __version__
 
 PAPER_WARNING = (
@@ -217,7 +218,9 @@ def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
     others = [_load(RunDirectory(path)) for path in against]
     for other in others:
         _check_comparable(run.summary, other.summary, other.directory.path)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     page = tomllib.loads(files("fedem_flwr.report").joinpath("templates/report.toml").read_text("utf-8"))["page"]
     failures, failure_count = _failures(run.diagnostics)
     return environment.from_string(page).render(
@@ -238,10 +241,15 @@ def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
         failures=failures,
         failure_count=failure_count,
         config=run.config,
-        command=text_at(run.summary, "command", f"fedem run {run.directory.path / CONFIG}"),
+        command=text_at(run.summary, "command", f"fedem run {quoted(run.directory.path / CONFIG)}"),
         against=[str(other.directory.path) for other in others],
         version=__version__,
     )
+
+
+def _shown(value: object) -> object:
+    """What the template puts into the page, a value at a time."""
+    return visible(value, keep="\n\t") if isinstance(value, str) else value
 
 
 def write_report(run_dir: Path, against: Sequence[Path] = ()) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fedem_flwr.text import visible
+
 CONTROL_LABELS = {
     "random": "random",
     "popularity": "popularity",
@@ -34,7 +36,7 @@ class ControlRow:
 
 def control_label(key: str) -> str:
     """Return a control's name; for one that is not known, its key."""
-    return CONTROL_LABELS.get(key, key.replace("_", "-"))
+    return CONTROL_LABELS.get(key, visible(key.replace("_", "-")))
 
 
 def settings_text(settings: object) -> str:

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from fedem_flwr.report.run_directory import number_at
+from fedem_flwr.terminal import console as new_console
 
 _SHOWN = (
     ("loss", ("train_loss",)),
@@ -69,9 +70,9 @@ def progress_console(wanted: bool | None) -> Console | None:
     Returns:
         None where nothing is shown.
     """
-    console = Console(stderr=True, highlight=False)
-    shown = console.is_terminal or console.is_jupyter if wanted is None else wanted
-    return console if shown else None
+    made = new_console(stderr=True)
+    shown = made.is_terminal or made.is_jupyter if wanted is None else wanted
+    return made if shown else None
 
 
 def _draws_bars(console: Console) -> bool:
@@ -115,7 +116,7 @@ class RoundProgress:
         self._before = first_round - 1
         self._description = description
         self._quiet = quiet
-        self._console = console or Console(stderr=True)
+        self._console = console or new_console(stderr=True)
         self._clock = clock
         self._start = clock()
         self._tenth = -1
@@ -182,7 +183,7 @@ class RoundProgress:
             f"{self._description}: round {round_number}/{self._rounds}  {rate_text(pace)}  "
             f"elapsed {clock_text(elapsed)}  ETA {clock_text(left)}  {metrics}"
         )
-        self._console.print(text.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text.rstrip(), soft_wrap=True)
 
 
 @contextmanager
@@ -203,12 +204,12 @@ def task_progress(
         quiet: show nothing.
         console: where to write; default is standard error.
     """
-    console = console or Console(stderr=True)
+    console = console or new_console(stderr=True)
     if quiet:
         yield lambda amount: None
         return
     if not _draws_bars(console):
-        console.print(f"{description} ...", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{description} ...", soft_wrap=True)
         yield lambda amount: None
         return
     counted = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import new_file, quoted, refuse_links, unlinked, write_atomically
 
 Json: TypeAlias = dict[str, Any]
 
 CONFIG, METRICS, SUMMARY, DIAGNOSTICS = "config.toml", "metrics.jsonl", "summary.json", "diagnostics.json"
 REPORT, CHECKPOINT = "report.html", "checkpoint"
 COMMAND = "command.txt"  # what made the run; alone it is no run yet
+SEAL = "config.seal"  # says whose configuration it is (see `runtime.consent`)
 _FILES = (CONFIG, METRICS, SUMMARY, DIAGNOSTICS, REPORT)
 
 
@@ -127,15 +129,17 @@ class RunDirectory:
         if self.holds_run() and not (overwrite or resume):
             raise InputError(
                 f"{self.path} already holds a run: choose another --out, continue it with "
-                f"`fedem resume {self.path}`, or add --overwrite"
+                f"`fedem resume {quoted(self.path)}`, or add --overwrite"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".writable.{os.getpid()}"
-            probe.touch()  # permission bits mislead (root, network mounts): only writing tells
+            if self.holds_run():
+                refuse_links(self.path)
+            probe = self.path / f".writable.{secrets.token_hex(8)}"
+            os.close(new_file(probe))  # permission bits mislead (root, network mounts): only writing tells
             probe.unlink()
             if overwrite and not resume:
-                for name in _FILES:
+                for name in (*_FILES, SEAL):
                     (self.path / name).unlink(missing_ok=True)
                 if self.checkpoint_dir.exists():
                     shutil.rmtree(self.checkpoint_dir)
@@ -149,12 +153,13 @@ class RunDirectory:
         """Return the directory if it holds a run.
 
         Raises:
-            InputError: there is no such directory, or nothing of a run in it.
+            InputError: there is no such directory, nothing of a run in it, or a link that leads out of it.
         """
         if not self.path.is_dir():
             raise InputError(f"{self.path} is no directory: give the one that `fedem run` named")
         if not self.holds_run():
             raise InputError(f"{self.path} holds no run (no {CONFIG}): give the one that `fedem run` named")
+        refuse_links(self.path)
         return self
 
     def write_config(self, toml_text: str) -> None:
@@ -169,6 +174,14 @@ class RunDirectory:
         """Store the command that starts the run; resuming does not change it."""
         write_atomically(self.path / COMMAND, command + "\n")
 
+    def write_seal(self, seal: str) -> None:
+        """Store what says whose the configuration is."""
+        write_atomically(self.path / SEAL, seal + "\n", private=True)
+
+    def read_seal(self) -> str:
+        """Return the same; empty where there is none."""
+        return self._read(SEAL).strip() if (self.path / SEAL).exists() else ""
+
     def read_command(self) -> str | None:
         """Return the command that started the run; None if it is not known."""
         return self._read(COMMAND).rstrip("\n") if (self.path / COMMAND).exists() else None
@@ -182,7 +195,7 @@ class RunDirectory:
         path = self.path / METRICS
         text = json.dumps(plain(line), allow_nan=False) + "\n"
         try:
-            with path.open("a+b") as stream:
+            with open(path, "a+b", opener=unlinked) as stream:
                 end = stream.seek(0, os.SEEK_END)
                 if end:
                     stream.seek(end - 1)
@@ -254,7 +267,7 @@ class RunDirectory:
         except FileNotFoundError as error:
             raise InputError(
                 f"{self.path / name} is missing: is this a run directory, and has the run come that far? "
-                f"`fedem resume {self.path}` continues it"
+                f"`fedem resume {quoted(self.path)}` continues it"
             ) from error
         except OSError as error:
             raise InputError(f"cannot read {self.path / name}: {error.strerror}") from error
@@ -264,6 +277,6 @@ class RunDirectory:
         if value is None:
             raise FedemError(
                 f"{self.path / name} is damaged (no complete JSON object): delete it and run "
-                f"`fedem resume {self.path}` to write it anew"
+                f"`fedem resume {quoted(self.path)}` to write it anew"
             )
         return value

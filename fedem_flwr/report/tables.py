@@ -15,6 +15,7 @@ from fedem_flwr.report.comparison import comparison_text
 from fedem_flwr.report.labels import control_rows
 from fedem_flwr.report.run_directory import Json, number_at
 from fedem_flwr.report.selection import reported_key
+from fedem_flwr.text import visible
 
 ABSENT = "–"
 HEADLINES = {"strict": "whole catalogue", "paper": "99 negatives"}
@@ -57,7 +58,7 @@ class Verdict:
 def text_at(record: Mapping[str, object], key: str, default: str = "unknown") -> str:
     """Return a field as text, ``default`` where it is missing or null."""
     value = record.get(key)
-    return default if value is None else str(value)
+    return default if value is None else visible(str(value), keep="\n\t")
 
 
 def figure_text(value: float | None, digits: int = 4) -> str:

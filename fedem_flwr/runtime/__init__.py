@@ -1,6 +1,7 @@
 """One run: its inputs, its rounds, and the ways to reach its clients behind one Flower ``Grid``.
 
 inputs        what a configuration names: data, split, strategy; and whether they fit together
+consent       whose configuration a directory holds, and what a stranger's may not do
 prepared      a run whose directory is prepared, and what its server does with a grid
 loop          the rounds, the same for every strategy and runtime
 resumable     what the loop asks of a strategy

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import quoted, write_atomically
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.report.run_directory import RunDirectory
 
@@ -94,7 +94,7 @@ class Checkpoints:
             "best": best and {"round": best.round, "users": best.users, "score": best.score},
         }
         earlier = [one for one in self._records() if one["round"] < checkpoint.round][: self._keep - 1]
-        write_atomically(self._latest, json.dumps({**record, "earlier": earlier}))
+        write_atomically(self._latest, json.dumps({**record, "earlier": earlier}), private=True)
         self._store.prune(_SERVER, *(int(one["round"]) for one in (record, *earlier)))
         if best is not None:
             self._bests.prune(_SERVER, best.round, *(int(one["best"]["round"]) for one in earlier if one.get("best")))
@@ -120,7 +120,7 @@ class Checkpoints:
             there = ", ".join(map(str, self.rounds())) or "none"
             raise InputError(f"{self._directory} has no checkpoint of round {round_}; rounds that are there: {there}")
         self._arrays(self._store, round_)  # before the newer ones are given up
-        write_atomically(self._latest, json.dumps({**records[at], "earlier": records[at + 1 :]}))
+        write_atomically(self._latest, json.dumps({**records[at], "earlier": records[at + 1 :]}), private=True)
         self._store.drop_after(round_)
 
     def _records(self) -> list[dict[str, Any]]:
@@ -188,5 +188,7 @@ def served_checkpoint(directory: RunDirectory) -> Checkpoint:
     """
     point = Checkpoints(directory.checkpoint_dir).load()
     if point is None:
-        raise InputError(f"{directory.path} has no checkpoint yet; finish the run first: fedem resume {directory.path}")
+        raise InputError(
+            f"{directory.path} has no checkpoint yet; finish the run first: fedem resume {quoted(directory.path)}"
+        )
     return point if point.best is None else Checkpoint(point.best.round, point.best.arrays, None, point.failures)

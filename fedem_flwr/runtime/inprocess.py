@@ -23,6 +23,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.own_grid import OwnGrid
+from fedem_flwr.text import one_line
 
 T = TypeVar("T")
 RunConfig = Mapping[str, UserConfigValue]
@@ -31,7 +32,6 @@ CLIENT_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 SERVER_NODE_ID = 1  # as Flower numbers the SuperLink
 FIRST_NODE_ID = 2
 RUN_ID = 1
-LONGEST_REASON = 500  # characters
 
 _log = logging.getLogger(__name__)
 
@@ -170,12 +170,6 @@ class BoundClientApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; see :func:`answer`."""
         return answer(self._client_app, message, context, self._bound_config)
-
-
-def one_line(reason: str) -> str:
-    """Fold white space and cut what is too long to read."""
-    folded = " ".join(reason.split())
-    return folded if len(folded) <= LONGEST_REASON else folded[: LONGEST_REASON - 3] + "..."
 
 
 @contextmanager

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
+from fedem_flwr.files import close_to_others
 from fedem_flwr.messages.admission import Admission
 from fedem_flwr.nodes.host import SPLIT_FOLDER, STATE_FOLDER, node_count
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.protocol.split import Split, SplitFacts
-from fedem_flwr.report.run_directory import CONFIG, METRICS, RunDirectory
+from fedem_flwr.report.run_directory import METRICS, RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
+from fedem_flwr.runtime.consent import read_config, write_config
 from fedem_flwr.runtime.inputs import build_strategy
 from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.loop import Outcome, Plan, run_rounds
@@ -56,17 +58,27 @@ class PreparedRun:
         if not saved:
             data.save(directory.path / (SPLIT_FOLDER if isinstance(data, Split) else FEDERATION_FOLDER))
         directory.write_command(command or shlex.join(["fedem", *sys.argv[1:]]))
-        directory.write_config(config.to_toml())
+        write_config(directory, config)
         return cls(directory, config, data if isinstance(data, Split) else data.facts)
 
     @classmethod
-    def open(cls, directory: RunDirectory) -> PreparedRun:
+    def open(
+        cls, directory: RunDirectory, *, trusted: bool = False, resumes: bool = False, processes: bool = False
+    ) -> PreparedRun:
         """Read the inputs of a run; the data themselves are not opened before they are asked for.
 
+        What is private in the directory is closed to other users of the machine, where it is not.
+
+        Args:
+            trusted, resumes, processes: see `runtime.consent.read_config`.
+
         Raises:
-            InputError: they are missing or damaged.
+            InputError: they are missing or damaged, or want what needs a word.
         """
-        config, folder = load_resolved(directory.path / CONFIG), directory.path / SPLIT_FOLDER
+        config = read_config(directory, trusted=trusted, resumes=resumes, processes=processes)
+        folder = directory.path / SPLIT_FOLDER
+        for private in (folder, directory.checkpoint_dir):
+            close_to_others(private)
         if (directory.path / FEDERATION_FOLDER).is_dir() and not folder.is_dir():
             return cls(directory, config, Federation.load(directory.path / FEDERATION_FOLDER).facts)
         return cls(directory, config, Split.load(folder))

@@ -24,9 +24,10 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime.inprocess import BoundClientApp, RunConfig, one_line, task_identity
+from fedem_flwr.runtime.inprocess import BoundClientApp, RunConfig, task_identity
 from fedem_flwr.runtime.ordered import PULL_INTERVAL, OrderedGrid
 from fedem_flwr.runtime.surroundings import environment, quiet, short_directory
+from fedem_flwr.text import one_line
 
 T = TypeVar("T")
 

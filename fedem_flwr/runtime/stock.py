@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.messages.admission import Admission, greetings, meeting_seconds, sessions_of
 from fedem_flwr.messages.wire import pack_arrays, plain_numbers, unpack_arrays
+from fedem_flwr.text import one_line
 from strategies.uploads import Failure, Spec, arrays_of, problem_of
 
 _PREFIX = "strategy:"
@@ -162,7 +163,7 @@ class StockStrategy:
         self._waiting = {}
 
     def _fail(self, round_: int, node: int, reason: str) -> None:
-        self.failures.append(Failure(round_, f"node {node}", " ".join(reason.split())))
+        self.failures.append(Failure(round_, f"node {node}", one_line(reason)))
 
 
 def memory_of(strategy: Strategy) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.engine.history import History
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
-from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.nodes.host import SPLIT_FOLDER, NodeHost
 from fedem_flwr.protocol.split import IntArray, offsets_of
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -48,13 +48,18 @@ class CpuModel(ServedModel):
     """A run's model, opened on the CPU."""
 
     @classmethod
-    def of(cls, directory: RunDirectory) -> CpuModel:
+    def of(cls, directory: RunDirectory, *, trusted: bool = False) -> CpuModel:
         """Open a run.
+
+        Args:
+            trusted: see `runtime.consent.read_config`.
 
         Raises:
             InputError: its inputs or its checkpoint are missing or damaged.
         """
-        run = PreparedRun.open(directory)
+        run = PreparedRun.open(directory, trusted=trusted)
+        if run.has_data:
+            run.split.check(directory.path / SPLIT_FOLDER, negatives=False)
         try:
             opened = cls.open(replace(run, config=run.config.changed("run", device="cpu")))
         except KeyError as error:

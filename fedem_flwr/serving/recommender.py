@@ -22,6 +22,7 @@ from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.protocol.split import IntArray
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.serving.model import BestItems, CpuModel, best_items, best_of_histories
+from fedem_flwr.text import visible
 
 ItemId = str | int
 _SHOWN = 10  # unknown ids named at most
@@ -56,13 +57,16 @@ class Recommender:
             self._components = model.components()  # computes the table's Gram matrix, once
 
     @classmethod
-    def load(cls, run_dir: str | PathLike[str]) -> Recommender:
+    def load(cls, run_dir: str | PathLike[str], *, trust: bool = False) -> Recommender:
         """Open a run directory. The best round by validation is served where clients keep nothing, else the last.
+
+        Args:
+            trust: let it import the code that it names, though this account has not made it here.
 
         Raises:
             InputError: no run, no checkpoint yet, or a damaged one.
         """
-        return cls(CpuModel.of(RunDirectory(Path(run_dir)).open()))
+        return cls(CpuModel.of(RunDirectory(Path(run_dir)).open(), trusted=trust))
 
     @property
     def items(self) -> list[str]:
@@ -239,4 +243,4 @@ def _check_top(top: int) -> None:
 
 def _listed(ids: Sequence[str]) -> str:
     more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return ", ".join(f"'{item}'" for item in ids[:_SHOWN]) + more
+    return ", ".join(f"'{visible(item)}'" for item in ids[:_SHOWN]) + more
