@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Coordinate = Tensor | int
@@ -60,6 +61,25 @@ def keyed_bits(seed: int, purpose: str, *coordinates: Coordinate) -> Tensor:
     for coordinate in coordinates:
         state = _mix(state + (torch.as_tensor(coordinate, dtype=torch.int64, device=device) + 1) * _GOLDEN)
     return _shift_right(state, 1)
+
+
+def label_bits(labels: NDArray[np.str_]) -> Tensor:
+    """Integers that stand for texts: coordinates of draws that are to depend on names, not on how they are numbered.
+
+    Args:
+        labels: (n,); what a label gives does not depend on the others.
+
+    Returns:
+        int64 (n,), with a chance of 2**-64 that two different texts have the same.
+    """
+    state = torch.zeros(len(labels), dtype=torch.int64)
+    if not labels.size or not labels.dtype.itemsize:
+        return state
+    points = torch.from_numpy(np.ascontiguousarray(labels).view(np.uint32).reshape(len(labels), -1).astype(np.int64))
+    for place in range(points.shape[1]):
+        rows = points[:, place].nonzero().squeeze(1)  # labels that are not that long stay as they are
+        state[rows] = _mix(state[rows] + ((place << 32) + points[rows, place] + 1) * _GOLDEN)
+    return state
 
 
 def secret_bits(secret: bytes, purpose: str, coordinates: Sequence[int], users: Tensor, count: int) -> Tensor:

@@ -98,7 +98,7 @@ def test_dates_count_in_seconds(unit: str, zone: str | None) -> None:
         (rows(movieId=None), None, ["no item column in 'userId, rating, timestamp'", "data.item_column"]),
         (rows(), Columns(item="movie"), ["no column 'movie'", "did you mean 'movieId'"]),
         (rows(), Columns(item=4), ["no column 4 for the item", "0 to 3"]),
-        (rows(), Columns(separator=","), ["data.separator", "leave them out"]),
+        (rows(), Columns(separator=","), ["data.separator", "leave it out"]),
         (rows(), Columns(header=True), ["data.header"]),
         (rows(userId=[1, None, 1, 1]), None, ["row 1, column 'userId'", "the user is missing", "dropna"]),
         (rows(movieId=["a", "b", pd.NA, "c"]), None, ["row 2, column 'movieId'", "the item is missing"]),

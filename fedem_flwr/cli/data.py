@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
-from fedem_flwr.config import Tree, resolve
+from fedem_flwr.config import Config, Tree, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_entry, fetch_dataset, find_dataset
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.files import removed_if_empty, replaced_folder
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
 from fedem_flwr.protocol.splits import Protocol
+from fedem_flwr.report.account import account_rows
 from fedem_flwr.report.progress import task_progress
-from fedem_flwr.runtime.inputs import load_interactions, split_into, split_of
+from fedem_flwr.runtime.inputs import account_with, load_interactions, split_into
 from fedem_flwr.terminal import console
 
 _out = console()
@@ -49,17 +53,11 @@ def show_info(options: Tree) -> None:
     """Sizes of a data set, and what each protocol keeps of it."""
     config = resolve({}, options, "options")
     interactions = load_interactions(config)
-    table = Table(title=config.data.dataset, show_header=False)
-    for name, value in _facts(interactions).items():
-        table.add_row(name, value)
-    protocols: tuple[Protocol, ...] = ("strict", "paper")
-    for protocol in protocols:
-        try:
-            split = split_of(config.changed("data", protocol=protocol), interactions)
-            kept = f"{split.users:,} users, {split.items:,} items, {split.interactions:,} interactions"
-        except InputError as error:
-            kept = str(error)
-        table.add_row(f"protocol {protocol} keeps", kept)
+    table = Table(title=Text(config.data.dataset), show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in (*_as_read(interactions), *_facts(interactions).items(), *_kept(config, interactions)):
+        table.add_row(Text(name), Text(value))
     if config.data.dataset in KNOWN_DATASETS:
         entry = dataset_entry(config.data.dataset)
         table.add_row("licence", entry.licence)
@@ -67,6 +65,37 @@ def show_info(options: Tree) -> None:
         if entry.note:
             table.add_row("note", entry.note)
     _out.print(table)
+
+
+def _as_read(interactions: Interactions) -> Iterator[tuple[str, str]]:
+    """How the file was read, a line a column with the values of its first two rows."""
+    reading = interactions.reading
+    if reading is None:
+        return
+    yield "read as", reading.shape
+    for column in reading.columns:
+        examples = f": {', '.join(column.examples)}, ..." if any(column.examples) else ""
+        yield column.called, column.taken_for + examples
+    for note in reading.notes:
+        yield "note", note
+
+
+def _kept(config: Config, interactions: Interactions) -> Iterator[tuple[str, str]]:
+    """What each protocol keeps, and what became of the rest under strict."""
+    protocols: tuple[Protocol, ...] = ("strict", "paper")
+    for protocol in protocols:
+        try:
+            facts, account = account_with(config.changed("data", protocol=protocol), interactions)
+        except InputError as error:
+            yield f"protocol {protocol} keeps", str(error)
+            continue
+        counts = f"{facts['users']:,} users, {facts['items']:,} items, {facts['interactions']:,} interactions"
+        yield f"protocol {protocol} keeps", counts
+        if account is not None:
+            described = replace(account, reading=None)
+            yield from (
+                (f"{protocol}: {name}", words) for name, words in account_rows(described, protocol, facts["users"])
+            )
 
 
 def _facts(interactions: Interactions) -> dict[str, str]:

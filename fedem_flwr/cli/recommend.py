@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from fedem_flwr.config import Config, load_resolved
+from fedem_flwr.data import ABSENT, Columns, read_interactions
+from fedem_flwr.data.opening import ENDINGS, opened
+from fedem_flwr.data.texts import Style, records
 from fedem_flwr.errors import InputError
+from fedem_flwr.report.run_directory import CONFIG
+from fedem_flwr.runtime.inputs import columns_of
 from fedem_flwr.serving.recommender import Recommendation, Recommender, UnknownItemsWarning
 from fedem_flwr.terminal import console
 
 _SEPARATORS = ("::", "|", "\t", ",", ";")
-_USER, _ITEM = {"user", "userid"}, {"item", "itemid", "movie", "movieid", "id"}  # names in a history's header
-_FILES = {".csv", ".tsv", ".txt", ".dat", ".item"}  # endings of what must be a file's name
+_FILES = {".csv", ".tsv", ".txt", ".dat", ".item", ".inter", ".json", ".jsonl", ".parquet", *ENDINGS}
+"""Endings of what must be a file's name."""
 _SHOWN = 10  # unknown items named at most
 
 _out = console()
 _err = console(stderr=True, soft_wrap=True)
-
-Rows = list[tuple[int, list[str]]]  # a line's number and its fields
 
 
 def recommend(
@@ -47,9 +52,10 @@ def recommend(
     """
     if (user is None) == (history is None):
         raise InputError("give exactly one of --user (of the run) and --history (item ids, or a file of them)")
-    histories = {} if history is None else read_histories(history)
     titles = None if names is None else read_names(names)
     recommender = Recommender.load(run_dir, trust=trusted)
+    config = load_resolved(run_dir / CONFIG)
+    histories = {} if history is None else read_histories(history, config)
     lists: dict[str | None, list[Recommendation]]
     if user is not None:
         lists = {user: recommender.recommend_user(user, top, exclude_seen)}
@@ -68,11 +74,17 @@ def recommend(
 def _of_histories(
     recommender: Recommender, histories: Mapping[str | None, list[str]], top: int, exclude_seen: bool
 ) -> dict[str | None, list[Recommendation]]:
+    unknown = recommender.unknown(item for history in histories.values() for item in history)
+    nothing_known = set(unknown)
+    lost = [user for user, history in histories.items() if nothing_known.issuperset(history)]
+    if lost and len(lost) < len(histories):  # one user of many is no reason to leave the others without an answer
+        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        _warn(f"no item of these users is known, so they get no list: {', '.join(map(str, lost[:_SHOWN]))}{more}")
+        histories = {user: history for user, history in histories.items() if user not in lost}
     labels = ["the history" if user is None else f"the history of user '{user}'" for user in histories]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnknownItemsWarning)  # said below, in one line
         found = recommender.recommend_many(histories.values(), top, exclude_seen, labels)
-    unknown = recommender.unknown(item for history in histories.values() for item in history)
     if unknown:
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         _warn(f"unknown items were left out: {', '.join(unknown[:_SHOWN])}{more}")
@@ -105,12 +117,13 @@ def _table(title: str, found: Sequence[Recommendation], titles: Mapping[str, str
     return table
 
 
-def read_histories(given: str) -> dict[str | None, list[str]]:
-    """TrainingItems by user: a list of ids, or a file of one history, belong to nobody (None).
+def read_histories(given: str, config: Config | None = None) -> dict[str | None, list[str]]:
+    """Items by user, oldest first: a list of ids, or a file of one history, belong to nobody (None).
 
     Args:
-        given: ids separated by commas or blanks, or the path of a file with an item a line, oldest first. Where it has
-            several columns, a header names them: `item`, and `user` where it holds the histories of several users.
+        given: ids separated by commas or blanks, or the path of a file in any form that training reads, or of an item a
+            line. A column of times orders its rows, and ratings that training drops are dropped.
+        config: of the run, whose names of columns are known too.
 
     Raises:
         InputError: no such file, or not of that form.
@@ -121,28 +134,31 @@ def read_histories(given: str) -> dict[str | None, list[str]]:
         there = path.is_file()
     except (OSError, ValueError):  # a list that is too long for a name
         there = False
-    if not there and len(ids) == 1 and (path.suffix.lower() in _FILES or "/" in given):
+    if not there and len(ids) == 1 and ({*path.suffixes} & _FILES or "/" in given):
         raise InputError(f"--history {given}: there is no such file")
     if not there:
         return {None: ids}
-    rows = _rows(path)
-    if not rows:
-        return {None: []}
-    header = [re.sub(r"[^a-z]", "", field.lower()) for field in rows[0][1]]
-    item = next((at for at, name in enumerate(header) if name in _ITEM), None)
-    user = next((at for at, name in enumerate(header) if name in _USER), None)
-    if item is None and len(header) > 1:
-        raise InputError(f"{path}, line {rows[0][0]}: several columns need a header with 'item' (and 'user') in it")
-    places = [at for at in (user, item or 0) if at is not None]
-    histories: dict[str | None, list[str]] = {} if user is not None else {None: []}
-    for number, fields in rows if item is None else rows[1:]:
-        if len(fields) <= max(places) or not all(fields[at] for at in places):
-            raise InputError(f"{path}, line {number}: {'user or item' if user is not None else 'item'} is missing")
-        who = None if user is None else fields[user]
-        histories.setdefault(who, []).append(fields[item or 0])
-    if not histories:
-        raise InputError(f"{path} holds a header and no rows: write user and item below it")
+    rows = read_interactions(path, _columns(config), needed=("item",))
+    kept = np.arange(rows.rows)
+    if rows.rating is not None:
+        least = None if config is None else config.data.min_rating
+        kept = kept[rows.rating > 0 if least is None else rows.rating >= least]
+    if rows.time is not None:
+        kept = kept[np.argsort(rows.time[kept], kind="stable")]
+    histories: dict[str | None, list[str]] = {str(user) or None: [] for user in rows.user_ids}
+    items = rows.item_ids[rows.item[kept]].tolist()
+    for user, item in zip(rows.user_ids[rows.user[kept]].tolist(), items, strict=True):
+        histories[user or None].append(item)
     return histories
+
+
+def _columns(config: Config | None) -> Columns | None:
+    """The names that a run's configuration gives its columns, for files that have them too."""
+    if config is None:
+        return None
+    known = columns_of(config)
+    aliases = [(at, role) for role, at in known.given().items() if isinstance(at, str) and at != ABSENT]
+    return Columns(in_order=known.in_order, aliases=tuple(aliases))
 
 
 def read_names(path: Path) -> dict[str, str]:
@@ -151,41 +167,31 @@ def read_names(path: Path) -> dict[str, str]:
     Raises:
         InputError: no such file, or one without a second column.
     """
-    rows = _rows(path)
-    if not rows:
+    text = _text(path)
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if not first:
         raise InputError(f"{path} is empty: write an item id and a name in each line")
-    for number, fields in rows:
-        if len(fields) < 2:
-            raise InputError(f"{path}, line {number}: no name; write an item id and a name, as in 'id,name'")
-    return {fields[0]: fields[1] for _, fields in rows}
-
-
-def _rows(path: Path) -> Rows:
-    """Number and fields of the lines that are not blank."""
-    lines = [(number, line) for number, line in enumerate(_text(path).splitlines(), 1) if line.strip()]
-    if not lines:
-        return []
     # The first field is an id, so the first line's first separator is the file's: names may hold the others.
-    first = {separator: lines[0][1].find(separator) for separator in _SEPARATORS if separator in lines[0][1]}
-    separator = min(first, key=lambda each: first[each]) if first else "\t"
-    numbers, texts = zip(*lines, strict=True)
-    fields: Iterable[list[str]]
-    if separator in (",", ";"):
-        fields = (next(csv.reader([text], delimiter=separator, skipinitialspace=True)) for text in texts)
-    else:  # MovieLens and its like quote nothing
-        fields = (text.split(separator) for text in texts)
-    return [(number, [field.strip() for field in each]) for number, each in zip(numbers, fields, strict=True)]
+    places = {separator: first.find(separator) for separator in _SEPARATORS if separator in first}
+    separator = min(places, key=lambda each: places[each]) if places else "\t"
+    names = {}
+    for record in records(
+        path, text, Style(separator, quoting=separator in ",;")
+    ):  # MovieLens and its like quote nothing
+        if len(record.fields) < 2:
+            raise InputError(f"{path}, line {record.line}: no name; write an item id and a name, as in 'id,name'")
+        names[record.fields[0]] = record.fields[1]
+    return names
 
 
 def _text(path: Path) -> str:
+    with opened(path) as file:
+        data = b"".join(iter(partial(file.read, 1 << 20), b""))
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("latin-1")  # any byte is a character there
+        text = data.decode("latin-1")  # any byte is a character there
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _warn(message: str) -> None:

@@ -39,7 +39,7 @@ def run(
     asked = flow.plan(tree, options, [{"name": name} for name in against], origin=origin, federation=known)
     runs = flow.prepare(asked, out, overwrite=overwrite, console=_shown(quiet))
     if not quiet:
-        _err.print(opening(runs.main), soft_wrap=True)
+        _err.print(opening(runs.main), markup=False, soft_wrap=True)
     _carry_out(runs, quiet=quiet)
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from fedem_flwr.data.columns import Columns
 from fedem_flwr.data.download import Progress, checksum_mismatch, download, extract_member, file_sha256
 from fedem_flwr.data.interactions import Interactions, Source, gather
 from fedem_flwr.data.known import KNOWN_DATASETS, KnownDataset, dataset_entry
-from fedem_flwr.data.loader import Columns, read_interactions
+from fedem_flwr.data.loader import read_interactions
 from fedem_flwr.data.synthetic import SyntheticConfig, SyntheticSource
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.files import private_folder, write_atomically
@@ -166,6 +167,8 @@ def open_source(
         InputError: neither a name nor a file, or a file that cannot be read.
     """
     if name_or_path == SYNTHETIC:
+        if columns is not None:
+            raise InputError("the synthetic data set is no file: leave out what data.* says of separators and columns")
         return SyntheticSource(synthetic or SyntheticConfig(), seed)
     if name_or_path in KNOWN_DATASETS:
         found = find_dataset(name_or_path, data_dir)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedem_flwr.data.columns import ABSENT, LONGEST_LABEL, SAMPLE_ROWS, Columns
 from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, StrArray, first_appearance
-from fedem_flwr.data.layout import ABSENT, SAMPLE_LINES, Columns, find_roles, shortened
-from fedem_flwr.data.loader import LONGEST_LABEL
+from fedem_flwr.data.reading import Reading
+from fedem_flwr.data.roles import find_roles, shortened
+from fedem_flwr.data.times import seconds
 from fedem_flwr.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,29 +35,41 @@ def read_frame(frame: pd.DataFrame, columns: Columns | None = None, name: str = 
 
     where = f"DataFrame '{name}'"
     known = columns or Columns()
-    if known.separator is not None or known.header is not None:
-        raise InputError(f"{where}: data.separator and data.header are of files; leave them out")
+    of_files = [
+        name for name in ("separator", "header", "form", "encoding", "comment") if getattr(known, name) is not None
+    ]
+    if of_files:
+        setting = "format" if of_files[0] == "form" else of_files[0]
+        raise InputError(f"{where}: data.{setting} is of files; leave it out")
     if frame.empty:
         raise InputError(f"{where} is empty; expected rows of user, item[, rating][, time]")
     by_position = isinstance(frame.columns, pd.RangeIndex)  # nobody named them
     names = None if by_position else [str(label) for label in frame.columns]
     seen = f"'{shortened(', '.join(map(str, frame.columns)))}'"
-    sample = frame.head(SAMPLE_LINES)
-    texts = [_in_seconds(sample.iloc[:, at]).astype(str).tolist() for at in range(frame.shape[1])]
+    sample = frame.head(SAMPLE_ROWS)
+    texts = [_texts(sample.iloc[:, at]) for at in range(frame.shape[1])]
     rows = [list(row) for row in zip(*texts, strict=True)]
-    at = find_roles(where, seen, names, rows, frame.shape[1], known)
+    roles = find_roles(where, seen, names, rows, frame.shape[1], known)
+    at = roles.at
     user, user_ids = _labels(where, "user", frame.iloc[:, at["user"]])
     item, item_ids = _labels(where, "item", frame.iloc[:, at["item"]])
-    numbers = {role: _numbers(where, role, frame.iloc[:, at[role]]) for role in ("rating", "time") if role in at}
+    rating = _numbers(where, "rating", frame.iloc[:, at["rating"]], None) if "rating" in at else None
+    time = _numbers(where, "time", frame.iloc[:, at["time"]], roles.notation) if "time" in at else None
     return Interactions(
         name=name,
         user=user,
         item=item,
-        rating=numbers.get("rating"),
-        time=numbers.get("time"),
+        rating=rating,
+        time=np.arange(len(frame), dtype=np.float64) if known.in_order else time,
         user_ids=user_ids,
         item_ids=item_ids,
+        reading=Reading(name, "dataframe", columns=roles.columns, rows=len(frame)),
     )
+
+
+def _texts(column: pd.Series) -> list[str]:
+    """Values as text; what is missing is empty."""
+    return column.astype(object).where(column.notna(), "").map(str).tolist()
 
 
 def _labels(where: str, role: str, column: pd.Series) -> tuple[Int64Array, StrArray]:
@@ -81,14 +95,17 @@ def _label(value: object) -> str:
     return str(value).strip(" ")
 
 
-def _numbers(where: str, role: str, column: pd.Series) -> Float64Array:
-    """(rows,) finite numbers."""
+def _numbers(where: str, role: str, column: pd.Series, notation: str | None) -> Float64Array:
+    """(rows,) finite numbers; of times as text, in a notation, their seconds."""
     import pandas as pd
 
     if role == "time":
         column = _in_seconds(column)
     try:
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        if notation is not None and column.dtype.kind not in "fiu":
+            values = seconds(_texts(column), notation)
+        else:
+            values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):  # values that pandas does not even look at
         values = np.full(len(column), np.nan)
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):

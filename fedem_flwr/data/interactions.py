@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedem_flwr.data.reading import Reading
+
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 StrArray = NDArray[np.str_]
@@ -52,6 +54,7 @@ class Interactions:
         time: (rows,) float64 in the data set's own unit (seconds, milliseconds), or None.
         user_ids: (users,) str, the original labels in the order of the codes.
         item_ids: (items,) str, the same for items.
+        reading: how the file that they are from was read.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Interactions:
     time: Float64Array | None
     user_ids: StrArray
     item_ids: StrArray
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         for column in (self.item, self.rating, self.time):
@@ -102,6 +106,7 @@ class Interactions:
             time=None if self.time is None else self.time[rows],
             user_ids=self.user_ids[kept_users],
             item_ids=self.item_ids[kept_items],
+            reading=self.reading,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fedem_flwr.data.layout import ABSENT, Columns
+from fedem_flwr.data.columns import ABSENT, Columns
 from fedem_flwr.errors import InputError, suggest
 
 _MOVIELENS: Final = "https://files.grouplens.org/datasets/movielens"
@@ -96,7 +96,7 @@ _ENTRIES: Final = (
         rows=100_000,
         licence=_MOVIELENS_LICENCE,
         citation=_MOVIELENS_CITATION,
-        note="the archive's row order differs from ratings.dat, so ties in time may be split differently",
+        note="the archive's row order differs from ratings.dat, so that paper may split ties in time differently",
     ),
     KnownDataset(
         name="ml-1m",

@@ -1,158 +1,95 @@
-"""Read any delimited file of user, item[, rating][, time] into `Interactions`.
+"""Read a file of interactions: text in many shapes, JSON lines or Parquet, compressed or not.
 
-Three steps: work out the layout from the first lines (layout.py); read the columns with pandas' C parser;
-and, only when something looks wrong, scan line by line to name the bad line. So good files are quick and bad
-files get an exact message.
+Three steps: open the file (opening.py); work out from its head what it is and which column is what (sniffing.py,
+roles.py), where two readings that do equally well are refused; and read it piece by piece (text_rows.py, records.py).
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, get_args
 
-import numpy as np
+from fedem_flwr.data.columns import ABSENT, Columns
+from fedem_flwr.data.gathering import Gathered
+from fedem_flwr.data.interactions import Interactions
+from fedem_flwr.data.objects import json_pieces, parquet_pieces
+from fedem_flwr.data.opening import PARQUET, Opened, opened, stem
+from fedem_flwr.data.reading import ColumnRead, Form, Reading
+from fedem_flwr.data.sniffing import NEEDED, find_layout
+from fedem_flwr.data.text_rows import list_pieces, row_pieces
+from fedem_flwr.data.texts import Text, encoding_of
+from fedem_flwr.errors import InputError, suggest
 
-from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, first_appearance
-from fedem_flwr.data.layout import (
-    ABSENT,
-    Columns,
-    Layout,
-    detect_layout,
-    is_number,
-    numbered_lines,
-    shortened,
-    split_line,
-)
-from fedem_flwr.errors import InputError
+__all__ = ["ABSENT", "FORMS", "Columns", "read_interactions"]
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["ABSENT", "Columns", "read_interactions"]
-
-_UNIT: Final = b"\x1f"  # the C parser takes one-character separators only, so "::" becomes this control character
-LONGEST_LABEL: Final = 256
-"""Characters of a label: they are kept in fixed-width arrays, which one runaway field would blow up."""
+FORMS: Final = tuple(form for form in get_args(Form) if form != "dataframe")
 
 
-def read_interactions(path: Path, columns: Columns | None = None, name: str | None = None) -> Interactions:
-    """Read a delimited text file, plain or gzip-compressed; rows stay in file order, duplicates included.
+def read_interactions(
+    path: Path, columns: Columns | None = None, name: str | None = None, needed: tuple[str, ...] = NEEDED
+) -> Interactions:
+    """Read a file; rows stay in file order, duplicates included.
 
     Args:
-        path: the file.
+        path: the file, plain or compressed with gzip, bzip2, xz or zstd.
         columns: what is known of its layout; the rest is detected.
         name: the data set's name; the file's stem where None.
+        needed: roles that must have a column; without "user", all rows may be one nameless user's.
+
+    Returns:
+        the rows, whose `reading` says how they were read.
 
     Raises:
-        InputError: a missing, empty, truncated or malformed file; the message names the line and the remedy.
+        InputError: a missing, empty, truncated, malformed or ambiguous file; the message names the line and the remedy.
     """
-    data = _read_bytes(path)
-    layout = detect_layout(path, data, columns or Columns())
-    frame = _parse(path, data, layout)
-    numbers: dict[str, Float64Array] = {
-        role: frame[layout.at[role]].to_numpy(dtype=np.float64) for role in ("rating", "time") if role in layout.at
-    }
-    user, user_ids = _labels(frame, layout.at["user"])
-    item, item_ids = _labels(frame, layout.at["item"])
-    separators = data.count(layout.separator.encode())
-    if (
-        separators != (layout.width - 1) * (len(frame) + layout.header)  # a row too short or too long, or quoted text
-        or not all(np.isfinite(values).all() for values in numbers.values())
-        or any(not 0 < len(label) <= LONGEST_LABEL for ids in (user_ids, item_ids) for label in ids)
-    ):
-        _raise_for_first_bad_line(path, data, layout)
-    stem = name or Path(path.name.removesuffix(".gz")).stem
-    return Interactions(
-        name=stem,
-        user=user,
-        item=item,
-        rating=numbers.get("rating"),
-        time=numbers.get("time"),
-        user_ids=np.array(user_ids, dtype=np.str_),
-        item_ids=np.array(item_ids, dtype=np.str_),
-    )
+    known = columns or Columns()
+    if known.form is not None and known.form not in FORMS:
+        raise InputError(f"data.format = '{known.form}' is unknown{suggest(known.form, FORMS)}")
+    gathered = Gathered()
+    with opened(path) as file:
+        reading = _read(file, known, needed, gathered)
+    if not gathered.rows:
+        raise InputError(f"{path}: no rows; expected rows of user, item[, rating][, time]")
+    if known.in_order:
+        reading = replace(reading, notes=(*reading.notes, "rows taken as being in the order of time (data.order)"))
+    return gathered.interactions(name or stem(path), lambda rows: replace(reading, rows=rows), in_order=known.in_order)
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; name the file in it") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged or truncated gzip file ({error}); fetch it again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    if data[:4] == b"PK\x03\x04":
-        raise InputError(f"{path} is a zip archive; unpack it and name the file in it")
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if not data.strip():
-        raise InputError(f"{path}: the file is empty; expected rows of user, item[, rating][, time]")
-    return data
-
-
-def _parse(path: Path, data: bytes, layout: Layout) -> pd.DataFrame:
-    """The used columns by number: object (str) for labels, float64 for numbers."""
-    import pandas as pd
-
-    text, separator = data, layout.separator
-    if separator == "::":
-        if _UNIT in data:
-            raise InputError(f"{path}: holds the control character 0x1f; remove it, or separate columns by tabs")
-        text, separator = data.replace(b"::", _UNIT), _UNIT.decode()
-    kinds = {number: object if role in ("user", "item") else np.float64 for role, number in layout.at.items()}
-    try:
-        return pd.read_csv(
-            io.BytesIO(text),
-            sep=r"\s+" if separator == " " else separator,
-            header=None,
-            skiprows=layout.skip,
-            names=list(range(layout.width)),
-            usecols=sorted(kinds),
-            dtype=kinds,
-            index_col=False,
-            na_filter=False,
-            skipinitialspace=True,
-            quoting=csv.QUOTE_MINIMAL if separator in ",;" else csv.QUOTE_NONE,
-            low_memory=False,
+def _read(file: Opened, known: Columns, needed: tuple[str, ...], gathered: Gathered) -> Reading:
+    source = file.path.name
+    if file.head.startswith(PARQUET) or known.form == "parquet":
+        roles, pieces = parquet_pieces(file, known, needed)
+        for values in pieces:
+            gathered.add(values)
+        return Reading(source, "parquet", file.compression, columns=roles.columns)
+    text = Text(file, encoding_of(file, known.encoding))
+    encoding = text.encoding.upper().removesuffix("-SIG")
+    if known.form == "jsonl" or (known.form is None and text.head.lstrip()[:1] in (b"{", b"[")):
+        roles, pieces = json_pieces(text, known, needed)
+        for values in pieces:
+            gathered.add(values)
+        return Reading(source, "jsonl", file.compression, encoding, columns=roles.columns)
+    layout = find_layout(text, known, needed)
+    notes: tuple[str, ...] = ()
+    if layout.lists:
+        empty: list[int] = []
+        for values in list_pieces(text, layout, empty.append):
+            gathered.add(values)
+        if sum(empty):
+            notes = (f"{sum(empty):,} users without an item",)
+        found: tuple[ColumnRead, ...] = (
+            ColumnRead(0, role="user", how="position"),
+            ColumnRead(1, "all that follow", role="item", how="position"),
         )
-    except ValueError as error:  # also pandas' ParserError and UnicodeDecodeError
-        _raise_for_first_bad_line(path, data, layout)
-        reason = shortened(str(error))
-        raise InputError(f"{path}: cannot be read ({reason}); check its quotes and separators") from None
-
-
-def _labels(frame: pd.DataFrame, column: int) -> tuple[Int64Array, list[str]]:
-    """(rows,) codes by first appearance and their labels; blanks around a label do not count."""
-    codes, distinct = first_appearance(frame[column].to_numpy())
-    merged, kept = first_appearance(np.array([label.strip(" ") for label in distinct], dtype=object))
-    return merged[codes], kept.tolist()
-
-
-def _raise_for_first_bad_line(path: Path, data: bytes, layout: Layout) -> None:
-    """Raise the InputError of the first bad line; return if every line is as it should be."""
-    for number, line in numbered_lines(path, data):
-        if number <= layout.skip:
-            continue
-        fields = split_line(line, layout.separator)
-        where = f"{path}, line {number}"
-        if len(fields) != layout.width:
-            cause = "truncated?" if len(fields) < layout.width else "a separator inside a label needs quotes"
-            raise InputError(f"{where}: {len(fields)} columns, expected {layout.width} ({cause}): '{shortened(line)}'")
-        for role, column in layout.at.items():
-            field = fields[column]
-            if role in ("rating", "time") and not is_number(field):
-                raise InputError(
-                    f"{where}, column {column}: the {role} '{shortened(field)}' is not a finite number;"
-                    f" mend the line, or say which column is the {role} ('{ABSENT}' for none)"
-                )
-            if role in ("user", "item") and not 0 < len(field) <= LONGEST_LABEL:
-                fault = f"is longer than {LONGEST_LABEL} characters" if field else "is empty"
-                raise InputError(f"{where}, column {column}: the {role} {fault}; mend or remove the line")
+        if not known.in_order:
+            notes = (*notes, "the order in a line is not taken as time (if it is: --set data.order=rows)")
+    else:
+        for values in row_pieces(text, layout):
+            gathered.add(values)
+        found = layout.roles.columns
+    style = layout.style
+    form: Form = "lists" if layout.lists else "rows"
+    return Reading(
+        source, form, file.compression, encoding, style.separator, layout.header, style.comment, found, notes=notes
+    )

@@ -11,6 +11,8 @@ import numpy as np
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.report.account import DATA
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import Selected, best_line, reported_key
 from fedem_flwr.runtime.lines import Line
@@ -47,6 +49,7 @@ def summarise(
         "items": split.items,
         "interactions": split.interactions,
         "has_times": split.has_times,
+        DATA: split.account.as_json() if isinstance(split, Split) and split.account is not None else None,
         "selected": reported_key(split.protocol),
         "metrics": {name: {"round": line["round"], **line["test"]} for name, line in shown.items()},
         "served_round": outcome.served_round or lines[-1]["round"],

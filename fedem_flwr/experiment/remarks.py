@@ -8,6 +8,8 @@ from typing import Any
 from fedem_flwr.config import Config, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
 from fedem_flwr.network import NETWORK_FOLDER
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.report.account import rows_text, short_text, ties_text
 from fedem_flwr.runtime.prepared import PreparedRun
 
 
@@ -18,10 +20,22 @@ def opening(run: PreparedRun) -> str:
         f"{config.method.name} on {split.dataset} ({split.users:,} users, {split.items:,} items, "
         f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
         f"{config.run.runtime}{_where(config)}",
+        *_data_lines(run),
         *([_default_note(config)] if _is_default(config) else []),
         f"into {run.directory.path}",
     ]
     return "\n".join(lines)
+
+
+def _data_lines(run: PreparedRun) -> list[str]:
+    """How the data were read, and what became of their rows, where they are here."""
+    account = run.facts.account if isinstance(run.facts, Split) else None
+    if account is None:
+        return []
+    users, protocol = run.facts.users, run.facts.protocol
+    said = [f"rows: {rows_text(account)}", ties_text(account, protocol, users), short_text(account, users)]
+    read = [] if account.reading is None else [f"read {account.reading.sentence}"]
+    return [*read, "; ".join(filter(None, said))]
 
 
 def _where(config: Config) -> str:
@@ -64,6 +78,9 @@ def notes_of(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
             "This data set has no times: under strict the held-out items are drawn at random, and nothing uses order, "
             "neither recency nor an encoder."
         )
+    account = run.facts.account if isinstance(run.facts, Split) else None
+    if account is not None and (short := short_text(account, run.facts.users)):
+        notes.append(f"Figures among 99 negatives: {short}.")
     for name, result in controls.items():
         if result and "skipped" in result:
             notes.append(f"Control {name} was left out: {result['skipped']}.")

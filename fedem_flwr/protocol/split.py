@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.files import SETTINGS_FILE, replaced_folder, stored_type, write_settings
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ NARROW: Final = ("train_items", "negatives")
 """The large arrays: on disk as int32."""
 _ARRAYS: Final = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
 SPLIT_SETTINGS: Final = ("dataset", "protocol", "seed", "has_times", "users", "items", "interactions")
+ACCOUNT: Final = "account"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +59,7 @@ class Split(SplitFacts):
         validation, test: (n,) the held-out item of each user.
         negatives: (n, 99) distinct items the user never met, padded with -1 where fewer are left.
         user_ids, item_ids: (n,) and (m,) original labels.
+        account: what became of the data set's rows; None in a part, and in splits of earlier versions.
 
     What is on disk holds ``train_items`` and ``negatives`` as int32, and so does a split that was loaded.
     """
@@ -69,6 +72,7 @@ class Split(SplitFacts):
     negatives: IntArray
     user_ids: NDArray[Any]
     item_ids: NDArray[Any]
+    account: Account | None = None
 
     @property
     def codes(self) -> IntArray:
@@ -92,6 +96,7 @@ class Split(SplitFacts):
             test=self.test[here],
             negatives=self.negatives[here],
             user_ids=self.user_ids[here],
+            account=None,
         )
 
     def train_csr(self) -> csr_matrix:
@@ -127,8 +132,10 @@ class Split(SplitFacts):
                 values = getattr(self, name)
                 values = values.astype(small, copy=False) if name in NARROW else values
                 np.save(new / f"{name}.npy", values, allow_pickle=False)
-            part = {"first": self.first} if self.first else {}
-            write_settings(new, {name: getattr(self, name) for name in SPLIT_SETTINGS} | part)
+            settings = {name: getattr(self, name) for name in SPLIT_SETTINGS}
+            settings |= {"first": self.first} if self.first else {}
+            settings |= {} if self.account is None else {ACCOUNT: self.account.as_json()}
+            write_settings(new, settings)
 
     @classmethod
     def load(cls, directory: Path, mmap: bool = True) -> Split:
@@ -142,7 +149,8 @@ class Split(SplitFacts):
             settings = json.loads((directory / SETTINGS_FILE).read_text())
             arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _ARRAYS}
             facts = {name: settings[name] for name in SPLIT_SETTINGS}
-            split = cls(**facts, first=settings.get("first", 0), **arrays)
+            account = Account.of_json(settings[ACCOUNT]) if settings.get(ACCOUNT) else None
+            split = cls(**facts, first=settings.get("first", 0), account=account, **arrays)
             agree = split._sizes_agree()
         except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise InputError(f"damaged split in {directory}: {error}; delete it and make it again") from error

@@ -19,6 +19,7 @@ from typing import TypeVar
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import quoted, write_atomically
 from fedem_flwr.report import plots
+from fedem_flwr.report.account import recorded_rows
 from fedem_flwr.report.comparison import comparison_of, signed
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
 from fedem_flwr.report.sections import lists_text, tunings_of
@@ -237,6 +238,7 @@ def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
         signed=signed,
         absent=ABSENT,
         facts=_facts(run.summary, run.metrics),
+        data=recorded_rows(run.summary),
         pictures=_pictures(run, others),
         failures=failures,
         failure_count=failure_count,

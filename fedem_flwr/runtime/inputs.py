@@ -14,8 +14,9 @@ from fedem_flwr.config.registry import STOCK_PREFIX, by_path, client_of, find, i
 from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, Source, load_dataset, open_source
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
+from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.split import Split, SplitFacts
-from fedem_flwr.protocol.splits import make_split, split_to
+from fedem_flwr.protocol.splits import account_of, make_split, split_to
 from fedem_flwr.runtime.resumable import Resumable
 from fedem_flwr.runtime.stock import StockStrategy
 
@@ -30,9 +31,12 @@ def load_interactions(config: Config) -> Interactions:
 
 def split_of(config: Config, interactions: Interactions) -> Split:
     """The leave-one-out split under the configuration's protocol, in memory."""
-    return make_split(
-        interactions, config.data.protocol, seed=config.run.seed, min_interactions=_fewest_interactions(config)
-    )
+    return make_split(interactions, config.data.protocol, **_kept(config))
+
+
+def account_with(config: Config, interactions: Interactions) -> tuple[dict[str, int], Account | None]:
+    """The sizes of that split and, under strict, what became of the rows, without making it."""
+    return account_of(interactions, config.data.protocol, **_kept(config))
 
 
 def split_into(
@@ -52,10 +56,19 @@ def split_into(
         folder,
         source or open_source(*_where(config), **_how(config)),
         config.data.protocol,
-        seed=config.run.seed,
-        min_interactions=_fewest_interactions(config),
         on_progress=on_progress,
+        **_kept(config),
     )
+
+
+def _kept(config: Config) -> dict[str, Any]:
+    """What decides which rows are kept, and the seed."""
+    data = config.data
+    return {
+        "seed": config.run.seed,
+        "min_interactions": _fewest_interactions(config),
+        "min_rating": data.min_rating,
+    }
 
 
 def _where(config: Config) -> tuple[str, Path | None]:
@@ -73,6 +86,11 @@ def columns_of(config: Config) -> Columns:
         time=data.time_column,
         separator=data.separator,
         header=data.header,
+        form=data.format,
+        encoding=data.encoding,
+        comment=data.comment,
+        time_format=data.time_format,
+        in_order=data.order == "rows",
     )
 
 

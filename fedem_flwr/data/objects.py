@@ -1,0 +1,206 @@
+"""Files whose columns have names in any case: JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from fedem_flwr.data.columns import SAMPLE_ROWS, Columns
+from fedem_flwr.data.gathering import Unfit, Values, finite, labels_of, of_fields, times_of
+from fedem_flwr.data.opening import Opened
+from fedem_flwr.data.roles import Roles, find_roles, shortened
+from fedem_flwr.data.text_rows import check_field
+from fedem_flwr.data.texts import Style, Text
+from fedem_flwr.errors import InputError
+
+_BATCH_ROWS: Final = 1 << 20
+_PLAIN: Final = Style("\n")  # no quoting: a line break inside a string of JSON is written \n
+
+
+def json_pieces(text: Text, columns: Columns, needed: tuple[str, ...]) -> tuple[Roles, Iterator[Values]]:
+    """The roles of the keys of JSON objects, one a line, and the columns piece by piece.
+
+    Raises:
+        InputError: a line that holds no object, or something wrong in it.
+    """
+    if text.head.lstrip().startswith(b"["):
+        raise InputError(f"{text.path} is one JSON array; write one object a line (JSON lines), and name that")
+    sample: list[dict[str, Any]] = []
+    for number, line in enumerate(text.head.decode(errors="replace").split("\n"), 1):
+        if line.strip() and len(sample) < SAMPLE_ROWS:
+            sample.append(_object(text.path, number, line))
+    names = list(dict.fromkeys(name for each in sample for name, value in each.items() if _is_field(value)))
+    rows = [[_as_text(each.get(name, "")) for name in names] for each in sample]
+    seen = f"the keys '{shortened(', '.join(names))}'"
+    roles = find_roles(f"{text.path}, line 1", seen, names, rows, len(names), columns, needed)
+    keys = {role: names[column] for role, column in roles.at.items()}
+    return roles, _json_values(text, keys, roles.notation)
+
+
+def _json_values(text: Text, keys: dict[str, str], notation: str | None) -> Iterator[Values]:
+    for first_line, piece in text.pieces(_PLAIN):
+        try:
+            values = _fast_json(piece, keys, notation)
+        except Unfit:
+            values = _slow_json(text.path, piece, keys, notation, first_line)
+        if len(values["item"]):
+            yield values
+
+
+def _fast_json(piece: bytes, keys: dict[str, str], notation: str | None) -> Values:
+    import pyarrow as pa
+    import pyarrow.json as pj
+
+    found: Values = {}
+    labels = piece[: piece.index(b"\n")]
+    try:
+        first = json.loads(labels)
+        kinds = {keys[role]: pa.string() if isinstance(first[keys[role]], str) else pa.int64() for role in keys}
+        for role in ("rating", "time"):
+            if role in keys:
+                kinds[keys[role]] = pa.string() if role == "time" and notation is not None else pa.float64()
+        table = pj.read_json(
+            pa.BufferReader(piece),
+            parse_options=pj.ParseOptions(
+                explicit_schema=pa.schema(list(kinds.items())), unexpected_field_behavior="ignore"
+            ),
+        )
+        for role, key in keys.items():
+            if table[key].null_count:
+                raise Unfit
+            if role in ("user", "item"):
+                found[role] = labels_of(table[key].cast(pa.string()))
+            elif role == "time" and notation is not None:
+                found[role] = times_of(table[key], notation)
+            else:
+                found[role] = finite(table[key].to_numpy())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, KeyError, TypeError):
+        raise Unfit from None
+    return found
+
+
+def _slow_json(path: Path, piece: bytes, keys: dict[str, str], notation: str | None, first_line: int) -> Values:
+    fields: dict[str, list[str]] = {role: [] for role in keys}
+    for number, line in enumerate(piece.decode(errors="surrogateescape").split("\n"), first_line):
+        if not line.strip():
+            continue
+        each = _object(path, number, line)
+        for role, key in keys.items():
+            value = each.get(key)
+            field = _as_text(value).strip(" ") if _is_field(value) else ""
+            check_field(f"{path}, line {number}, key '{shortened(key)}'", role, field, notation)
+            fields[role].append(field)
+    return of_fields(fields, notation) if fields["item"] else {"item": []}  # type: ignore[arg-type]
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}, line {number}: not JSON ({shortened(str(error))}): '{shortened(line)}'; write one object a line"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}, line {number}: '{shortened(line)}' is no JSON object; expected one a line")
+    return found
+
+
+def _is_field(value: Any) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+def _as_text(value: Any) -> str:
+    """A value as the text of a field; whole numbers lose ".0"."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
+def parquet_pieces(file: Opened, columns: Columns, needed: tuple[str, ...]) -> tuple[Roles, Iterator[Values]]:
+    """The roles of a Parquet file's columns, and the columns in batches of rows.
+
+    Raises:
+        InputError: it is damaged, or holds something wrong.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = file.path
+    if file.compression:
+        raise InputError(f"{path}: a Parquet file inside {file.compression}; unpack it, and name the file in it")
+    try:
+        parquet = pq.ParquetFile(path)
+        flat = [field.name for field in parquet.schema_arrow if not pa.types.is_nested(field.type)]
+        head = next(parquet.iter_batches(SAMPLE_ROWS, columns=flat), None)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path}: damaged or truncated Parquet file ({shortened(str(error))}); fetch it again"
+        ) from None
+    if head is None or not head.num_rows:
+        raise InputError(f"{path}: no rows; expected rows of user, item[, rating][, time]")
+    texts = [_texts(column) for column in head.columns]
+    rows = [list(row) for row in zip(*texts, strict=True)]
+    seen = f"the columns '{shortened(', '.join(flat))}'"
+    roles = find_roles(str(path), seen, flat, rows, len(flat), columns, needed)
+    used = {role: flat[column] for role, column in roles.at.items()}
+    return roles, _parquet_values(path, parquet, used, roles.notation)
+
+
+def _parquet_values(path: Path, parquet: Any, used: dict[str, str], notation: str | None) -> Iterator[Values]:
+    import pyarrow as pa
+
+    start = 0
+    try:
+        for batch in parquet.iter_batches(_BATCH_ROWS, columns=list(dict.fromkeys(used.values()))):
+            found: Values = {}
+            for role, name in used.items():
+                column = pa.chunked_array([batch.column(name)])
+                try:
+                    found[role] = _arrow_values(column, role, notation)
+                except (Unfit, pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                    found[role] = _slow_column(path, name, role, column, notation, start)
+            start += batch.num_rows
+            yield found
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: damaged Parquet file ({shortened(str(error))}); fetch it again") from None
+
+
+def _arrow_values(column: Any, role: str, notation: str | None) -> Any:
+    """A typed column as what its role wants.
+
+    Raises:
+        Unfit: something in it is missing or wrong.
+    """
+    import pyarrow as pa
+
+    if column.null_count:
+        raise Unfit
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if role in ("user", "item"):
+        if pa.types.is_floating(kind):
+            raise Unfit
+        return labels_of(column.cast(kind).cast(pa.string()))
+    if pa.types.is_temporal(kind):
+        if role != "time" or not (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+            raise Unfit
+        values = column.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64()).to_numpy()
+        return values / 1e6
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = column.cast(kind).cast(pa.string())
+        if role == "time" and notation is not None:
+            return times_of(column, notation)
+    return finite(column.cast(pa.float64()).to_numpy())
+
+
+def _slow_column(path: Path, name: str, role: str, column: Any, notation: str | None, start: int) -> Any:
+    fields = [field.strip(" ") for field in _texts(column)]
+    for row, field in enumerate(fields, start):
+        check_field(f"{path}, row {row}, column '{shortened(name)}'", role, field, notation)
+    return of_fields({role: fields}, notation)[role]
+
+
+def _texts(column: Any) -> Sequence[str]:
+    """Values as text; what is missing is empty."""
+    return ["" if value is None else _as_text(value) for value in column.to_pylist()]

@@ -1,0 +1,243 @@
+"""The text of a file as UTF-8 with plain line ends, in pieces of whole records."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from fedem_flwr.data.opening import Opened
+from fedem_flwr.data.reading import SEPARATOR_NAMES
+from fedem_flwr.data.roles import shortened
+from fedem_flwr.errors import InputError
+
+PIECE_BYTES: Final = 16 << 20
+HEAD_BYTES: Final = 1 << 18
+"""What a layout is worked out from."""
+_LONGEST_RECORD: Final = 1 << 20
+_MARKS: Final = (  # byte order marks; that of UTF-32 begins like that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SAME: Final = {"utf-8", "utf-8-sig", "ascii"}  # encodings whose bytes need no translation
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the lines of a text are cut into fields.
+
+    Attributes:
+        separator: one character, or "::"; " " is any blanks.
+        quoting: whether a field may be in double quotes, with separators and line breaks in it.
+        comment: what lines to skip start with, or nothing.
+    """
+
+    separator: str
+    quoting: bool = False
+    comment: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of a text: the number of its first line, that line, and the fields."""
+
+    line: int
+    text: str
+    fields: list[str]
+
+
+def separator_name(separator: str) -> str:
+    """What messages call it."""
+    return SEPARATOR_NAMES.get(separator, f"'{separator}'")
+
+
+def encoding_of(file: Opened, given: str | None) -> str:
+    """Python's name of a text's encoding: the given one, that of a byte order mark, else UTF-8.
+
+    Raises:
+        InputError: an unknown encoding, or a text that is clearly UTF-16 without a mark.
+    """
+    mark = next((name for mark, name in _MARKS if file.head.startswith(mark)), None)
+    if given is not None:
+        try:
+            name = codecs.lookup(given).name
+            "".encode(name)  # some codecs are of bytes alone
+        except LookupError:
+            raise InputError(
+                f"unknown encoding '{given}'; for instance utf-8, latin-1, cp1252, utf-16, shift_jis"
+            ) from None
+        return mark if mark is not None and mark.startswith(name) else name
+    if mark is not None:
+        return mark
+    sample = file.head[:1024]
+    for odd, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if (
+            len(sample) >= 8
+            and sample[odd::2].count(0) > 0.8 * len(sample[odd::2])
+            and sample[1 - odd :: 2].count(0) == 0
+        ):
+            raise InputError(
+                f"{file.path}: looks like UTF-16 without a byte order mark; say so (--set data.encoding={name})"
+            )
+    return "utf-8"
+
+
+class Text:
+    """A file's text, read once: first its head, then pieces of whole records."""
+
+    def __init__(self, file: Opened, encoding: str) -> None:
+        self._file, self.encoding = file, encoding
+        self._decode = None if encoding in _SAME else codecs.getincrementaldecoder(encoding)("strict")
+        self._lines, self._held, self._last = 1, b"", b""
+        self._ended = self._started = False
+        self._buffer = b""
+        while not self._ended and len(self._buffer) < HEAD_BYTES:
+            self._buffer += self._more()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
+
+    @property
+    def head(self) -> bytes:
+        """Whole lines from the beginning, as UTF-8, for working out the layout."""
+        start = self._buffer[:HEAD_BYTES]
+        return start if len(start) == len(self._buffer) and self._ended else start[: start.rfind(b"\n") + 1] or start
+
+    def pieces(self, style: Style) -> Iterator[tuple[int, bytes]]:
+        """Number of the first line, and the text from there, that ends where a record does.
+
+        Raises:
+            InputError: a quote that is not closed, bytes that are no text.
+        """
+        while True:
+            while not self._buffer and not self._ended:
+                self._buffer = self._more()
+            if not self._buffer:
+                return
+            end = self._whole_records(style)
+            if end == 0:
+                if self._ended or len(self._buffer) > _LONGEST_RECORD:
+                    self._refuse_open_quote(self._lines, style)
+                self._buffer += self._more()
+                continue
+            piece, self._buffer = self._buffer[:end], self._buffer[end:]
+            _refuse_control(self.path, piece, self._lines, style.separator)
+            yield self._lines, piece
+            self._lines += piece.count(b"\n")
+
+    def _whole_records(self, style: Style) -> int:
+        """Where the last whole record of the buffer ends."""
+        if not style.quoting or b'"' not in self._buffer:
+            return self._buffer.rfind(b"\n") + 1
+        found = _records_pattern(style.separator).match(self._buffer)
+        return 0 if found is None else found.end()
+
+    def _refuse_open_quote(self, line: int, style: Style) -> None:
+        first = self._buffer[:400].decode(errors="replace").split("\n")[0]
+        raise InputError(
+            f"{self.path}, line {line}: a quote is opened and not closed: '{shortened(first)}'; mend the line, or if "
+            "quotes mean nothing in this file, separate its columns by tabs"
+        )
+
+    def _more(self) -> bytes:
+        """The next bytes of the file as UTF-8 with plain line ends; the last line gets one if it has none."""
+        data = self._file.read(PIECE_BYTES)
+        self._ended = not data
+        if self._decode is not None:
+            data = self._decoded(data)
+        elif not self._started:
+            data = data.removeprefix(codecs.BOM_UTF8)
+        self._started = True
+        data = self._held + data
+        self._held = b""
+        if data.endswith(b"\r") and not self._ended:  # the first half of a line end, perhaps
+            data, self._held = data[:-1], b"\r"
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        self._last = data[-1:] or self._last
+        return data + b"\n" if self._ended and self._last not in (b"", b"\n") else data
+
+    def _decoded(self, data: bytes) -> bytes:
+        assert self._decode is not None
+        try:
+            text = self._decode.decode(data, final=self._ended)
+        except UnicodeError as error:
+            start = getattr(error, "start", 0)
+            before = data[:start].decode(self.encoding, errors="replace")
+            line = self._lines + self._buffer.count(b"\n") + before.count("\n")
+            raise InputError(
+                f"{self.path}, line {line}: not {self.encoding.upper()} text; say what it is (--set data.encoding=...)"
+            ) from None
+        return (text if self._started else text.removeprefix("\ufeff")).encode(errors="replace")
+
+
+def _refuse_control(path: Path, piece: bytes, first_line: int, separator: str) -> None:
+    controls = _controls(separator)
+    if len(piece.translate(None, controls)) < len(piece):  # several times as fast as a search
+        found = next(match for match in re.finditer(rb"[\x00-\x1f\x7f]", piece) if match[0] in controls)
+        line = first_line + piece.count(b"\n", 0, found.start())
+        raise InputError(
+            f"{path}, line {line}: holds the control character 0x{found[0].hex()}; is this a text? If it is, remove "
+            "the character, or say the encoding (--set data.encoding=...)"
+        )
+
+
+def _controls(separator: str) -> bytes:
+    return bytes(each for each in (*range(0x20), 0x7F) if chr(each) not in ("\t", "\n", separator))
+
+
+@cache
+def _records_pattern(separator: str) -> re.Pattern[bytes]:
+    """Matches as many whole records as there are; blanks may stand before a quote, anything after a closed one."""
+    cut = re.escape(separator.encode())
+    rest = rb"[^\n" + cut + rb"]*+"
+    field_ = rb'(?: *+"(?:[^"]++|"")*+"' + rest + rb"|(?! *+\")" + rest + rb")"
+    return re.compile(rb"(?:" + field_ + rb"(?:" + cut + field_ + rb")*+\n)++")
+
+
+def records(path: Path, text: str, style: Style, first_line: int = 1) -> Iterator[Record]:
+    """The records of a text that are neither blank nor comments, one by one: exact, and slow.
+
+    Raises:
+        InputError: a field that is longer than any is.
+    """
+    lines = text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    if style.comment:
+        lines = ["" if line.startswith(style.comment) else line for line in lines]
+    if style.quoting:
+        yield from _quoted(path, lines, style.separator, first_line)
+        return
+    for number, line in enumerate(lines, first_line):
+        if line.strip(" "):
+            yield Record(number, line, split_plain(line, style.separator))
+
+
+def split_plain(line: str, separator: str) -> list[str]:
+    """The fields of a line without quoting."""
+    if separator == " ":
+        return re.split(r"[ \t]+", line.strip(" \t"))
+    return [field.strip(" ") for field in line.split(separator)]
+
+
+def _quoted(path: Path, lines: list[str], separator: str, first_line: int) -> Iterator[Record]:
+    reader = csv.reader((line + "\n" for line in lines), delimiter=separator, skipinitialspace=True)
+    before = 0
+    try:
+        for fields in reader:
+            start, before = before, reader.line_num
+            if lines[start].strip(" "):
+                yield Record(first_line + start, lines[start], [field.strip(" ") for field in fields])
+    except csv.Error as error:
+        raise InputError(f"{path}, line {first_line + before}: {error}; is a quote not closed there?") from None

@@ -1,0 +1,284 @@
+"""How a split is made: a data set goes through in blocks of users; its rows are filtered, ordered and divided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedem_flwr.data.interactions import Interactions, Source, first_appearance
+from fedem_flwr.data.sorting import first_of_each, stable_order
+from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.protocol.account import CHANCE_AT, Account
+from fedem_flwr.protocol.negatives import negative_blocks
+from fedem_flwr.protocol.order import Draw, chronological
+from fedem_flwr.protocol.split import EVALUATION_NEGATIVES, IntArray, Protocol, offsets_of
+from fedem_flwr.randomness import keyed_bits, label_bits
+
+Progress = Callable[[int, int], None]
+"""Called with (users done, users in all); a user is half done when split and done with its negatives."""
+
+MIN_ROWS = 3  # one row each for training, validation and test
+
+
+@dataclass
+class _Numbering:
+    """Item codes by first appearance over the kept rows of one block after the other.
+
+    Attributes:
+        codes: (catalogue,) the code of each item, -1 as long as it has none.
+        seen: catalogue numbers, in the order of their codes, in pieces.
+        count: how many items have a code.
+    """
+
+    codes: IntArray
+    seen: list[IntArray] = field(default_factory=list)
+    count: int = 0
+
+    @classmethod
+    def of(cls, items: int, keep: bool) -> _Numbering:
+        if keep:
+            return cls(np.arange(items), [np.arange(items)], items)
+        return cls(np.full(items, -1, np.int64))
+
+    def meet(self, item: IntArray) -> None:
+        """Give codes to the items that have none yet."""
+        unknown = item[self.codes[item] < 0]
+        if len(unknown):
+            fresh = first_appearance(unknown)[1]
+            self.codes[fresh] = np.arange(self.count, self.count + len(fresh))
+            self.count += len(fresh)
+            self.seen.append(fresh)
+
+
+@dataclass
+class Parts:
+    """What of a split is small: a few numbers a user. The training items and negatives pass through."""
+
+    source: Source
+    protocol: Protocol
+    seed: int
+    min_interactions: int
+    keep_items: bool = False
+    min_rating: float | None = None
+    counts: list[IntArray] = field(default_factory=list)
+    validation: list[IntArray] = field(default_factory=list)
+    test: list[IntArray] = field(default_factory=list)
+    user_ids: list[NDArray[Any]] = field(default_factory=list)
+    has_times: bool = False
+    users: int = 0
+    most: int = 0  # rows of a user, before users with few of them go
+    times: list[float] = field(default_factory=list)  # the first and the last of each block
+    chances: list[NDArray[np.float64]] = field(default_factory=list)
+    short: int = 0
+
+    def __post_init__(self) -> None:
+        if self.protocol not in get_args(Protocol):
+            raise InputError(f"unknown protocol '{self.protocol}'{suggest(str(self.protocol), get_args(Protocol))}")
+        if self.min_interactions < MIN_ROWS:
+            raise InputError(f"min_interactions is {self.min_interactions}: a split needs >= {MIN_ROWS} rows a user")
+        self.numbering = _Numbering.of(self.source.items, self.keep_items)
+        self.tally = dict.fromkeys(
+            ("rows", "below_rating", "repeats", "of_few", "few", "tied_test", "tied_validation"), 0
+        )
+
+    def collect(self, append: Callable[[IntArray], None], progress: Progress) -> Parts:
+        """Divide every block; its training items go to `append`.
+
+        Raises:
+            InputError: no user is left, or fewer than 2 items.
+        """
+        done = 0
+        for block in self.source.blocks():
+            self.has_times = block.time is not None
+            rows = self._kept_rows(block)
+            if len(rows):
+                append(self._divide(block, rows))
+            done += block.users
+            progress(done // 2, self.source.users)
+        name = self.source.name
+        if not self.users:
+            raise self._nobody()
+        if self.numbering.count < 2:
+            raise InputError(f"'{name}' has fewer than 2 items after the filter; use a larger data set")
+        return self
+
+    def _nobody(self) -> InputError:
+        return InputError(f"no user has >= {self.min_interactions} rows in '{self.source.name}'{self._why_nobody()}")
+
+    def _why_nobody(self) -> str:
+        tally = self.tally
+        if tally["rows"] and tally["below_rating"] == tally["rows"]:
+            if self.min_rating is not None:
+                return f": no rating is {self.min_rating:g} or more; lower data.min_rating"
+            return ": all ratings are 0 or less; if that is no rating, --set data.rating_column=-"
+        lost = [
+            f"{tally[name]:,} of {tally['rows']:,} rows were {words}"
+            for name, words in (("below_rating", "dropped for their rating"), ("repeats", "repeats"))
+            if tally[name]
+        ]
+        remedy = f"lower it (--set data.min_interactions={self.most})" if self.most >= MIN_ROWS else "a split needs 3"
+        return f"; {'; '.join([*lost, f'the most that one has is {self.most}'])}: {remedy}"
+
+    def _kept_rows(self, block: Interactions) -> IntArray:
+        """Row numbers that pass the rating, repetition (``strict``) and minimum-count filters.
+
+        Under ``strict`` in each user's order, the users by code; under ``paper`` in file order.
+        """
+        rows = self._positive(block)
+        positive = len(rows)
+        if self.protocol == "strict":
+            time = None if block.time is None else block.time[rows]
+            rows = rows[chronological(block.user[rows], block.users, time, self._draw(block, rows))]
+            pair = block.user[rows] * np.int64(block.items) + block.item[rows]
+            rows = rows[first_of_each(pair, block.users * block.items)]  # the earliest of each pair
+        distinct = len(rows)
+        counts = np.bincount(block.user[rows], minlength=block.users)
+        enough = counts >= self.min_interactions
+        self.most = max(self.most, int(counts.max(initial=0)))
+        if not enough.all():
+            rows = rows[enough[block.user[rows]]]
+        self.tally["rows"] += block.rows
+        self.tally["below_rating"] += block.rows - positive
+        self.tally["repeats"] += positive - distinct
+        self.tally["of_few"] += distinct - len(rows)
+        self.tally["few"] += int((~enough & (counts > 0)).sum())
+        return rows
+
+    def _positive(self, block: Interactions) -> IntArray:
+        """Row numbers in file order that pass the rating filter."""
+        if block.rating is not None:
+            passed = block.rating > 0 if self.min_rating is None else block.rating >= self.min_rating
+            return np.flatnonzero(passed)
+        if self.min_rating is not None:
+            raise InputError(f"'{block.name}' has no ratings for data.min_rating: name their column, or leave it out")
+        return np.arange(block.rows, dtype=np.int64)
+
+    def survey(self) -> dict[str, int]:
+        """How many users, items and interactions a split would keep, without making it.
+
+        Raises:
+            InputError: no user is left.
+        """
+        users = interactions = 0
+        met = np.zeros(self.source.items, bool)
+        for block in self.source.blocks():
+            rows = self._kept_rows(block)
+            users += int((np.bincount(block.user[rows], minlength=1) > 0).sum())
+            interactions += len(rows)
+            met[block.item[rows]] = True
+        if not users:
+            raise self._nobody()
+        return {"users": users, "items": int(met.sum()), "interactions": interactions}
+
+    @cached_property
+    def _item_bits(self) -> IntArray:
+        bits: IntArray = label_bits(np.asarray(self.source.item_ids, np.str_)).numpy()
+        return bits
+
+    def _draw(self, block: Interactions, rows: IntArray) -> Draw:
+        """A draw for each of some rows, by the seed and the labels of user and item."""
+
+        def draw(positions: IntArray) -> IntArray:
+            import torch
+
+            users, codes = first_appearance(block.user[rows[positions]])
+            labels = label_bits(np.asarray(block.user_ids[codes], np.str_))[torch.from_numpy(users)]
+            items = torch.from_numpy(self._item_bits[block.item[rows[positions]]])
+            bits: IntArray = keyed_bits(self.seed, "split/held-out", labels, items).numpy()
+            return bits
+
+        return draw
+
+    def _divide(self, block: Interactions, rows: IntArray) -> IntArray:
+        """The block's training items, user by user; its other parts are noted."""
+        in_file = np.sort(rows)  # users and items are numbered as they appear there
+        kept_users = first_appearance(block.user[in_file])[1]
+        self.numbering.meet(block.item[in_file])
+        number = np.zeros(block.users, np.int64)
+        number[kept_users] = np.arange(len(kept_users))
+        user = number[block.user[rows]]
+        if self.protocol == "paper":
+            key = self.numbering.codes[block.item[rows]] if block.time is None else block.time[rows]
+            rows = rows[chronological(user, len(kept_users), key, None)]
+        elif (user[1:] < user[:-1]).any():
+            rows = rows[stable_order(user, len(kept_users))]
+        counts = np.bincount(user)
+        ends = np.cumsum(counts)
+        item = self.numbering.codes[block.item[rows]]
+        if block.time is not None:
+            self._note_times(block.time[rows], ends)
+        held_out = np.zeros(len(item), bool)
+        held_out[ends - 1] = held_out[ends - 2] = True
+        self.counts.append(counts - 2)
+        self.validation.append(item[ends - 2])
+        self.test.append(item[ends - 1])
+        self.user_ids.append(np.asarray(block.user_ids[kept_users], np.str_))
+        self.users += len(counts)
+        return item[~held_out]
+
+    def _note_times(self, time: NDArray[Any], ends: IntArray) -> None:
+        self.times += [float(time.min()), float(time.max())]
+        tied = time[ends - 1] == time[ends - 2]
+        self.tally["tied_test"] += int(tied.sum())
+        self.tally["tied_validation"] += int((tied | (time[ends - 2] == time[ends - 3])).sum())
+
+    def negatives(self, train_items: IntArray, progress: Progress) -> Iterator[IntArray]:
+        """The evaluation negatives in blocks of users, once all blocks are collected."""
+        small = self.small_arrays()
+        held_out = np.stack([small["validation"], small["test"]], axis=1)
+        done, total = 0, self.source.users
+        for block in negative_blocks(small["train_offsets"], train_items, held_out, self.numbering.count, self.seed):
+            self.note_unseen((block >= 0).sum(axis=1))
+            yield block
+            done += len(block)
+            progress(total // 2 + (total - total // 2) * done // self.users, total)
+
+    def note_unseen(self, negatives: IntArray) -> None:
+        """Take down how many evaluation negatives some users have, at most 99."""
+        self.short += int((negatives < EVALUATION_NEGATIVES).sum())
+        self.chances.append(np.minimum(1.0, CHANCE_AT / (negatives + 1)))
+
+    def account(self) -> Account:
+        """What became of the rows; with the evaluation negatives, if they were drawn."""
+        chance = float(np.concatenate(self.chances).mean()) if self.chances else None
+        return Account(
+            **self.tally,
+            kept=self._interactions(),
+            min_rating=self.min_rating,
+            min_interactions=self.min_interactions,
+            first_time=min(self.times, default=None),
+            last_time=max(self.times, default=None),
+            short=None if chance is None else self.short,
+            chance=chance,
+            reading=getattr(self.source, "reading", None),
+        )
+
+    def _interactions(self) -> int:
+        return int(sum(counts.sum() for counts in self.counts)) + 2 * self.users
+
+    def settings(self) -> dict[str, Any]:
+        """What of the split is no array."""
+        return {
+            "dataset": self.source.name,
+            "protocol": self.protocol,
+            "seed": self.seed,
+            "has_times": self.has_times,
+            "users": self.users,
+            "items": self.numbering.count,
+            "interactions": self._interactions(),
+        }
+
+    def small_arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays with a row a user or an item, but for the negatives."""
+        return {
+            "train_offsets": offsets_of(np.concatenate(self.counts)),
+            "validation": np.concatenate(self.validation),
+            "test": np.concatenate(self.test),
+            "user_ids": np.concatenate(self.user_ids),
+            "item_ids": np.asarray(self.source.item_ids[np.concatenate(self.numbering.seen)], np.str_),
+        }
