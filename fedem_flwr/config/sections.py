@@ -183,7 +183,7 @@ class RunConfig(Section):
         2,
         ge=1,
         le=20,
-        description="checkpoints that stay, the newest; `fedem resume RUN --back-to 10` goes to an older one",
+        description="checkpoints that stay; `fedem resume RUN --back-to 10` goes to an older one",
     )
 
 
