@@ -20,6 +20,7 @@ from fedem_flwr.config.registry import find, names
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, read_frame
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.experiment import flow
+from fedem_flwr.experiment.plan import plan
 from fedem_flwr.experiment.remarks import opening
 from fedem_flwr.experiment.result import Result
 from fedem_flwr.report.progress import progress_console
@@ -85,7 +86,7 @@ def run(
     given = {"dataset": called, "protocol": protocol, "rounds": rounds, "seed": seed}
     rivals: Sequence[Method] = [against] if isinstance(against, str | type | Mapping) else against
     options = _options(given, method, settings)
-    asked = flow.plan({}, options, [method_section(each) for each in rivals], origin=_ORIGIN)
+    asked = plan({}, options, [method_section(each) for each in rivals], origin=_ORIGIN)
     for config in (asked.config, *asked.others):
         _check_class(config)
     source = None if frame is None else read_frame(frame, columns_of(asked.config), asked.config.data.dataset)

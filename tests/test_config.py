@@ -18,7 +18,7 @@ from fedem_flwr.cli.options import experiment_tree, options_tree
 from fedem_flwr.config import Config, build, load_resolved, merge_trees, preset_names, read_toml, resolve
 from fedem_flwr.data import Interactions
 from fedem_flwr.errors import InputError
-from fedem_flwr.experiment.flow import plan
+from fedem_flwr.experiment.plan import plan
 from fedem_flwr.protocol.splits import make_split
 from fedem_flwr.runtime.inputs import adapted, check_method
 

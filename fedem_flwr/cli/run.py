@@ -10,6 +10,7 @@ from rich.console import Console
 from fedem_flwr.cli.options import experiment_tree
 from fedem_flwr.config import Tree
 from fedem_flwr.experiment import flow
+from fedem_flwr.experiment.plan import plan
 from fedem_flwr.experiment.remarks import opening
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.tables import result_table
@@ -36,7 +37,7 @@ def run(
     """
     tree, origin = experiment_tree(experiment)
     known = None if federation is None else Federation.load(federation)
-    asked = flow.plan(tree, options, [{"name": name} for name in against], origin=origin, federation=known)
+    asked = plan(tree, options, [{"name": name} for name in against], origin=origin, federation=known)
     runs = flow.prepare(asked, out, overwrite=overwrite, console=_shown(quiet))
     if not quiet:
         _err.print(opening(runs.main), markup=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """The flow of an experiment, from what was asked for to the report: the command line and the Python call share it.
 
-`plan` resolves and checks what was asked for; `prepare` claims the directory, reads the data and writes what a run
-starts from; `carry_out` trains, measures and reports. `reopen` gives the runs of a directory to go on with.
+`prepare` takes what `experiment.plan` has resolved and checked, claims the directory, reads the data and writes what a
+run starts from; `carry_out` trains, measures and reports. `reopen` gives the runs of a directory to go on with.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.config import Config
 from fedem_flwr.data import Source
 from fedem_flwr.engine.device import resolve_device
-from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.finish import finish
-from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
+from fedem_flwr.experiment.plan import Experiment
+from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
@@ -34,26 +35,8 @@ from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
 
-SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
 AGAINST = "against"  # folder of a run that holds the runs beside it
 _PATIENCE = 2.0  # seconds before a bar is shown
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What was asked for, resolved and checked; nothing has been read or written yet.
-
-    Attributes:
-        config: of the run.
-        others: of the runs beside it, on the same split.
-        width_given: whether model.dim was asked for, so that it is not lowered where there are few items.
-        federation: what is known of data that are on nodes elsewhere.
-    """
-
-    config: Config
-    others: tuple[Config, ...]
-    width_given: bool
-    federation: Federation | None = None
 
 
 @dataclass(frozen=True)
@@ -62,89 +45,6 @@ class Runs:
 
     main: PreparedRun
     beside: tuple[PreparedRun, ...] = ()
-
-
-def plan(
-    tree: Tree, options: Tree, against: Sequence[Tree] = (), *, origin: str, federation: Federation | None = None
-) -> Experiment:
-    """Resolve what was asked for, and find out whether it can be carried out here.
-
-    Args:
-        tree: of an experiment file; its `methods` are one method and those beside it, and `variants` what belongs to
-            one of these names alone.
-        options: laid over it.
-        against: a `[method]` section for each run beside it.
-        origin: what errors call the source.
-
-    Raises:
-        InputError: a value, a method, a device or a network that will not do.
-    """
-    options = _over(federation, options)
-    tree = dict(tree)
-    methods = tree.pop("methods", [])
-    if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
-        raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")
-    variants = _variants(tree.pop("variants", {}), methods, origin)
-    if methods and "name" not in options.get("method", {}):
-        options = merge_trees(options, {"method": {"name": methods[0]}})
-        against = [*({"name": name} for name in methods[1:]), *against]
-    config = resolve(merge_trees(tree, variants.get(options.get("method", {}).get("name"), {})), options, origin)
-    each_once = [section for at, section in enumerate(against) if section not in against[:at]]
-    shared = {section: keys for section, keys in tree.items() if section in SHARED_SECTIONS}
-    common = {section: keys for section, keys in options.items() if section != "method"}
-    others = [
-        resolve(
-            merge_trees(shared, variants.get(section.get("name"), {})), merge_trees(common, {"method": section}), origin
-        )
-        for section in each_once
-    ]
-    _check_names([other.method.name for other in others])
-    for each in (config, *others):  # before anything is read or written
-        check_run(each)
-    width_given = "dim" in merge_trees(tree, options).get("model", {})
-    return Experiment(config, tuple(others), width_given, federation)
-
-
-def _variants(given: object, methods: Sequence[str], origin: str) -> Mapping[str | None, Tree]:
-    """Sections by the name of the method that they are of: `[variants.NAME.SECTION]` of an experiment file.
-
-    Raises:
-        InputError: they are no sections, or of a method that is not run.
-    """
-    if not isinstance(given, Mapping) or not all(isinstance(tree, Mapping) for tree in given.values()):
-        raise InputError(f"{origin}: variants = {given!r}: write sections, [variants.NAME.SECTION]")
-    for name in given:
-        if name not in methods:
-            raise InputError(f"{origin}: [variants.{name}]: methods does not name it{suggest(name, methods)}")
-    return dict(given)
-
-
-def _check_names(names: Sequence[str]) -> None:
-    twice = [name for at, name in enumerate(names) if name in names[:at]]
-    if twice:
-        raise InputError(f"two methods beside the run are called '{twice[0]}': give one another name (method.name)")
-
-
-def _over(known: Federation | None, options: Tree) -> Tree:
-    """Options for a run over data that are on nodes elsewhere: what these data are is given.
-
-    Raises:
-        InputError: other data were asked for, or nodes elsewhere without a word of what they hold.
-    """
-    elsewhere = options.get("network", {}).get("superlink")
-    if known is None:
-        if elsewhere:
-            raise InputError("--superlink: say what its nodes hold, with --federation (`fedem data shard` writes it)")
-        return options
-    if not elsewhere:
-        raise InputError("--federation describes nodes elsewhere: name their SuperLink with --superlink host:port")
-    facts = known.facts
-    for key in ("dataset", "protocol"):
-        asked = options.get("data", {}).get(key)
-        if asked not in (None, getattr(facts, key)):
-            raise InputError(f"--{key} {asked}: the nodes hold {getattr(facts, key)}; leave it out")
-    given = {"data": {"dataset": facts.dataset, "protocol": facts.protocol}, "run": {"seed": facts.seed}}
-    return merge_trees(given, options)
 
 
 def prepare(
