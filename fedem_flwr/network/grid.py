@@ -136,6 +136,10 @@ class NetworkGrid(OrderedGrid):
             return now  # it can be signed for now
         return now + _LOOK if now - since < _RETURN else None
 
+    def outlives(self, reply: Message) -> bool:
+        """A node whose challenge is new takes nothing from before, and what took the copies before is dead."""
+        return reply.has_error() and reply.error.code == UNHEARD
+
     def await_nodes(self, count: int, seconds: float) -> int:
         """Wait for so many nodes, or so long; returns how many are there.
 

@@ -50,6 +50,10 @@ class OrderedGrid(OwnGrid):
         """
         return None
 
+    def outlives(self, reply: Message) -> bool:
+        """Whether a reply to a copy of a message says that nobody will answer the earlier ones."""
+        return False
+
     def started_anew(self, nodes: Collection[int]) -> Collection[int]:
         """Those of these nodes that were started anew since they were sent a message, which then is sent again."""
         return ()
@@ -95,7 +99,8 @@ class OrderedGrid(OwnGrid):
             post = by_id.pop(reply.metadata.reply_to_message_id, None)
             if post is None or post.reply is not None:
                 continue  # to nothing that still waits, or the second one to what was sent twice
-            post.ids.remove(reply.metadata.reply_to_message_id)
+            place = post.ids.index(reply.metadata.reply_to_message_id)
+            del post.ids[0 if self.outlives(reply) else place : place + 1]
             now = time.monotonic()
             post.missed_at = now if post.missed_at is None else post.missed_at
             when = self.again_at(reply, post.missed_at, now)

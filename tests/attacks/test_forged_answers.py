@@ -86,6 +86,32 @@ def test_a_stranger_with_a_key_of_its_own_cannot_answer_for_a_node(run: ServerLi
         one.close()
 
 
+def test_what_took_a_message_dies_and_what_comes_after_it_is_asked_anew(run: ServerLink, superlink: SuperLink) -> None:
+    """Its challenge is another, and the copy that the dead process took is answered by nobody."""
+    assert run._seals.signing_key is not None
+    public = run._seals.signing_key.public_key()
+    nodes, taken = [superlink.node(server_key=public)], list[Message]()
+
+    def turns() -> None:
+        try:
+            message = nodes[-1].next()
+        except NotTaken as error:
+            assert error.code == UNHEARD
+            return
+        if message is None:
+            return
+        taken.append(message)
+        if len(taken) == 1:
+            nodes[0].close()
+            nodes.append(superlink.node(nodes[0].keys, public))
+        else:
+            nodes[-1].say(upload(2.0), message)
+
+    reply = asked(run, nodes[0], upload(1.0), turns)
+    assert not reply.has_error() and first_of(reply) == 2.0 and len(taken) == 2
+    nodes[-1].close()
+
+
 def test_a_node_tells_errors_under_its_seal(run: ServerLink, superlink: SuperLink) -> None:
     node = superlink.node()
 
