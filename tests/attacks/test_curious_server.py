@@ -204,7 +204,7 @@ def test_a_node_takes_part_in_what_it_was_told_only(
     policy: dict[str, object], sections: dict[str, object], words: str, shard: Path, tmp_path: Path
 ) -> None:
     """At the introduction, and at every start."""
-    config = settings("fedials", privacy=sections)
+    config = settings("fedials", privacy=sections).changed("method", name="fedmf")  # which is but a label
     told = Node(shard, tmp_path / "told", NodePolicy.networked(**policy)).meet(config)  # type: ignore[arg-type]
     later = met(Node(shard, tmp_path / "later"), privacy=sections)
     later.hosts.policy, later.hosts._hosts = NodePolicy.networked(**policy), {}  # type: ignore[arg-type]
