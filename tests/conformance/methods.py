@@ -38,6 +38,7 @@ FEDRAP = {
     "local": {"epochs": 5},
 }
 FEDNCF = {"method": {"options": {"lr": 0.03}}, "local": {"lr_user": 0.1, "lr_item": 0.1, "epochs": 5}}
+GPFEDREC = {"method": {"options": {"factor": 20.0}}, "model": {"init_std": 0.3}}
 # Settings beyond those of `conformance.useful` under which a method finds two tastes in 30 rounds.
 LEARNING: dict[str, dict[str, Any]] = {
     "fedem-released": {"aggregate": {"fraction": 1.0}},  # with a tenth of 40 users there is little to hear of others
@@ -49,7 +50,8 @@ LEARNING: dict[str, dict[str, Any]] = {
     "fedmf-visits": {"local": {"lr_user": 1.0, "lr_item": 1.0}},
     "colr": {"local": {"lr_user": 0.5, "lr_item": 0.5}},
     "fedrecgel": {"method": {"options": {"lr_server": 0.05}}, "local": {"lr_user": 0.1}},
-    "gpfedrec": {"method": {"options": {"factor": 20.0}}, "model": {"init_std": 0.3}},
+    "gpfedrec": GPFEDREC,
+    "gpfedrec-released": GPFEDREC,
     "fedcia": {"local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05}},
     "fedcia-released": {
         "local": {"epochs": 3, "lr_user": 0.05, "lr_item": 0.05},
