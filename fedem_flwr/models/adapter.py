@@ -56,8 +56,7 @@ class Adapter:
 
     def initial(self, seed: int) -> Tensor:
         """(P,) initial parameters, the same for every client: torch's Linear default, U(±1/√fan_in), keyed by seed."""
-        start = self.mlp.initial(seed, "adapter")
-        start[-1] += self.bias
+        start = self.mlp.initial(seed, "adapter", self.bias)
         return pad(start, (0, self.parameters - len(start)))
 
     def layers(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -27,12 +27,13 @@ class Mlp:
         """P: weights and biases of all layers."""
         return sum((n_in + 1) * n_out for n_in, n_out in pairwise(self.widths))
 
-    def initial(self, seed: int, name: str) -> Tensor:
-        """(P,) torch's Linear default, U(±1/√fan_in), keyed by the seed and the name."""
+    def initial(self, seed: int, name: str, bias: float = 0.0) -> Tensor:
+        """(P,) torch's Linear default, U(±1/√fan_in), keyed by the seed and the name; `bias` is added to the last."""
         parts = []
         for layer, (n_in, n_out) in enumerate(pairwise(self.widths)):
             uniform = keyed_uniform(seed, f"{name}/layer-{layer}", torch.arange((n_in + 1) * n_out))
             parts.append((2 * uniform - 1) / math.sqrt(n_in))
+        parts[-1][-1] += bias
         return torch.cat(parts).to(torch.float32)
 
     def layers(self, theta: Tensor) -> list[tuple[Tensor, Tensor]]:
