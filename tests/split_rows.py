@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,30 @@ def interactions_of(rows: list[Row], *, times: bool = True, ratings: bool = True
     )
 
 
-def slow_split(rows: list[Row], protocol: Protocol, minimum: int, times: bool) -> dict[str, list[str]]:
+_WRAP = (1 << 64) - 1
+
+
+def _mixed(state: int) -> int:
+    """SplitMix64's finaliser, in Python's own integers."""
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WRAP
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WRAP
+    return state ^ (state >> 31)
+
+
+def _chained(state: int, coordinates: Iterable[int]) -> int:
+    for coordinate in coordinates:
+        state = _mixed((state + (coordinate + 1) * 0x9E3779B97F4A7C15) & _WRAP)
+    return state
+
+
+def slow_draw(seed: int, user: str, item: str) -> int:
+    """What orders a user's items at equal times under strict: the texts, character by character, then the seed."""
+    texts = [_chained(0, ((place << 32) + ord(letter) for place, letter in enumerate(text))) for text in (user, item)]
+    key = hashlib.blake2b(f"{seed}:split/held-out".encode(), digest_size=8).digest()
+    return _chained(int.from_bytes(key, "little"), texts) >> 1
+
+
+def slow_split(rows: list[Row], protocol: Protocol, minimum: int, times: bool, seed: int = 0) -> dict[str, list[str]]:
     """Items of each kept user, oldest first, so that [-2] is validation and [-1] is test."""
     kept = [(time, position, user, item) for position, (user, item, rating, time) in enumerate(rows) if rating > 0]
     if protocol == "strict":
@@ -57,10 +82,14 @@ def slow_split(rows: list[Row], protocol: Protocol, minimum: int, times: bool) -
     codes: dict[str, int] = {}
     for row in kept:
         codes.setdefault(row[3], len(codes))
-    if not times:
-        kept = [(codes[row[3]], *row[1:]) for row in kept]
     histories: dict[str, list[str]] = {row[2]: [] for row in kept}
-    for row in sorted(kept, key=lambda row: row[:2]):
+
+    def place(row: tuple[float, int, str, str]) -> tuple[float, int]:
+        if protocol == "strict":
+            return (row[0] if times else 0.0, slow_draw(seed, row[2], row[3]))
+        return (row[0] if times else codes[row[3]], row[1])
+
+    for row in sorted(kept, key=place):
         histories[row[2]].append(row[3])
     return histories
 

@@ -18,7 +18,7 @@ from fedem_flwr.data.sorting import first_of_each, stable_order
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol import Protocol, Split, draw_negatives, make_split, split_to
 from fedem_flwr.protocol.files import appended, stored_type
-from fedem_flwr.randomness import keyed_bits
+from fedem_flwr.randomness import keyed_bits, label_bits
 
 
 def at_once(data: Interactions, protocol: Protocol, seed: int, minimum: int) -> dict[str, Any] | None:
@@ -32,12 +32,14 @@ def at_once(data: Interactions, protocol: Protocol, seed: int, minimum: int) -> 
     kept = data.take(rows[counts[data.user[rows]] >= minimum])
     if not kept.rows or kept.items < 2:
         return None
-    key: np.ndarray = kept.item
-    if kept.time is not None:
-        key = kept.time
-    elif protocol == "strict":
-        key = keyed_bits(seed, "split/held-out", torch.from_numpy(kept.user), torch.from_numpy(kept.item)).numpy()
-    item = kept.item[np.lexsort((key, kept.user))]
+    time: np.ndarray = kept.item if kept.time is None else kept.time
+    drawn = np.arange(kept.rows)
+    if protocol == "strict":
+        time = np.zeros(kept.rows) if kept.time is None else kept.time
+        labels = (label_bits(ids)[torch.from_numpy(codes)] for ids, codes in
+                  ((kept.user_ids, kept.user), (kept.item_ids, kept.item)))  # fmt: skip
+        drawn = keyed_bits(seed, "split/held-out", *labels).numpy()
+    item = kept.item[np.lexsort((drawn, time, kept.user))]
     ends = np.cumsum(np.bincount(kept.user))
     pairs = np.unique(kept.user * kept.items + kept.item)
     offsets = np.searchsorted(pairs // kept.items, np.arange(kept.users + 1))

@@ -48,15 +48,12 @@ def test_paper_without_times_takes_the_item_code_for_time(rows: list[Row]) -> No
     assert labelled(split) == slow_split(rows, "paper", FEWEST, times=False)
 
 
-@given(rows_of_a_set)
-def test_strict_without_times_keeps_each_pair_once(rows: list[Row]) -> None:
-    split = split_or_none(interactions_of(rows, times=False), "strict", seed=0)
+@given(rows_of_a_set, st.integers(0, 3))
+def test_strict_without_times_draws_the_order(rows: list[Row], seed: int) -> None:
+    split = split_or_none(interactions_of(rows, times=False), "strict", seed=seed)
     assume(split is not None)
     assert split is not None and not split.has_times
-    expected = slow_split(rows, "strict", FEWEST, times=False)
-    assert {user: sorted(items) for user, items in labelled(split).items()} == {
-        user: sorted(items) for user, items in expected.items()
-    }
+    assert labelled(split) == slow_split(rows, "strict", FEWEST, times=False, seed=seed)
 
 
 def test_strict_without_times_holds_out_at_random() -> None:
@@ -70,9 +67,9 @@ def test_strict_without_times_holds_out_at_random() -> None:
     assert 0.05 < (split.test == other.test).mean() < 0.15
 
 
-def test_ties_in_time_keep_the_order_of_the_file() -> None:
+def test_ties_in_time_keep_the_order_of_the_file_under_paper() -> None:
     rows = [("u", item, 1.0, 7.0) for item in "dcabe"] + [("u", "z", 1.0, 3.0)]
-    assert labelled(make_split(interactions_of(rows), "strict", seed=0, min_interactions=3))["u"] == list("zdcabe")
+    assert labelled(make_split(interactions_of(rows), "paper", seed=0, min_interactions=3))["u"] == list("zdcabe")
 
 
 def test_a_rating_of_zero_is_dropped_and_no_ratings_keep_all() -> None:
@@ -84,6 +81,8 @@ def test_a_rating_of_zero_is_dropped_and_no_ratings_keep_all() -> None:
 
 @given(rows_of_a_set, st.sampled_from(PROTOCOLS), st.booleans())
 def test_renaming_labels_changes_only_the_labels(rows: list[Row], protocol: Protocol, times: bool) -> None:
+    if protocol == "strict":  # which draws among equal times by the labels: here there are none
+        rows, times = [(*row[:3], float(time)) for time, row in enumerate(rows)], True
     split = split_or_none(interactions_of(rows, times=times), protocol, seed=4)
     assume(split is not None)
     assert split is not None
@@ -113,9 +112,9 @@ def test_the_order_of_the_users_blocks_does_not_move_a_timed_item(
         (
             [("u", "a", 1.0, 0.0)] * 9,
             {},
-            "no user has >= 10 rows in 'made-up'; lower it",
+            "no user has >= 10 rows in 'made-up'; the most that one has is 9: lower it .--set data.min_interactions=9",
         ),
-        ([("u", "a", 0.0, 0.0)] * 20, {}, "no user has >= 10 rows"),
+        ([("u", "a", 0.0, 0.0)] * 20, {}, "no user has >= 10 rows in 'made-up': all ratings are 0 or less"),
         ([("u", "a", 1.0, 0.0)] * 20, {}, "fewer than 2 items"),
         ([("u", "a", 1.0, 0.0)] * 20, {"min_interactions": 2}, "min_interactions is 2"),
     ],

@@ -108,6 +108,8 @@ def best_cut(path: Path, head: str, comment: str) -> tuple[Cut, list[Cut]]:
         left = {cut.style.separator: _unexplained(cut, fitting) for cut in fitting}
         least = min(left.values())
         good = [cut for cut in fitting if left[cut.style.separator] == least]
+        if any(cut.style.separator == "\t" for cut in good):  # blanks cut at tabs, too
+            good = [cut for cut in good if cut.style.separator != " "]
         same = [cut for cut in good[1:] if _fields(cut) != _fields(good[0])]
         if same:
             one, other = good[0], same[0]

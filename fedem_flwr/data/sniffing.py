@@ -8,7 +8,7 @@ from typing import Final
 
 from fedem_flwr.data.columns import ABSENT, ROLES, SAMPLE_ROWS, Columns, is_known, plain, rank
 from fedem_flwr.data.roles import Roles, find_roles, shortened
-from fedem_flwr.data.separators import Cut, best_cut, cut_by, named_separator
+from fedem_flwr.data.separators import SEPARATORS, Cut, best_cut, cut_by, named_separator
 from fedem_flwr.data.texts import Record, Style, Text, records
 from fedem_flwr.data.times import are_unix_times, is_number, notation_of
 from fedem_flwr.errors import InputError
@@ -71,18 +71,25 @@ def find_layout(text: Text, columns: Columns, needed: tuple[str, ...] = NEEDED) 
 
 
 def _guess(text: Text, head: str, comment: str, columns: Columns, needed: tuple[str, ...]) -> Cut:
+    if columns.form == "lists":
+        every = [cut_by(text.path, head, separator, comment) for separator in SEPARATORS]
+        return max(every, key=_fields)
     cut, cuts = best_cut(text.path, head, comment)
     if needed == NEEDED:
         if cut.fits:
             return cut
         whole = [each for each in cuts if _all_whole(each)]  # a user a line, with as many items as it has
-        return max(whole, key=lambda each: sum(len(record.fields) for record in each.records), default=cut)
+        return max(whole, key=_fields, default=cut)
     # A list of names: blanks in them separate nothing, unless it is a header's names that they separate.
     if cut.style.separator == " " and not _names_items(cut.records[0].fields, columns):
         return Cut(
             Style("\t", False, comment), tuple(Record(r.line, r.text, [r.text.strip()]) for r in cut.records), 1, 1
         )
     return cut
+
+
+def _fields(cut: Cut) -> int:
+    return sum(len(record.fields) for record in cut.records)
 
 
 def _names_items(fields: Sequence[str], columns: Columns) -> bool:
@@ -101,9 +108,11 @@ def _comment(text: Text, head: str, columns: Columns) -> tuple[str, list[str] | 
     if not prefix or all(line.startswith(prefix) for line in lines):
         return "", None
     above = [line for at, line in enumerate(lines) if all(each.startswith(prefix) for each in lines[: at + 1])]
+    said = above[-1].lstrip(prefix).strip()
+    if not said:
+        return prefix, None
     cut = best_cut(text.path, head, prefix)[0]
-    last = cut_by(text.path, above[-1].lstrip(prefix) + "\n", cut.style.separator, "").records
-    fields = last[0].fields if last else []
+    fields = cut_by(text.path, said, cut.style.separator, "").records[0].fields
     if len(fields) != cut.width or cut.width < 2:
         return prefix, None
     if any(map(is_known, fields)):

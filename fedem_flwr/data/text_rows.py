@@ -58,6 +58,8 @@ def _values(path: Path, layout: Layout, numbered: tuple[int, bytes]) -> Values |
     if not cleaned.strip(b"\n"):
         return None
     try:
+        if layout.style.quoting and layout.style.comment and b'"' in piece:
+            raise Unfit  # what looks like a comment may be inside quotes
         return _fast(cleaned, layout)
     except Unfit:
         return _slow(path, piece, layout, first_line)
@@ -79,7 +81,7 @@ def _cleaned(piece: bytes, style: Style) -> bytes:
         piece = re.sub(rb"(?m)^" + re.escape(style.comment.encode()) + rb".*\n", b"", piece)
     if style.separator == " " and (b"\t" in piece or b"  " in piece or b" \n" in piece or b"\n " in piece):
         piece = re.sub(rb"(?m)^ | (?=\n)", b"", re.sub(rb"[ \t]+", b" ", piece))
-    elif b"\n " in piece or piece.startswith(b" "):
+    elif (b"\n " in piece or piece.startswith(b" ")) and not (style.quoting and b'"' in piece):
         piece = re.sub(rb"(?m)^ +\n", b"", piece)
     return piece
 

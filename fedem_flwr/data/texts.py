@@ -214,11 +214,11 @@ def records(path: Path, text: str, style: Style, first_line: int = 1) -> Iterato
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
+    if style.quoting:
+        yield from _quoted(path, lines, style, first_line)
+        return
     if style.comment:
         lines = ["" if line.startswith(style.comment) else line for line in lines]
-    if style.quoting:
-        yield from _quoted(path, lines, style.separator, first_line)
-        return
     for number, line in enumerate(lines, first_line):
         if line.strip(" "):
             yield Record(number, line, split_plain(line, style.separator))
@@ -231,12 +231,22 @@ def split_plain(line: str, separator: str) -> list[str]:
     return [field.strip(" ") for field in line.split(separator)]
 
 
-def _quoted(path: Path, lines: list[str], separator: str, first_line: int) -> Iterator[Record]:
-    reader = csv.reader((line + "\n" for line in lines), delimiter=separator, skipinitialspace=True)
-    before = 0
+def _quoted(path: Path, lines: list[str], style: Style, first_line: int) -> Iterator[Record]:
+    before, fresh = 0, True
+
+    def feed() -> Iterator[str]:
+        nonlocal fresh
+        for line in lines:
+            comment = fresh and style.comment and line.startswith(style.comment)  # inside quotes it is none
+            fresh = False
+            yield "\n" if comment else line + "\n"
+
+    reader = csv.reader(feed(), delimiter=style.separator, skipinitialspace=True)
     try:
         for fields in reader:
-            start, before = before, reader.line_num
+            start, before, fresh = before, reader.line_num, True
+            if not fields:
+                continue
             if lines[start].strip(" "):
                 yield Record(first_line + start, lines[start], [field.strip(" ") for field in fields])
     except csv.Error as error:

@@ -70,6 +70,8 @@ def notation_of(where: str, column: str, values: Sequence[str], given: str | Non
         return given
     if not filled or sum(map(_looks_dated, filled)) < len(filled) / 2:
         return None
+    if np.isfinite(seconds(filled, ISO)).all():
+        return ISO
     fits: dict[str, tuple[int, NDArray[np.float64]]] = {}
     for notation in (ISO, *_FORMATS):
         parsed = seconds(filled, notation)
