@@ -17,11 +17,11 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
+from fedem_flwr.config.data_section import DataConfig
 from fedem_flwr.config.registry import find, is_method, names
 from fedem_flwr.config.section import Keywords, Section
 from fedem_flwr.config.sections import (
     AggregateConfig,
-    DataConfig,
     ElasticConfig,
     EvaluationConfig,
     FoldInConfig,
