@@ -22,7 +22,7 @@ from fedem_flwr.evaluation.ranking import evaluate_scores, held_out_ranks
 from fedem_flwr.network.host import ShardHost
 from fedem_flwr.nodes.host import NodeHost, slice_histories
 from fedem_flwr.protocol.shards import Federation, user_range, write_shards
-from fedem_flwr.protocol.split import SPLIT_SETTINGS, Protocol, Split
+from fedem_flwr.protocol.split import ACCOUNT, SPLIT_SETTINGS, Protocol, Split
 from fedem_flwr.protocol.splits import make_split
 
 ARRAYS = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
@@ -203,12 +203,14 @@ def test_a_folder_from_before_there_were_shards(small: Split, tmp_path: Path) ->
     """A whole split's folder says nothing of a first user, then and now."""
     small.save(tmp_path / "whole")
     told = json.loads((tmp_path / "whole" / "split.json").read_text())
-    assert set(told) == set(SPLIT_SETTINGS)
+    assert set(told) == {*SPLIT_SETTINGS, ACCOUNT}
+    (tmp_path / "whole" / "split.json").write_text(json.dumps({name: told[name] for name in SPLIT_SETTINGS}))
     assert Split.load(tmp_path / "whole").first == 0
     (tmp_path / "whole" / "split.json").write_text(json.dumps(told | {"first": 0}))
     assert Split.load(tmp_path / "whole").first == 0
     small.part(5, 9).save(tmp_path / "part")
-    assert json.loads((tmp_path / "part" / "split.json").read_text())["first"] == 5
+    of_part = json.loads((tmp_path / "part" / "split.json").read_text())
+    assert of_part["first"] == 5 and ACCOUNT not in of_part, "a node does not learn what became of the others' rows"
 
 
 # --- what is damaged

@@ -99,7 +99,8 @@ def _kept(config: Config, interactions: Interactions) -> Iterator[tuple[str, str
 
 
 def _facts(interactions: Interactions) -> dict[str, str]:
-    pairs = len(np.unique(interactions.user * interactions.items + interactions.item))
+    ordered = np.sort(interactions.user * interactions.items + interactions.item)  # np.unique takes ten times as long
+    pairs = int((ordered[1:] != ordered[:-1]).sum()) + 1
     share = pairs / max(1, interactions.users * interactions.items)
     counts = np.bincount(interactions.user, minlength=interactions.users)
     return {

@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeVar
 import tomli_w
 from pydantic import ValidationError
 
+from fedem_flwr.config.data_section import DataConfig
 from fedem_flwr.config.least_squares import FoldInConfig, GroupTablesConfig, IalsConfig, OrderConfig
 from fedem_flwr.config.registry import find, is_method, names
 from fedem_flwr.config.section import Keywords, Section
 from fedem_flwr.config.sections import (
     AggregateConfig,
-    DataConfig,
     EvaluationConfig,
     GradientsConfig,
     LocalConfig,

@@ -79,10 +79,8 @@ class Factorisation(Method):
 
     @property
     def steps_by_updates(self) -> bool:
-        """Also through merged rows, where updates are those that are written out."""
-        own = type(self)
-        written_out = not self.merge.in_training or own.updates is Factorisation.updates
-        return own.step is Factorisation.step and written_out and not self.stages()
+        """Also what is written out here does what the updates say."""
+        return type(self).step is Factorisation.step and not self.stages()
 
     def step(self, block: Block, round_: int) -> Step:
         """Written out for merged rows, too, where no subclass trains otherwise."""

@@ -136,10 +136,11 @@ class LocalTraining(Task):
         if not method.steps_by_updates or (part.kept and not means):
             return math.inf
         a_round = partial(reach, method.updates(sender.round), name, part.width, method.local, decoys=self._decoys)
-        if part.kept:  # it was merged with others' of all rounds, by weights that sum to 1
-            start = part.initial(name, method.items, method.seed)
-            return longest(start.numpy()) + sender.round * a_round(sender.most)
-        return longest(state[name].numpy()) + a_round(int(sender.samples.max(initial=0)))
+        if not part.kept and name in state:
+            return longest(state[name].numpy()) + a_round(int(sender.samples.max(initial=0)))
+        # Kept, it was merged with others' of all rounds, by weights that sum to 1; else every round starts it anew.
+        start = longest(part.initial(name, method.items, method.seed).numpy())
+        return start + (sender.round if part.kept else 1) * a_round(sender.most)
 
     @property
     def _decoys(self) -> float:

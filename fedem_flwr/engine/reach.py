@@ -29,7 +29,7 @@ def reach(
         A norm; inf where other updates than Adam's move the part.
     """
     samples = items * (1 + local.negatives) + math.ceil(items * decoys)
-    steps, total = local.epochs * math.ceil(samples / local.batch_size), 0.0
+    steps, total = local.epochs * (math.ceil(samples / local.batch_size) if local.batch_size else 1), 0.0
     for update in updates:
         if name in update.rates:
             total += update.rates[name] * (_STEP if update.by == "adam" else math.inf)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedem_flwr.files import private_folder
-from fedem_flwr.protocol.split import Split
+from fedem_flwr.protocol.split import ACCOUNT, Split
 
 UserMetrics = dict[str, NDArray[np.float32]]  # metric, such as "full/ndcg@10" -> (n,)
 
@@ -58,8 +58,8 @@ def remembered(entry: Path, compute: Callable[[], Measured]) -> Measured:
 
 
 def split_hash(split: Split, **settings: float | str | None) -> str:
-    """Hex SHA-256 of everything in a split, by content, and of the settings given."""
-    fields = vars(split)
+    """Hex SHA-256 of everything in a split but its account, by content, and of the settings given."""
+    fields = {name: value for name, value in vars(split).items() if name != ACCOUNT}
     scalars = {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
     digest = hashlib.sha256(json.dumps([scalars, settings], sort_keys=True).encode())
     for name, value in sorted(fields.items()):

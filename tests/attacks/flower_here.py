@@ -72,7 +72,7 @@ class Node(NodeLink):
     """
 
     def __init__(self, address: Address, keys: NodeKeys, server_key: Ed25519PublicKey | None) -> None:
-        super().__init__(address, keys, server_key, patience=2.0, stopped=threading.Event(), largest=LARGEST)
+        super().__init__(address, keys, server_key, patience=2.0, stopped=threading.Event(), largest=lambda: LARGEST)
         self.keys = keys
         with self.speaking():
             self.connect()
