@@ -174,7 +174,7 @@ def open_source(
         found = find_dataset(name_or_path, data_dir)
         if found.warning is not None:
             _log.warning("%s", found.warning)
-        return read_interactions(found.path, columns or found.columns, name=name_or_path)
+        return read_interactions(found.path, found.columns.but(columns or Columns()), name=name_or_path)
     path = Path(name_or_path).expanduser()
     if not path.exists():
         names = [*KNOWN_DATASETS, SYNTHETIC]

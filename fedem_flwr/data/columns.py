@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 ABSENT: Final = "-"
@@ -45,6 +45,11 @@ class Columns:
     time_format: str | None = None
     in_order: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
+
+    def but(self, other: Columns) -> Columns:
+        """These, but for what another one says."""
+        said = {each.name: getattr(other, each.name) for each in fields(self)}
+        return replace(self, **{name: value for name, value in said.items() if value not in (None, False, ())})
 
     def given(self) -> dict[str, int | str]:
         """The columns that need no detection, by role; digits in a string count as a number."""

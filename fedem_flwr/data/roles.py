@@ -93,8 +93,7 @@ class _Search:
         return bool(values) and sum(map(is_number, values)) >= len(values) / 2
 
     def notation(self, column: int) -> str | None:
-        given = self.known.time_format if column == self.at.get("time") else None
-        return notation_of(self.where, self.called(column), self.values[column], given)
+        return notation_of(self.where, self.called(column), self.values[column], self.known.time_format)
 
 
 def find_roles(
@@ -138,8 +137,10 @@ def find_roles(
 def _found(search: _Search) -> Roles:
     time = search.at.get("time")
     notation = None
-    if time is not None and not (search.is_numeric(time) and search.known.time_format is None):
-        notation = search.notation(time)
+    if time is not None:
+        notation = search.known.time_format
+        if notation is None and not search.is_numeric(time):
+            notation = search.notation(time)
     roles = {column: role for role, column in search.at.items()}
     reads = []
     for number, values in enumerate(search.values):

@@ -100,7 +100,7 @@ def best_cut(path: Path, head: str, comment: str) -> tuple[Cut, list[Cut]]:
     of a column.
 
     Raises:
-        InputError: two candidates are as good as each other.
+        InputError: two candidates are as good as each other, or each leaves something that the other explains.
     """
     cuts = [cut_by(path, head, separator, comment) for separator in SEPARATORS]
     fitting = [cut for cut in cuts if cut.fits]
@@ -110,7 +110,7 @@ def best_cut(path: Path, head: str, comment: str) -> tuple[Cut, list[Cut]]:
         good = [cut for cut in fitting if left[cut.style.separator] == least]
         if any(cut.style.separator == "\t" for cut in good):  # blanks cut at tabs, too
             good = [cut for cut in good if cut.style.separator != " "]
-        same = [cut for cut in good[1:] if _fields(cut) != _fields(good[0])]
+        same = [cut for cut in (good[1:] if least == 0 else fitting) if _fields(cut) != _fields(good[0])]
         if same:
             one, other = good[0], same[0]
             raise InputError(

@@ -64,10 +64,10 @@ def notation_of(where: str, column: str, values: Sequence[str], given: str | Non
     filled = [value for value in values if value]
     if given is not None:
         try:
-            seconds(filled[:1], given)
+            fit = np.isfinite(seconds(filled, given)).sum()
         except (ValueError, TypeError) as error:
             raise InputError(f"data.time_format = '{given}' is none of strptime's: {error}") from None
-        return given
+        return given if 0 < len(filled) <= 2 * fit else None
     if not filled or sum(map(_looks_dated, filled)) < len(filled) / 2:
         return None
     if np.isfinite(seconds(filled, ISO)).all():

@@ -15,6 +15,7 @@ from fedem_flwr.data.sorting import first_of_each, stable_order
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.protocol.account import CHANCE_AT, Account
 from fedem_flwr.protocol.negatives import negative_blocks
+from fedem_flwr.protocol.numbering import Numbering
 from fedem_flwr.protocol.order import Draw, chronological
 from fedem_flwr.protocol.split import EVALUATION_NEGATIVES, IntArray, Protocol, offsets_of
 from fedem_flwr.randomness import keyed_bits, label_bits
@@ -23,36 +24,6 @@ Progress = Callable[[int, int], None]
 """Called with (users done, users in all); a user is half done when split and done with its negatives."""
 
 MIN_ROWS = 3  # one row each for training, validation and test
-
-
-@dataclass
-class _Numbering:
-    """Item codes by first appearance over the kept rows of one block after the other.
-
-    Attributes:
-        codes: (catalogue,) the code of each item, -1 as long as it has none.
-        seen: catalogue numbers, in the order of their codes, in pieces.
-        count: how many items have a code.
-    """
-
-    codes: IntArray
-    seen: list[IntArray] = field(default_factory=list)
-    count: int = 0
-
-    @classmethod
-    def of(cls, items: int, keep: bool) -> _Numbering:
-        if keep:
-            return cls(np.arange(items), [np.arange(items)], items)
-        return cls(np.full(items, -1, np.int64))
-
-    def meet(self, item: IntArray) -> None:
-        """Give codes to the items that have none yet."""
-        unknown = item[self.codes[item] < 0]
-        if len(unknown):
-            fresh = first_appearance(unknown)[1]
-            self.codes[fresh] = np.arange(self.count, self.count + len(fresh))
-            self.count += len(fresh)
-            self.seen.append(fresh)
 
 
 @dataclass
@@ -71,6 +42,7 @@ class Parts:
     user_ids: list[NDArray[Any]] = field(default_factory=list)
     has_times: bool = False
     users: int = 0
+    kept: int = 0
     most: int = 0  # rows of a user, before users with few of them go
     times: list[float] = field(default_factory=list)  # the first and the last of each block
     chances: list[NDArray[np.float64]] = field(default_factory=list)
@@ -81,7 +53,7 @@ class Parts:
             raise InputError(f"unknown protocol '{self.protocol}'{suggest(str(self.protocol), get_args(Protocol))}")
         if self.min_interactions < MIN_ROWS:
             raise InputError(f"min_interactions is {self.min_interactions}: a split needs >= {MIN_ROWS} rows a user")
-        self.numbering = _Numbering.of(self.source.items, self.keep_items)
+        self.numbering = Numbering.of(self.source.items, self.keep_items)
         self.tally = dict.fromkeys(
             ("rows", "below_rating", "repeats", "of_few", "few", "tied_test", "tied_validation"), 0
         )
@@ -132,10 +104,15 @@ class Parts:
         rows = self._positive(block)
         positive = len(rows)
         if self.protocol == "strict":
-            time = None if block.time is None else block.time[rows]
-            rows = rows[chronological(block.user[rows], block.users, time, self._draw(block, rows))]
-            pair = block.user[rows] * np.int64(block.items) + block.item[rows]
-            rows = rows[first_of_each(pair, block.users * block.items)]  # the earliest of each pair
+            user, time = (_at(column, rows) for column in (block.user, block.time))
+            assert user is not None
+            rows = rows[chronological(user, block.users, time, self._draw(block, rows))]
+            del user, time
+            pair = block.user[rows]
+            pair *= block.items
+            pair += block.item[rows]
+            first = first_of_each(pair, block.users * block.items)  # the earliest of each pair
+            rows = rows[first] if len(first) < len(rows) else rows
         distinct = len(rows)
         counts = np.bincount(block.user[rows], minlength=block.users)
         enough = counts >= self.min_interactions
@@ -159,21 +136,28 @@ class Parts:
         return np.arange(block.rows, dtype=np.int64)
 
     def survey(self) -> dict[str, int]:
-        """How many users, items and interactions a split would keep, without making it.
+        """How many users, items and interactions a split would keep; under ``strict`` all of its account is taken too.
 
         Raises:
             InputError: no user is left.
         """
-        users = interactions = 0
         met = np.zeros(self.source.items, bool)
+        sizes: list[IntArray] = []
         for block in self.source.blocks():
             rows = self._kept_rows(block)
-            users += int((np.bincount(block.user[rows], minlength=1) > 0).sum())
-            interactions += len(rows)
+            counts = np.bincount(block.user[rows], minlength=1)
+            sizes.append(counts[counts > 0])
             met[block.item[rows]] = True
-        if not users:
+            if self.protocol == "strict" and block.time is not None and len(rows):
+                self._note_times(block.time[rows], np.cumsum(sizes[-1]))  # the rows are by user already
+        size = np.concatenate(sizes)
+        if not len(size):
             raise self._nobody()
-        return {"users": users, "items": int(met.sum()), "interactions": interactions}
+        items = int(met.sum())
+        if self.protocol == "strict":  # each item once, so that the rows of a user are its items
+            self.note_unseen(np.minimum(items - size, EVALUATION_NEGATIVES))
+        self.kept = int(size.sum())
+        return {"users": len(size), "items": items, "interactions": self.kept}
 
     @cached_property
     def _item_bits(self) -> IntArray:
@@ -219,6 +203,7 @@ class Parts:
         self.test.append(item[ends - 1])
         self.user_ids.append(np.asarray(block.user_ids[kept_users], np.str_))
         self.users += len(counts)
+        self.kept += len(item)
         return item[~held_out]
 
     def _note_times(self, time: NDArray[Any], ends: IntArray) -> None:
@@ -248,7 +233,7 @@ class Parts:
         chance = float(np.concatenate(self.chances).mean()) if self.chances else None
         return Account(
             **self.tally,
-            kept=self._interactions(),
+            kept=self.kept,
             min_rating=self.min_rating,
             min_interactions=self.min_interactions,
             first_time=min(self.times, default=None),
@@ -257,9 +242,6 @@ class Parts:
             chance=chance,
             reading=getattr(self.source, "reading", None),
         )
-
-    def _interactions(self) -> int:
-        return int(sum(counts.sum() for counts in self.counts)) + 2 * self.users
 
     def settings(self) -> dict[str, Any]:
         """What of the split is no array."""
@@ -270,7 +252,7 @@ class Parts:
             "has_times": self.has_times,
             "users": self.users,
             "items": self.numbering.count,
-            "interactions": self._interactions(),
+            "interactions": self.kept,
         }
 
     def small_arrays(self) -> dict[str, NDArray[Any]]:
@@ -282,3 +264,8 @@ class Parts:
             "user_ids": np.concatenate(self.user_ids),
             "item_ids": np.asarray(self.source.item_ids[np.concatenate(self.numbering.seen)], np.str_),
         }
+
+
+def _at(column: NDArray[Any] | None, rows: IntArray) -> NDArray[Any] | None:
+    """Some rows of a column, without a copy where they are all."""
+    return column if column is None or len(rows) == len(column) else column[rows]

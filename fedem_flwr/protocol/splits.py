@@ -113,12 +113,7 @@ def account_of(
         InputError: as for `make_split`.
     """
     parts = Parts(source, protocol, seed, min_interactions, min_rating=min_rating)
-    if protocol == "paper":
-        return parts.survey(), None
-    parts.collect(lambda items: None, _silent)
-    seen = np.concatenate(parts.counts) + 2  # each item once, so that the rows of a user are its items
-    parts.note_unseen(np.minimum(parts.numbering.count - seen, EVALUATION_NEGATIVES))
-    return {name: parts.settings()[name] for name in ("users", "items", "interactions")}, parts.account()
+    return parts.survey(), parts.account() if protocol == "strict" else None
 
 
 def _silent(done: int, total: int) -> None:
