@@ -17,7 +17,7 @@ from conformance.secret import no_histories
 from fedem_flwr.contract import Part
 from fedem_flwr.engine.downloads import Download, alike
 from fedem_flwr.evaluation import ranking
-from strategies import roster
+from strategies.declared import Declared
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def talks(patch: pytest.MonkeyPatch) -> None:
 
 def believes(patch: pytest.MonkeyPatch) -> None:
     """Metric sums are taken as they come."""
-    patch.setattr(roster, "metrics_problem", lambda metrics, hosted: "")
+    patch.setattr(Declared, "problem", lambda self, metrics, behind: "")
 
 
 @pytest.mark.parametrize(
