@@ -12,6 +12,7 @@ import numpy as np
 
 from clients.base import Arrays, HostClient, Scalar
 from fedem_flwr.contract.asked import as_tensor
+from fedem_flwr.contract.phases import Task
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Download
 from fedem_flwr.errors import FedemError
@@ -43,11 +44,14 @@ class TableClient(HostClient):
         """Train every user from the downloaded table; return the mean table and the samples behind it.
 
         Raises:
-            FedemError: too few users live here for the node's policy.
+            FedemError: too few users live here for the node's policy, or nearly those of a sum that went before.
         """
         round_ = int(config["server-round"])
         scorer = self.model(round_ - 1, parameters, config)
         self._require_enough(scorer)
+        with_data = np.flatnonzero(np.asarray(scorer.counts()) > 0)
+        if not self.host.admits(self.node, Task.least_items, with_data):
+            raise FedemError(f"node {self.node}: a sum over nearly the same users went up before: refused")
         cohort: Cohort = scorer.cohort
         result = cohort.train(cohort.everyone, scorer.downloads, round_, sums=True)
         self.keep(round_, cohort, config)

@@ -177,7 +177,7 @@ def test_only_the_overlay_goes_without_encryption() -> None:
 @overlaid
 def test_superlink_takes_its_command(overlays: tuple[str, ...]) -> None:
     service = services(*overlays)["superlink"]
-    assert service["entrypoint"] == ["flower-superlink"]
+    assert service["entrypoint"] == ["python", "-m", "fedem_flwr.network.superlink"]
     told = _parse_args_run_superlink().parse_args(service["command"])
     assert told.isolation == "process" and told.port == 8000 and told.database.startswith("/state/")
     assert told.superexec_auth_secret_file == "/own/superexec.secret"

@@ -22,6 +22,7 @@ ROOMS = [
         "errors",
         "randomness",
         "files",
+        "pulse",
         "data",
         "protocol",
         "config",

@@ -208,3 +208,18 @@ def test_the_learning_rate_warms_up_and_ends_low() -> None:
         assert all(a > b for a, b in itertools.pairwise(rates[warm - 1 :])), "and down"
     assert rates[-1] == pytest.approx(0.01, rel=1e-3) and max(rates) > 0.199
     assert rates[2500] == pytest.approx(0.2 * 0.525, rel=0.01), "halfway between both ends"
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-7])
+def test_the_servers_adam_is_torchs_for_small_means_too(size: float) -> None:
+    """A mean over many clients may be no larger than ε."""
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    ours, theirs = ServerAdam.start(start.clone()), start.clone().requires_grad_()
+    optimiser = torch.optim.Adam([theirs], lr=0.1)
+    for _ in range(5):
+        gradient = size * torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        ours = ours.step(gradient, 0.1, beta2=0.999)
+        theirs.grad = gradient.clone()
+        optimiser.step()
+    torch.testing.assert_close(ours.value, theirs.detach(), rtol=1e-9, atol=1e-12)

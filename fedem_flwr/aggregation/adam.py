@@ -45,8 +45,8 @@ class ServerAdam:
         steps = self.steps + 1
         first = torch.lerp(self.first, gradient, 1 - _BETA1)
         second = torch.lerp(self.second, gradient.square(), 1 - beta2)
-        scale = math.sqrt(1 - beta2**steps) / (1 - _BETA1**steps)
-        return ServerAdam(self.value - rate * scale * first / (second.sqrt() + _EPSILON), first, second, steps)
+        size = (second / (1 - beta2**steps)).sqrt() + _EPSILON  # ε beside what is corrected: means may be that small
+        return ServerAdam(self.value - rate / (1 - _BETA1**steps) * first / size, first, second, steps)
 
 
 def cosine_rate(peak: float, step: int, steps: int) -> float:

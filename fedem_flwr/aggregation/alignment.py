@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedem_flwr.pulse import beat
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -38,6 +40,7 @@ class Alignment:
         values = torch.cat([values, values.new_zeros(rest.shape[1])]).unsqueeze(1)
         whole = values.square().sum()  # ‖S‖²
         for _ in range(self.steps):
+            beat()
             gram = table.mT @ table
             along = values * table  # S V
             norm = (

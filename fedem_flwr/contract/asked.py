@@ -40,6 +40,8 @@ class Device:
         newest: (k,) validation items, where they count as history when the test item is scored; else None.
         smallest_sum: users that must be behind whatever is summed up and sent.
         secret: of the node, which keys its users' draws; see `engine.draws.Draws`.
+        admits: whether a sum over fewer than the participants, by position, goes up beside those that went before;
+            `Task.least_items` says of which kind it is.
     """
 
     users: IntArray
@@ -51,6 +53,7 @@ class Device:
     newest: IntArray | None = None
     smallest_sum: int = 1
     secret: bytes = field(default=b"", repr=False)
+    admits: Callable[[int, IntArray], bool] = lambda _, __: True
 
     @cached_property
     def history(self) -> History:

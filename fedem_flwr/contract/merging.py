@@ -60,7 +60,9 @@ class Merged(Method):
             InputError: there is none.
         """
         parts, wish = super().parts(), self.config.merge.part
-        found = [n for n, part in parts.items() if part.axis == "item" and not part.private and part.up != "none"]
+        up = {n: part for n, part in parts.items() if part.axis == "item" and not part.private and part.up != "none"}
+        # A change, or a weight by distance, is measured from the table that everybody was sent.
+        found = [name for name, part in up.items() if not part.change and part.mean != "distance"]
         if wish and wish not in found:
             raise InputError(f"merge.part = '{wish}': item tables that go up are {', '.join(found) or 'none'}")
         if not found:

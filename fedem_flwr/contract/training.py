@@ -125,7 +125,8 @@ class LocalTraining(Task):
             values = arrays[name]
             if part.up == "sum":
                 weight = arrays[_weight(name)]
-                values = values / np.maximum(weight, 1).reshape(-1, *[1] * (values.ndim - 1))
+                behind = np.where(weight > 0, weight, 1)  # weights by distance may be below 1
+                values = values / behind.reshape(-1, *[1] * (values.ndim - 1))
             if (size := longest(values)) > most:
                 return f"'{name}' has a row of norm {size:.3g}, more than {most:.3g}: training takes none so far"
         return ""

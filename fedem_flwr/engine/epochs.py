@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 
 from fedem_flwr.engine.block import Block
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.pulse import beat
 from fedem_flwr.engine.samples import LANES, shuffled_rows
+from fedem_flwr.pulse import beat
 
 
 @dataclass(frozen=True)

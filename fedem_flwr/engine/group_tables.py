@@ -18,6 +18,7 @@ from fedem_flwr.engine.held_out import HeldOut
 from fedem_flwr.engine.history import IntArray
 from fedem_flwr.engine.merge import merged
 from fedem_flwr.models.adapter import Activations, Adapter
+from fedem_flwr.pulse import beat
 
 SCORES = 1 << 22  # scores held at a time: 16 MiB
 _SPREAD = 2.5  # standard deviation of a user's scores in the softmax that Θ is fitted with
@@ -107,6 +108,7 @@ def curves(evidence: Evidence, tables: Tables, rhos: Sequence[float]) -> Tensor:
         for who in evidence.blocks(group):
             targets, real = evidence.targets(who, device)
             for column, rho in enumerate(rhos):
+                beat()
                 scores, _ = evidence.scores(tables.merged(group, rho), who)
                 found[torch.from_numpy(who).to(device), column] = _log_ranks(scores, targets, real)
     return found
@@ -154,6 +156,7 @@ class ItemWeights:
         for group in range(len(tables.groups)):
             table = tables.merged(group, seen.rho[group])
             for who in evidence.blocks(group):
+                beat()
                 scores, users = evidence.scores(table, who)
                 targets, real = evidence.targets(who, scores.device)
                 known = scores.isinf()

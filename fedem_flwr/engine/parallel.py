@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from fedem_flwr.engine.pulse import beat
+from fedem_flwr.pulse import beat
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -16,8 +16,8 @@ from fedem_flwr.engine.block import Trained
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.merge import ADAPTER
 from fedem_flwr.engine.optimizer import Optimiser, Update
-from fedem_flwr.engine.pulse import beat
 from fedem_flwr.engine.samples import RoundSamples, draw_samples, shuffled_rows
+from fedem_flwr.pulse import beat
 
 if TYPE_CHECKING:
     from fedem_flwr.engine.cohort import Cohort

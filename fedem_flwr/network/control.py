@@ -9,13 +9,14 @@ import threading
 from collections.abc import Iterable
 from functools import cache
 
+import httpx
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from fedem_flwr.errors import FedemError
-from fedem_flwr.network.link import Address, Patience, Unreachable, already_known
+from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.network.link import Address, Patience, Refused, Unreachable, already_known
 from fedem_flwr.version import __version__
 
 
@@ -81,15 +82,19 @@ def is_open(address: Address) -> bool:
     """Whether the Control API answers here without an account.
 
     Raises:
-        Unreachable: nobody answers. InputError: TLS fails.
+        Unreachable: nobody answers, or not in a way that tells. InputError: TLS fails.
     """
     client = control_client(address, Patience(address, 0.0, threading.Event()))
     try:
         client.ListRuns(ListRunsRequest(limit=1))
-    except Unreachable:
-        raise
-    except FedemError:  # refused, or not there
+    except Refused:
         return False
+    except (Unreachable, InputError):
+        raise
+    except FedemError as error:
+        if isinstance(error.__context__, httpx.HTTPStatusError) and error.__context__.response.status_code == 404:
+            return False
+        raise Unreachable(str(error)) from None  # it fails, or floods: that does not say that it is closed
     finally:
         client.close()
     return True

@@ -75,7 +75,13 @@ class NetworkGrid(OrderedGrid):
         if names <= known and (not names or now - self._looked_out < _LOOK_OUT):
             return
         self._looked_out = now
-        gone = shut_out(self._link.control, missing)
+        try:
+            gone = shut_out(self._link.control, missing)
+        except InputError:
+            raise
+        except FedemError as error:  # a look, and no more
+            log.warning("cannot look who is shut out: %s", error)
+            return
         if len(gone) == len(roster.nodes):
             raise InputError(remedy(gone))
         if news := sorted(set(gone) - self._shut_out):

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from fedem_flwr.files import unlinked_private
+
 CHALLENGE: Final = 32  # digits
 _RUNS: Final = 1000  # after which all is made anew: no older message is taken then, either
 
@@ -49,7 +51,7 @@ class Heard:
             yield self._told
             return
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
+        with os.fdopen(unlinked_private(str(self._path), os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a SuperNode may start several processes
             found = file.read()
             told = _read(found)

@@ -174,7 +174,7 @@ class ShardHosts:
             users, items, runs = len(self.shard.codes), self.shard.items, self.state_dir / RUNS
             self._largest = self.ceilings.message_bytes(None, users, items)
             for folder in runs.iterdir() if runs.is_dir() else ():
-                with suppress(FedemError):  # one that cannot be read is introduced anew
+                with suppress(Exception):  # one that cannot be read, or whose method is gone, is introduced anew
                     self._largest = max(self._largest, self.ceilings.message_bytes(self._read(folder), users, items))
         return self._largest
 

@@ -200,6 +200,8 @@ def check_privacy(config: Config) -> None:
         reason = f"method '{config.method.name}' uploads single users' tables"
     elif config.run.users_per_node == 1:
         reason = "run.users_per_node = 1 makes every upload a single user's"
+    elif config.local.negatives < 1:
+        reason = "local.negatives = 0 makes the rows that training touches the histories"
     else:
         return
     raise InputError(

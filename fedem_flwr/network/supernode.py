@@ -17,6 +17,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.files import own_folder
 from fedem_flwr.network.condense import condense, expand
 from fedem_flwr.network.control import is_open
 from fedem_flwr.network.heard import Heard
@@ -61,7 +62,7 @@ class _Guarded(ClientApp):
         self._inner = inner
 
     def __call__(self, message: Message, context: Context) -> Message:
-        if message.metadata.message_type == "query":
+        if message.metadata.message_type.partition(".")[0] == "query":  # "query.default" goes the same way
             _require_closed_control(context)
         return self._inner(message, context)
 
@@ -72,7 +73,8 @@ def _seals(context: Context) -> NodeSeals:
         raise FedemError("the node cannot sign its answers: name its private key, --node-config 'node-key=\"...\"'")
     key = load_node_key(Path(str(told["node-key"])))
     server = load_server_key(Path(str(told["server-key"]))) if told.get("server-key") else None
-    return NodeSeals((key, key.public_key()), server, Heard(Path(str(told["state"])) / HEARD_FILE))
+    state = own_folder(Path(str(told["state"])), "the state folder")
+    return NodeSeals((key, key.public_key()), server, Heard(state / HEARD_FILE))
 
 
 def _require_closed_control(context: Context) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedem_flwr.engine.pulse import heard_by
 from fedem_flwr.errors import FedemError
+from fedem_flwr.pulse import heard_by
 
 _TOUCH = 1.0  # seconds between touches of the health file
 
@@ -19,7 +19,7 @@ class Ended(BaseException):
 
 
 class Watch:
-    """Hears the beats of an answer's work (`engine.pulse`), in whatever thread they come.
+    """Hears the beats of an answer's work (`pulse`), in whatever thread they come.
 
     Args:
         stopped: the process is to end. health: a file, touched while the node works or has contact; None: none.

@@ -127,6 +127,7 @@ class NodeHost:
             np.asarray(split.validation[split.rows(users)]) if later else None,
             self.policy.smallest_sum,
             self.secret(node),
+            lambda kind, members: self.admits(node, kind, members),
         )
 
     def data(self, node: int) -> TrainingItems:
@@ -158,10 +159,19 @@ class NodeHost:
         """Whether a sum over some of the node's users, by position, goes up beside those that went before."""
         if self.policy.smallest_sum == 1:
             return True
+        if self.policy.fixed_groups and not self._are_whole(node, members):
+            return False
         if node not in self._answered:
             users, path = self.users(node), self.secret_file(node).with_name(ANSWERED_FILE)
             self._answered[node] = Answered(path, int(users[0]), len(users), self.policy.smallest_sum)
         return self._answered[node].admits(kind, members)
+
+    def _are_whole(self, node: int, members: np.ndarray) -> bool:
+        """Whether users with data of a fixed group are all among these, or none."""
+        group, inside = self.whole_groups(node), np.zeros(len(self.users(node)), np.bool_)
+        inside[members] = True
+        left_out = group[~inside & (self.interactions(node) > 0)] if group is not None else np.empty(0)
+        return group is None or not np.isin(group[members], left_out).any()
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""

@@ -20,8 +20,8 @@ from flwr.app import ConfigRecord, Message
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatResponse
 from introduced import NOBODY, greet, message_with
 
+from fedem_flwr.aggregation.alignment import Alignment
 from fedem_flwr.engine.parallel import in_parallel
-from fedem_flwr.engine.pulse import beat
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.network import watch as watch_module
 from fedem_flwr.network.link import Address
@@ -29,6 +29,7 @@ from fedem_flwr.network.node_link import NodeLink
 from fedem_flwr.network.trust import own_keys
 from fedem_flwr.network.watch import Ended, Watch
 from fedem_flwr.nodes.answering import build_client_app
+from fedem_flwr.pulse import beat, heard_by
 from fedem_flwr.runtime.inprocess import answer, task_identity
 
 pytestmark = pytest.mark.attacks
@@ -164,3 +165,15 @@ def test_a_second_signal_kills_and_memory_has_an_end() -> None:
     finally:
         child.kill()
         child.stdout.close()
+
+
+def test_groups_that_learn_without_an_engine_beat_too() -> None:
+    """FedCIA trains and aligns by itself."""
+    left = After(3)
+
+    def heard() -> None:
+        if left.is_set():
+            raise Ended
+
+    with heard_by(heard), pytest.raises(Ended):
+        Alignment(steps=10**9, rate=0.1)(torch.ones(1, 4, 2), torch.eye(4)[:, :2])

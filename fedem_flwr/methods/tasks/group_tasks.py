@@ -72,9 +72,11 @@ class Cluster(GroupTask):
         else:
             codes = torch.from_numpy(np.asarray(device.users[asked.who])).to(users.device)
             drawn = keyed_uniform(seed, "elastic/seeds", codes) < asked.number("seeds")
+            chosen = np.asarray(asked.who)[drawn.cpu().numpy()]
+            # How many are drawn is the server's word: whom it leaves out is held against what went up before.
+            if len(chosen) < device.smallest_sum or not device.admits(self.least_items, chosen):
+                drawn = torch.zeros_like(drawn)
             users, group = users[drawn], keyed_integers(groups, seed, "elastic/groups", codes)[drawn]
-            if len(users) < device.smallest_sum:
-                users, group = users[:0], group[:0]
         sums, members = centre_sums(users, self.merging.summed_under(group, device), groups)
         arrays = {"centres": sums.float().cpu().numpy(), "members": members.int().cpu().numpy()}
         return Upload(arrays, samples, loss)

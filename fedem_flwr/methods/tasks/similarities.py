@@ -14,6 +14,7 @@ from fedem_flwr.contract.fields import Named
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.optimizer import adam_step
 from fedem_flwr.engine.triples import Triples
+from fedem_flwr.pulse import beat
 
 if TYPE_CHECKING:
     from fedem_flwr.methods.fedcia import FedCIA
@@ -78,6 +79,7 @@ class GroupSimilarities(Task):
         for epoch in range(method.local.epochs):
             order = triples.shuffled(asked.round, epoch)
             for batch in order.split(method.local.batch_size or max(1, order.shape[1]), 1):
+                beat()
                 total += self.step(values, triples, batch)
         for name, value in values.items():
             state[name][at[name]] = value
