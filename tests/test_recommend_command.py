@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from served_world import closed_form_run
 from fedem_flwr import Recommender
 from fedem_flwr.cli import main
 from fedem_flwr.cli.recommend import read_histories, read_names
+from fedem_flwr.config import resolve
+from fedem_flwr.data import read_interactions
+from fedem_flwr.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 Fedem = Callable[..., tuple[int, str, str]]
@@ -144,6 +148,31 @@ def test_history_files(text: str, wanted: dict[str | None, list[str]], tmp_path:
     assert read_histories(str(tmp_path / "history")) == wanted
 
 
+def test_one_reader_for_training_and_serving(tmp_path: Path) -> None:
+    """Times order the rows; names of columns, compressions and forms are those of training; zeros are dropped."""
+    rows = "who,asin,overall,date\nann,7,5,2020-01-02\nann,8,4,2020-01-01\nann,9,0,2020-01-03\nbob,7,1,2019-01-01\n"
+    wanted = {"ann": ["8", "7"], "bob": ["7"]}
+    (tmp_path / "h.csv.gz").write_bytes(gzip.compress(rows.encode()))
+    with pytest.raises(InputError, match="no user column"):
+        read_interactions(tmp_path / "h.csv.gz")
+    config = resolve({}, {"data": {"user_column": "who"}})
+    assert read_histories(str(tmp_path / "h.csv.gz"), config) == wanted
+    strict = config.changed("data", min_rating=4.5)
+    assert read_histories(str(tmp_path / "h.csv.gz"), strict) == {"ann": ["7"], "bob": []}
+    (tmp_path / "h.jsonl").write_text('{"user": "u", "item": 2, "time": 9}\n{"user": "u", "item": 1, "time": 8}\n')
+    assert read_histories(str(tmp_path / "h.jsonl"), config) == {"u": ["1", "2"]}
+
+
+def test_one_unknown_user_of_many_is_left_out(
+    fedem: Fedem, ials: Path, recommender: Recommender, tmp_path: Path
+) -> None:
+    a, b = recommender.items[:2]
+    (tmp_path / "many.csv").write_text(f"user,item\nann,{a}\nbob,nix\ncat,{b}\ncat,nix\n")
+    code, out, err = fedem(ials, "--history", "many.csv", "--json")
+    assert code == 0 and [each["user"] for each in json.loads(out)] == ["ann", "cat"]
+    assert "no item of these users is known, so they get no list: bob" in err and "left out: nix" in err
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -152,6 +181,7 @@ def test_history_files(text: str, wanted: dict[str | None, list[str]], tmp_path:
         b"7::Am\xe9lie, La::Comedy|Drama\n",
         b"id\tname\turl\n7\tAm\xc3\xa9lie, La\thttp://x\n",
         b'\xef\xbb\xbf7;"Am\xc3\xa9lie, La"\n',
+        gzip.compress(b'8,"Two\nlines"\r\n7,"Am\xc3\xa9lie, La"\r\n'),
     ],
 )
 def test_names_files(data: bytes, tmp_path: Path) -> None:

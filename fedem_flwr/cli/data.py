@@ -14,6 +14,7 @@ from rich.text import Text
 from fedem_flwr.config import Config, Tree, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_entry, fetch_dataset, find_dataset
 from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.files import removed_if_empty, replaced_folder
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
 from fedem_flwr.protocol.splits import Protocol
@@ -56,7 +57,8 @@ def show_info(options: Tree) -> None:
     table = Table(title=Text(config.data.dataset), show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
-    for name, value in (*_as_read(interactions), *_facts(interactions).items(), *_kept(config, interactions)):
+    kept, strict = _kept(config, interactions)
+    for name, value in (*_as_read(interactions), *_facts(interactions, strict), *kept):
         table.add_row(Text(name), Text(value))
     if config.data.dataset in KNOWN_DATASETS:
         entry = dataset_entry(config.data.dataset)
@@ -80,39 +82,43 @@ def _as_read(interactions: Interactions) -> Iterator[tuple[str, str]]:
         yield "note", note
 
 
-def _kept(config: Config, interactions: Interactions) -> Iterator[tuple[str, str]]:
-    """What each protocol keeps, and what became of the rest under strict."""
+def _kept(config: Config, interactions: Interactions) -> tuple[list[tuple[str, str]], Account | None]:
+    """What each protocol keeps, and what became of the rest under strict; with the account of that."""
+    found: list[tuple[str, str]] = []
+    of_strict: Account | None = None
     protocols: tuple[Protocol, ...] = ("strict", "paper")
     for protocol in protocols:
         try:
             facts, account = account_with(config.changed("data", protocol=protocol), interactions)
         except InputError as error:
-            yield f"protocol {protocol} keeps", str(error)
+            found.append((f"protocol {protocol} keeps", str(error)))
             continue
         counts = f"{facts['users']:,} users, {facts['items']:,} items, {facts['interactions']:,} interactions"
-        yield f"protocol {protocol} keeps", counts
+        found.append((f"protocol {protocol} keeps", counts))
         if account is not None:
-            described = replace(account, reading=None)
-            yield from (
-                (f"{protocol}: {name}", words) for name, words in account_rows(described, protocol, facts["users"])
-            )
+            of_strict = account
+            described = account_rows(replace(account, reading=None), protocol, facts["users"])
+            found += [(f"{protocol}: {name}", words) for name, words in described]
+    return found, of_strict
 
 
-def _facts(interactions: Interactions) -> dict[str, str]:
-    ordered = np.sort(interactions.user * interactions.items + interactions.item)  # np.unique takes ten times as long
-    pairs = int((ordered[1:] != ordered[:-1]).sum()) + 1
+def _facts(interactions: Interactions, account: Account | None) -> Iterator[tuple[str, str]]:
+    """Sizes, before any filter; where an account of all rows is there, it knows the repeats."""
+    if account is not None and not account.below_rating:
+        pairs = account.rows - account.repeats
+    else:
+        ordered = np.sort(interactions.user * interactions.items + interactions.item)  # np.unique: ten times as long
+        pairs = int((ordered[1:] != ordered[:-1]).sum()) + 1
     share = pairs / max(1, interactions.users * interactions.items)
     counts = np.bincount(interactions.user, minlength=interactions.users)
-    return {
-        "users": f"{interactions.users:,}",
-        "items": f"{interactions.items:,}",
-        "rows": f"{interactions.rows:,}",
-        "distinct (user, item) pairs": f"{pairs:,}",
-        "sparsity": f"{1 - share:.2%}",
-        "rows a user": f"median {np.median(counts):.0f}, {counts.min()} to {counts.max()}",
-        "times": "yes" if interactions.time is not None else "no",
-        "ratings": "yes" if interactions.rating is not None else "no",
-    }
+    yield "users", f"{interactions.users:,}"
+    yield "items", f"{interactions.items:,}"
+    yield "rows", f"{interactions.rows:,}"
+    yield "distinct (user, item) pairs", f"{pairs:,}"
+    yield "sparsity", f"{1 - share:.2%}"
+    yield "rows a user", f"median {np.median(counts):.0f}, {counts.min()} to {counts.max()}"
+    yield "times", "yes" if interactions.time is not None else "no"
+    yield "ratings", "yes" if interactions.rating is not None else "no"
 
 
 def fetch(name: str, data_dir: Path | None, *, quiet: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -98,10 +99,9 @@ class Gathered:
 
     def interactions(self, name: str, reading: Callable[[int], Reading], *, in_order: bool) -> Interactions:
         """All rows; where there is no user column, they are one user's, who is called nothing."""
-        user, user_ids = (
-            self._codes("user") if "user" in self.parts else (np.zeros(self.rows, np.int64), np.array([""]))
-        )
-        item, item_ids = self._codes("item")
+        with ThreadPoolExecutor() as pool:  # Arrow and numpy leave the interpreter to each other
+            users, items = pool.submit(self._codes, "user"), pool.submit(self._codes, "item")
+            (user, user_ids), (item, item_ids) = users.result(), items.result()
         rating, time = (self._numbers(role) for role in ("rating", "time"))
         return Interactions(
             name=name,
@@ -118,6 +118,8 @@ class Gathered:
         """(rows,) codes by first appearance and their labels; blanks around a label do not count."""
         import pyarrow as pa
 
+        if role not in self.parts:
+            return np.zeros(self.rows, np.int64), np.array([""])
         column = pa.chunked_array(self.parts.pop(role)).unify_dictionaries()
         labels = column.chunk(0).dictionary.to_pylist() if column.num_chunks else []
         codes = np.empty(len(column), np.int64)
