@@ -266,9 +266,3 @@ def test_items_are_divided_by_the_clients_that_visited_them() -> None:
     torch.testing.assert_close(new[0], single[0][0], rtol=0, atol=1e-6)
     torch.testing.assert_close(new[1], (single[0][1] + single[1][1]) / 2, rtol=0, atol=1e-6)
     assert bool((new[1] != state["items"][1]).all())
-
-
-def test_through_a_merge_there_is_adam_alone() -> None:
-    for local in ({"optimiser": "sgd"}, {"ridge": 0.1}):
-        with pytest.raises(InputError, match="by Adam and without a ridge"):
-            method("fedem", local=local)

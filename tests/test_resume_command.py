@@ -88,9 +88,9 @@ def cut_config(run: Path) -> None:
     ("spoil", "named"),
     [
         (damage("checkpoint/latest.json"), "latest.json is damaged"),
-        (damage("checkpoint/server/*.safetensors"), "round-00000003.safetensors is damaged"),
+        (damage("checkpoint/server/*3.safetensors"), "round-00000003.safetensors is damaged"),
         (damage("checkpoint/nodes/node-000000/*3.safetensors"), "round-00000003.safetensors is damaged"),
-        (lambda run: next(run.glob("checkpoint/server/*")).unlink(), "the checkpoint of round 3 in"),
+        (lambda run: next(run.glob("checkpoint/server/*3.safetensors")).unlink(), "the checkpoint of round 3 in"),
         (lambda run: (run / "checkpoint/latest.json").write_text("[]"), "latest.json is damaged"),
         (cut_config, "config.toml"),
         (damage("split/train_items.npy"), "damaged split"),

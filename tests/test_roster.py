@@ -148,7 +148,7 @@ class Posted(OrderedGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         wanted, found = set(message_ids), []
-        for place, kind in self.answers[:1]:
+        for place, kind in [one for one in self.answers[:1] if one[0] < len(self.pushed)]:
             message_id, message = self.pushed[place]
             if message_id in wanted:
                 self.answers.pop(0)

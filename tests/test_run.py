@@ -172,7 +172,7 @@ def test_checkpoints_do_not_change_a_result(every: int, tmp_path: Path) -> None:
     often = carry_out(tmp_path / "often", config_of("fedem-released", run={"rounds": 5, "checkpoint_every": every}))
     assert largest_difference(plain.server, often.server) == largest_difference(plain.nodes, often.nodes) == 0
     states = list((often.run.directory.path / "checkpoint").rglob("*.safetensors"))
-    assert len(states) <= 3, "older states are pruned"
+    assert len(states) <= 5, "older states are pruned: two of the server and three of the node stay"
 
 
 def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.gradients import GradientStep, automatic, sharp
 from fedem_flwr.engine.samples import draw_samples
 from fedem_flwr.errors import InputError
+from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.methods.fedrecgel import FedRecGEL
 from fedem_flwr.models.neumf import NeuMF
 
@@ -78,13 +79,20 @@ def block_of(learner: Any) -> tuple[Block, Batch]:
     return block, Batch(block, samples.row, valid)
 
 
-def test_without_sharpness_nothing_is_done_twice() -> None:
-    learner = method("fedmf")
-    block, _ = block_of(learner)
-    assert learner.sharpness == 0 and GradientStep(learner, block, 1).gradients == learner.gradients
-    sharper = method("fedmf", gradients={"sharpness": 0.1})
-    assert list(sharper.perturbed(["user", "items"])) == [["items"], ["user"]]
-    assert GradientStep(sharper, block, 1).gradients != sharper.gradients
+@pytest.mark.parametrize(("rho", "passes"), [(0.0, 1), (0.1, 3)])
+def test_without_sharpness_nothing_is_done_twice(rho: float, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = method("fedmf", gradients={"sharpness": rho})
+    assert list(learner.perturbed(["user", "items"])) == [["items"], ["user"]]
+    block, batch = block_of(learner)
+    asked: list[Sequence[str]] = []
+
+    def counted(batch: Batch, names: Sequence[str]) -> Any:
+        asked.append(names)
+        return FedMF.gradients(learner, batch, names)
+
+    monkeypatch.setattr(learner, "gradients", counted)
+    GradientStep(learner, block, 1).gradients(batch, ["user", "items"])
+    assert len(asked) == passes
 
 
 @pytest.mark.parametrize("name", ["fedmf", "pfedrec", "fedncf", "colr", "fedrecgel"])

@@ -55,6 +55,10 @@ class DiskStateStore:
         upto = [stored for stored in _numbers(directory, _STATE_FILE) if stored <= round]
         return _map_arrays(directory / _file_name(max(upto))) if upto else None
 
+    def holds(self, node: str, round: int) -> bool:
+        """Whether a state was stored after that very round."""
+        return round in _numbers(self._node_directory(node), _STATE_FILE)
+
     def save(self, node: str, round: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Store the state after ``round``, in place of what was stored for that round before.
 

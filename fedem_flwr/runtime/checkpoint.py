@@ -174,7 +174,7 @@ class Checkpoints:
         return (point.best.round, point.best.arrays) if point and point.best else None
 
     def _arrays(self, store: DiskStateStore, round_: int) -> dict[str, np.ndarray]:
-        arrays = store.load(_SERVER, round_)
+        arrays = store.load(_SERVER, round_) if store.holds(_SERVER, round_) else None  # an earlier one is another's
         if arrays is None:
             raise InputError(f"the checkpoint of round {round_} in {self._directory} is missing; start the run again")
         return arrays
