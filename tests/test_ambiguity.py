@@ -171,6 +171,13 @@ def test_values_tell_times_from_ratings_without_names(tmp_path: Path) -> None:
     assert data.time is not None and data.time.tolist() == [1_546_394_645.5, 1_546_387_200]
 
 
+def test_settings_of_a_known_data_set_can_be_changed_one_by_one() -> None:
+    known = Columns(0, 1, "-", 3, ",", False)
+    assert known.but(Columns()) == known
+    assert known.but(Columns(in_order=True)) == Columns(0, 1, "-", 3, ",", False, in_order=True)
+    assert known.but(Columns(header=True, comment="")) == Columns(0, 1, "-", 3, ",", True, comment="")
+
+
 def test_rows_in_order_need_no_times(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text(timed("timestamp"))
     data = read_interactions(tmp_path / "rows", Columns(in_order=True))

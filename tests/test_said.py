@@ -80,5 +80,5 @@ def test_run_and_report(ratings: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert (
         "<h2>The data</h2>" in report and SAID[0] in report and "<dt>&#39;[b]note&#39;</dt><dd>not used</dd>" in report
     )
-    for file in (report, json.dumps(summary)):
+    for file in (report, json.dumps(summary), (tmp_path / "run" / "split" / "split.json").read_text()):
         assert "secret-user" not in file, "no row of the data is in what is handed on"

@@ -203,6 +203,24 @@ def test_another_encoding_is_asked_for(tmp_path: Path, rows: list[Row], encoding
     assert_holds(read_interactions(tmp_path / "rows.csv", Columns(encoding=encoding)), expected)  # type: ignore[arg-type]
 
 
+def test_what_looks_like_a_comment_inside_quotes_is_none(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('# made by hand\nuser,item\n# half of it\n"a\n# b\nd",x\nc,"y\n\nz"\n')
+    data = read_interactions(tmp_path / "rows.csv")
+    assert data.user_ids.tolist() == ["a\n# b\nd", "c"] and data.item_ids.tolist() == ["x", "y\n\nz"]
+
+
+@pytest.mark.usefixtures("piece_bytes")
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_wrong_line_is_named_wherever_it_is(tmp_path: Path, newline: str, encoding: str) -> None:
+    """Blank lines, comments and lines inside quotes count."""
+    good = ["# made by hand", "user,item,rating", "", *[f'u{i},"i\n{i}",3' for i in range(20)], "   ", "# half"]
+    text = newline.join([*good, "u,i,many", "u,i,few", ""]).replace("i\n", f"i{newline}")
+    (tmp_path / "rows.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(InputError, match=r"line 46, column 2: the rating 'many'"):
+        read_interactions(tmp_path / "rows.csv")
+
+
 # --- garbage
 
 

@@ -102,4 +102,5 @@ def test_users_with_few_unseen_items_are_counted() -> None:
     for protocol in ("strict", "paper"):
         split = make_split(interactions_of(rows), protocol, seed=0)  # type: ignore[arg-type]
         assert split.account is not None and split.account.short == 1
+        assert account_of(interactions_of(rows), protocol, seed=0)[1] in (None, split.account)  # type: ignore[arg-type]
         assert split.account.chance == (1.0 + 0.1) / 2, "one user has no unseen item, the other 105"

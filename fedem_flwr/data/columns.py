@@ -49,7 +49,8 @@ class Columns:
     def but(self, other: Columns) -> Columns:
         """These, but for what another one says."""
         said = {each.name: getattr(other, each.name) for each in fields(self)}
-        return replace(self, **{name: value for name, value in said.items() if value not in (None, False, ())})
+        unsaid = Columns()
+        return replace(self, **{name: value for name, value in said.items() if value != getattr(unsaid, name)})
 
     def given(self) -> dict[str, int | str]:
         """The columns that need no detection, by role; digits in a string count as a number."""

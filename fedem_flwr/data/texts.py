@@ -119,34 +119,32 @@ class Text:
         Raises:
             InputError: a quote that is not closed, bytes that are no text.
         """
+        size = PIECE_BYTES
         while True:
-            while not self._buffer and not self._ended:
-                self._buffer = self._more()
+            while len(self._buffer) < size and not self._ended:
+                self._buffer += self._more()
             if not self._buffer:
                 return
-            end = self._whole_records(style)
+            window = self._buffer[:size]
+            end = _whole_records(window, style)
             if end == 0:
-                if self._ended or len(self._buffer) > _LONGEST_RECORD:
-                    self._refuse_open_quote(self._lines, style)
-                self._buffer += self._more()
+                if len(window) > _LONGEST_RECORD or (self._ended and len(window) == len(self._buffer)):
+                    self._refuse_endless(style)
+                size += PIECE_BYTES
                 continue
-            piece, self._buffer = self._buffer[:end], self._buffer[end:]
+            piece, self._buffer, size = window[:end], self._buffer[end:], PIECE_BYTES
             _refuse_control(self.path, piece, self._lines, style.separator)
             yield self._lines, piece
             self._lines += piece.count(b"\n")
 
-    def _whole_records(self, style: Style) -> int:
-        """Where the last whole record of the buffer ends."""
-        if not style.quoting or b'"' not in self._buffer:
-            return self._buffer.rfind(b"\n") + 1
-        found = _records_pattern(style.separator).match(self._buffer)
-        return 0 if found is None else found.end()
-
-    def _refuse_open_quote(self, line: int, style: Style) -> None:
-        first = self._buffer[:400].decode(errors="replace").split("\n")[0]
+    def _refuse_endless(self, style: Style) -> None:
+        first = shortened(self._buffer[:400].decode(errors="replace").split("\n")[0])
+        where = f"{self.path}, line {self._lines}"
+        if not style.quoting:
+            raise InputError(f"{where}: longer than any line of a table: '{first}'; is this a text with line ends?")
         raise InputError(
-            f"{self.path}, line {line}: a quote is opened and not closed: '{shortened(first)}'; mend the line, or if "
-            "quotes mean nothing in this file, separate its columns by tabs"
+            f"{where}: a quote is opened and not closed: '{first}'; mend the line, or if quotes mean nothing in this "
+            "file, separate its columns by tabs"
         )
 
     def _more(self) -> bytes:
@@ -179,6 +177,14 @@ class Text:
                 f"{self.path}, line {line}: not {self.encoding.upper()} text; say what it is (--set data.encoding=...)"
             ) from None
         return (text if self._started else text.removeprefix("\ufeff")).encode(errors="replace")
+
+
+def _whole_records(text: bytes, style: Style) -> int:
+    """Where the last whole record of a text ends."""
+    if not style.quoting or b'"' not in text:
+        return text.rfind(b"\n") + 1
+    found = _records_pattern(style.separator).match(text)
+    return 0 if found is None else found.end()
 
 
 def _refuse_control(path: Path, piece: bytes, first_line: int, separator: str) -> None:
