@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from fedem_flwr.data.opening import Opened
 from fedem_flwr.data.reading import SEPARATOR_NAMES
 from fedem_flwr.data.roles import shortened
@@ -133,9 +135,9 @@ class Text:
                 size += PIECE_BYTES
                 continue
             piece, self._buffer, size = window[:end], self._buffer[end:], PIECE_BYTES
-            _refuse_control(self.path, piece, self._lines, style.separator)
+            ends = _line_ends(self.path, piece, self._lines, style.separator)
             yield self._lines, piece
-            self._lines += piece.count(b"\n")
+            self._lines += ends
 
     def _refuse_endless(self, style: Style) -> None:
         first = shortened(self._buffer[:400].decode(errors="replace").split("\n")[0])
@@ -187,19 +189,24 @@ def _whole_records(text: bytes, style: Style) -> int:
     return 0 if found is None else found.end()
 
 
-def _refuse_control(path: Path, piece: bytes, first_line: int, separator: str) -> None:
-    controls = _controls(separator)
-    if len(piece.translate(None, controls)) < len(piece):  # several times as fast as a search
-        found = next(match for match in re.finditer(rb"[\x00-\x1f\x7f]", piece) if match[0] in controls)
+def _line_ends(path: Path, piece: bytes, first_line: int, separator: str) -> int:
+    """How many lines end in a piece.
+
+    Raises:
+        InputError: it holds control characters, so that it is no text.
+    """
+    characters = np.frombuffer(piece, np.uint8)  # counting in numpy is several times as fast as in bytes
+    ends = int(np.count_nonzero(characters == ord("\n")))
+    allowed = {b"\t", separator.encode()} - {b"\n"}
+    known = ends + sum(piece.count(each) for each in allowed if each < b" ")
+    if np.count_nonzero(characters < ord(" ")) > known:
+        found = next(each for each in re.finditer(rb"[\x00-\x09\x0b-\x1f]", piece) if each[0] not in allowed)
         line = first_line + piece.count(b"\n", 0, found.start())
         raise InputError(
             f"{path}, line {line}: holds the control character 0x{found[0].hex()}; is this a text? If it is, remove "
             "the character, or say the encoding (--set data.encoding=...)"
         )
-
-
-def _controls(separator: str) -> bytes:
-    return bytes(each for each in (*range(0x20), 0x7F) if chr(each) not in ("\t", "\n", separator))
+    return ends
 
 
 @cache

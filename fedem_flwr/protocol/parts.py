@@ -104,8 +104,8 @@ class Parts:
         rows = self._positive(block)
         positive = len(rows)
         if self.protocol == "strict":
-            user, time = (_at(column, rows) for column in (block.user, block.time))
-            assert user is not None
+            user = _in_any_order(block.user, rows)  # which is the file's yet
+            time = None if block.time is None else _in_any_order(block.time, rows)
             rows = rows[chronological(user, block.users, time, self._draw(block, rows))]
             del user, time
             pair = block.user[rows]
@@ -114,7 +114,7 @@ class Parts:
             first = first_of_each(pair, block.users * block.items)  # the earliest of each pair
             rows = rows[first] if len(first) < len(rows) else rows
         distinct = len(rows)
-        counts = np.bincount(block.user[rows], minlength=block.users)
+        counts = np.bincount(_in_any_order(block.user, rows), minlength=block.users)
         enough = counts >= self.min_interactions
         self.most = max(self.most, int(counts.max(initial=0)))
         if not enough.all():
@@ -145,9 +145,9 @@ class Parts:
         sizes: list[IntArray] = []
         for block in self.source.blocks():
             rows = self._kept_rows(block)
-            counts = np.bincount(block.user[rows], minlength=1)
+            counts = np.bincount(_in_any_order(block.user, rows), minlength=1)
             sizes.append(counts[counts > 0])
-            met[block.item[rows]] = True
+            met[_in_any_order(block.item, rows)] = True
             if self.protocol == "strict" and block.time is not None and len(rows):
                 self._note_times(block.time[rows], np.cumsum(sizes[-1]))  # the rows are by user already
         size = np.concatenate(sizes)
@@ -266,6 +266,6 @@ class Parts:
         }
 
 
-def _at(column: NDArray[Any] | None, rows: IntArray) -> NDArray[Any] | None:
-    """Some rows of a column, without a copy where they are all."""
-    return column if column is None or len(rows) == len(column) else column[rows]
+def _in_any_order(column: NDArray[Any], rows: IntArray) -> NDArray[Any]:
+    """Some different rows of a column; where they are all, the column as it is, whatever their order."""
+    return column if len(rows) == len(column) else column[rows]
