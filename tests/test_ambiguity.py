@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,15 @@ def test_settings_of_a_known_data_set_can_be_changed_one_by_one() -> None:
     assert known.but(Columns()) == known
     assert known.but(Columns(in_order=True)) == Columns(0, 1, "-", 3, ",", False, in_order=True)
     assert known.but(Columns(header=True, comment="")) == Columns(0, 1, "-", 3, ",", True, comment="")
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("[user],[item]\n1,2\n1,3\n"))
+    writer.start()
+    data = read_interactions(tmp_path / "pipe")
+    writer.join()
+    assert (data.user_ids.tolist(), data.item_ids.tolist()) == (["1"], ["2", "3"])
 
 
 def test_rows_in_order_need_no_times(tmp_path: Path) -> None:

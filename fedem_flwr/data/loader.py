@@ -6,6 +6,7 @@ roles.py), where two readings that do equally well are refused; and read it piec
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, get_args
@@ -65,7 +66,7 @@ def _read(file: Opened, known: Columns, needed: tuple[str, ...], gathered: Gathe
         return Reading(source, "parquet", file.compression, columns=roles.columns)
     text = Text(file, encoding_of(file, known.encoding))
     encoding = text.encoding.upper().removesuffix("-SIG")
-    if known.form == "jsonl" or (known.form is None and text.head.lstrip()[:1] in (b"{", b"[")):
+    if known.form == "jsonl" or (known.form is None and re.match(rb"\s*(\{|\[\s*[\[{])", text.head)):
         roles, pieces = json_pieces(text, known, needed)
         for values in pieces:
             gathered.add(values)

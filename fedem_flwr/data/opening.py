@@ -42,21 +42,18 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes:
         """At most so many bytes; none at the end."""
 
-    def close(self) -> None:
-        """Let go of the file."""
-
 
 @dataclass(frozen=True)
 class _Codec:
     name: str
     magic: bytes
-    open: Callable[[Path], Any]
+    open: Callable[[Any], Any]
 
 
-def _zstd(path: Path) -> Any:
+def _zstd(file: Any) -> Any:
     import pyarrow as pa
 
-    return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+    return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 
 
 _CODECS: Final = (
@@ -113,22 +110,19 @@ def opened(path: Path) -> Iterator[Opened]:
         InputError: there is none, it may not be read, or it is of a kind that cannot be.
     """
     try:
-        with path.open("rb") as file:
-            magic = file.read(8)
+        file = path.open("rb")  # once: it may be a pipe
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the path") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; name the file in it") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    codec = next((codec for codec in _CODECS if magic.startswith(codec.magic)), None)
-    stream: Readable = codec.open(path) if codec is not None else path.open("rb")
-    try:
-        file_ = Opened(path, codec.name if codec is not None else "", stream)
-        _refuse_other_kinds(file_)
-        yield file_
-    finally:
-        stream.close()
+    with file:
+        codec = next((codec for codec in _CODECS if file.peek(len(codec.magic)).startswith(codec.magic)), None)
+        stream: Readable = file if codec is None else codec.open(file)
+        start = Opened(path, "" if codec is None else codec.name, stream)
+        _refuse_other_kinds(start)
+        yield start
 
 
 def _refuse_other_kinds(file: Opened) -> None:
