@@ -7,6 +7,7 @@ import re
 import threading
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fedem_flwr.data import Columns, read_interactions
@@ -220,3 +221,19 @@ def test_what_it_is_instead_is_said(content: bytes, words: str, tmp_path: Path) 
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(InputError, match=re.escape(words)):
         read_interactions(tmp_path / "file")
+
+
+@pytest.mark.parametrize("form", ["text", "jsonl", "parquet"])
+def test_a_wrong_date_is_named_before_what_is_wrong_below_it(form: str, tmp_path: Path) -> None:
+    dates = ["2019-01-02"] * 9 + ["2019-13-02"]
+    frame = pd.DataFrame({"user": "u", "item": [f"i{at}" for at in range(10)], "date": dates})
+    path = tmp_path / "rows"
+    if form == "parquet":
+        frame.to_parquet(path)
+    elif form == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        path.write_text(frame.to_csv(index=False) + "u,i99\n")
+    place = {"text": "line 11", "jsonl": "line 10", "parquet": "row 9"}[form]
+    with pytest.raises(InputError, match=f"{place}: the time '2019-13-02' is not a date in the notation ISO8601"):
+        read_interactions(path)

@@ -12,6 +12,8 @@ ABSENT: Final = "-"
 ROLES: Final = ("user", "item", "rating", "time")
 SAMPLE_ROWS: Final = 200
 """How many rows are looked at to work out a layout."""
+RATING_SCALE: Final = 11
+"""Different values of ratings, at most, in a column that is recognised by its values."""
 LONGEST_LABEL: Final = 256
 """Characters of a label: they are kept in fixed-width arrays, which one runaway field would blow up."""
 

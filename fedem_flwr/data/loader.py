@@ -1,7 +1,7 @@
 """Read a file of interactions: text in many shapes, JSON lines or Parquet, compressed or not.
 
 Three steps: open the file (opening.py); work out from its head what it is and which column is what (sniffing.py,
-roles.py), where two readings that do equally well are refused; and read it piece by piece (text_rows.py, records.py).
+roles.py), where two readings that do equally well are refused; and read it piece by piece (text_rows.py, objects.py).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from fedem_flwr.data.columns import SAMPLE_ROWS, Columns
 from fedem_flwr.data.gathering import Unfit, Values, finite, labels_of, of_fields, times_of
 from fedem_flwr.data.opening import Opened
 from fedem_flwr.data.roles import Roles, find_roles, shortened
-from fedem_flwr.data.text_rows import check_field
+from fedem_flwr.data.text_rows import check_dates, check_field
 from fedem_flwr.data.texts import Style, Text
 from fedem_flwr.errors import InputError
 
@@ -83,6 +83,7 @@ def _fast_json(piece: bytes, keys: dict[str, str], notation: str | None) -> Valu
 
 def _slow_json(path: Path, piece: bytes, keys: dict[str, str], notation: str | None, first_line: int) -> Values:
     fields: dict[str, list[str]] = {role: [] for role in keys}
+    lines: list[int] = []
     for number, line in enumerate(piece.decode(errors="surrogateescape").split("\n"), first_line):
         if not line.strip():
             continue
@@ -92,6 +93,8 @@ def _slow_json(path: Path, piece: bytes, keys: dict[str, str], notation: str | N
             field = _as_text(value).strip(" ") if _is_field(value) else ""
             check_field(f"{path}, line {number}, key '{shortened(key)}'", role, field, notation)
             fields[role].append(field)
+        lines.append(number)
+    check_dates(lambda row: f"{path}, line {lines[row]}", fields.get("time", []), notation)
     return of_fields(fields, notation) if fields["item"] else {"item": []}  # type: ignore[arg-type]
 
 
@@ -198,6 +201,8 @@ def _slow_column(path: Path, name: str, role: str, column: Any, notation: str | 
     fields = [field.strip(" ") for field in _texts(column)]
     for row, field in enumerate(fields, start):
         check_field(f"{path}, row {row}, column '{shortened(name)}'", role, field, notation)
+    if role == "time":
+        check_dates(lambda row: f"{path}, row {start + row}", fields, notation)
     return of_fields({role: fields}, notation)[role]
 
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from fedem_flwr.data.columns import ABSENT, ROLES, Columns, is_other_time, rank
+from fedem_flwr.data.columns import ABSENT, RATING_SCALE, ROLES, Columns, is_other_time, rank
 from fedem_flwr.data.reading import ColumnRead, How
 from fedem_flwr.data.times import are_unix_times, is_number, notation_of
 from fedem_flwr.errors import InputError, suggest
 
 _MOST_WITHOUT_NAMES: Final = 4  # columns of a table whose header says nothing: user, item, rating, time
 _BEYOND_RATINGS: Final = 1e8
-_SCALE: Final = 11  # different values of ratings, at most, in a column that nobody named
 
 
 def shortened(text: str) -> str:
@@ -249,7 +248,7 @@ def _look_for_a_time(search: _Search) -> None:
             search.notes[column] = "though it looks like times"
         elif search.is_open("rating") and search.is_numeric(column):
             distinct = set(filter(None, search.values[column]))
-            if len(distinct) <= _SCALE < len(search.values[column]):
+            if len(distinct) <= RATING_SCALE < len(search.values[column]):
                 search.notes.setdefault(
                     column, f"if these are ratings: --set data.rating_column={search.names[column]}"
                 )

@@ -60,7 +60,8 @@ def named_separator(given: str) -> str:
         InputError: it is neither a name nor a single character.
     """
     separator = _BY_NAME.get(given, given)
-    if separator not in SEPARATORS and (len(separator) != 1 or separator in '"\r\n' or not separator.isascii()):
+    one_sign = len(separator) == 1 and separator.isascii() and not separator.isalnum() and separator not in '"\r\n'
+    if separator not in SEPARATORS and not one_sign:
         raise InputError(f"unknown separator '{given}'{suggest(given, [*_BY_NAME, '::', ';', '|', ','])}")
     return separator
 

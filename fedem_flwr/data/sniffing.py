@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fedem_flwr.data.columns import ABSENT, ROLES, SAMPLE_ROWS, Columns, is_known, plain, rank
+from fedem_flwr.data.columns import ABSENT, RATING_SCALE, ROLES, SAMPLE_ROWS, Columns, is_known, plain, rank
 from fedem_flwr.data.roles import Roles, find_roles, shortened
 from fedem_flwr.data.separators import SEPARATORS, Cut, best_cut, cut_by, named_separator
 from fedem_flwr.data.texts import Record, Style, Text, records
@@ -17,7 +17,6 @@ NEEDED: Final = ("user", "item")
 _COMMENTS: Final = ("#", "%")
 _MOSTLY: Final = 0.6  # of the lines of a damaged table have as many columns, at least
 _WIDE: Final = 8  # columns that no table without a header has
-_SCALE: Final = 11  # different values of ratings, at most
 _HIGHEST: Final = 10.0  # rating of a scale that is recognised by its values
 
 
@@ -166,7 +165,7 @@ def _are_lists(text: Text, cut: Cut, columns: Columns, named: list[str] | None) 
 
 
 def _are_ratings(values: Sequence[str]) -> bool:
-    return len(set(values)) <= _SCALE and all(float(value) <= _HIGHEST for value in values)
+    return len(set(values)) <= RATING_SCALE and all(float(value) <= _HIGHEST for value in values)
 
 
 def _table(text: Text, cut: Cut, columns: Columns, named: list[str] | None, needed: tuple[str, ...]) -> Layout:

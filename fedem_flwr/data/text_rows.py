@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -28,7 +28,7 @@ from fedem_flwr.errors import InputError
 _UNIT: Final = b"\x1f"  # Arrow takes one-character separators only, so "::" becomes this; a text holds none
 _BLOCK: Final = 4 << 20  # bytes that one thread parses at a time
 _WORKERS: Final = 2
-_SPACED_QUOTE: Final = re.compile(rb'[^\w" ] +"')  # a blank before a quote: Arrow takes such a quote as a letter
+_SPACED_QUOTE: Final = re.compile(rb'(?:\A|[^\w" ]) +"')  # a blank before a quote: Arrow takes such a quote as a letter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -140,11 +140,16 @@ def _slow(path: Path, piece: bytes, layout: Layout, first_line: int) -> Values |
         InputError: of the first that is wrong.
     """
     fields: dict[str, list[str]] = {role: [] for role in layout.roles.at}
-    for record in records(path, piece.decode(errors="surrogateescape"), layout.style, first_line):
-        _check(path, record, layout)
-        for role, column in layout.roles.at.items():
-            fields[role].append(record.fields[column])
-    if not fields["item"]:
+    lines: list[int] = []
+    try:
+        for record in records(path, piece.decode(errors="surrogateescape"), layout.style, first_line):
+            _check(path, record, layout)
+            lines.append(record.line)
+            for role, column in layout.roles.at.items():
+                fields[role].append(record.fields[column])
+    finally:  # a date that is wrong may stand above another fault
+        check_dates(lambda row: f"{path}, line {lines[row]}", fields.get("time", []), layout.roles.notation)
+    if not lines:
         return None
     return of_fields(fields, layout.roles.notation)  # type: ignore[arg-type]
 
@@ -162,13 +167,30 @@ def _check(path: Path, record: Record, layout: Layout) -> None:
         check_field(f"{where}, column {column}", role, record.fields[column], layout.roles.notation)
 
 
+def check_dates(where: Callable[[int], str], fields: Sequence[str], notation: str | None) -> None:
+    """Make sure that all of some times are dates; nothing is asked of numbers.
+
+    Args:
+        where: the place of a row.
+
+    Raises:
+        InputError: one is none.
+    """
+    bad = [] if notation is None else np.flatnonzero(~np.isfinite(seconds(fields, notation))).tolist()
+    if bad:
+        raise InputError(
+            f"{where(bad[0])}: the time '{shortened(fields[bad[0]])}' is not a date in the notation {notation}; mend "
+            f"the line, or say which column is the time ('{ABSENT}' for none)"
+        )
+
+
 def check_field(where: str, role: str, field: str, notation: str | None) -> None:
-    """Make sure that a field can be what it is taken for.
+    """Make sure that a field can be what it is taken for; dates are looked at together (`check_dates`).
 
     Raises:
         InputError: it cannot.
     """
-    if any("\udc80" <= each <= "\udcff" for each in field):
+    if not field.isascii() and any("\udc80" <= each <= "\udcff" for each in field):
         raise InputError(f"{where}: not UTF-8 text; say its encoding (--set data.encoding=latin-1, or cp1252, ...)")
     if role in ("user", "item"):
         if not 0 < len(field) <= LONGEST_LABEL:
@@ -176,12 +198,7 @@ def check_field(where: str, role: str, field: str, notation: str | None) -> None
             raise InputError(f"{where}: the {role} {fault}; mend or remove the line")
         return
     remedy = f"mend the line, or say which column is the {role} ('{ABSENT}' for none)"
-    if role == "time" and notation is not None:
-        if not np.isfinite(seconds([field], notation)).all():
-            raise InputError(
-                f"{where}: the time '{shortened(field)}' is not a date in the notation {notation}; {remedy}"
-            )
-    elif not is_number(field):
+    if not (role == "time" and notation is not None) and not is_number(field):
         dates = ", or the notation of its dates (data.time_format)" if role == "time" else ""
         if re.fullmatch(r"[+-]?\d+,\d+", field):
             dates = "; it has a decimal comma, where a point is expected"

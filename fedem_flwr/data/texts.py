@@ -71,8 +71,8 @@ def encoding_of(file: Opened, given: str | None) -> str:
     if given is not None:
         try:
             name = codecs.lookup(given).name
-            "".encode(name)  # some codecs are of bytes alone
-        except LookupError:
+            "".encode(name)
+        except (LookupError, ValueError):  # an unknown one, or one that is of no text
             raise InputError(
                 f"unknown encoding '{given}'; for instance utf-8, latin-1, cp1252, utf-16, shift_jis"
             ) from None
