@@ -78,10 +78,15 @@ class HostClient(NumPyClient):
         whole = self.host.whole_groups(self.node)
         return 0.0, len(self.users), self.of_all(lambda: evaluate_cohort(scorer, self.host.split, edges, whole))
 
+    @property
+    def with_data(self) -> np.ndarray:
+        """Positions of the users who have any training interactions."""
+        return np.flatnonzero(self.host.interactions(self.node) > 0)
+
     def of_all(self, measure: Callable[[], Mapping[str, float]]) -> dict[str, Scalar]:
         """Metric sums over all users here; where the node's policy says that they are too few, only their number."""
         policy = self.host.policy
-        if policy.smallest_sum == 1 or policy.sends(self.users[self.host.interactions(self.node) > 0]):
+        if policy.smallest_sum == 1 or policy.sends(self.with_data):
             return {**measure()}
         return {METRICS_WITHHELD: float(len(self.users))}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 
@@ -53,8 +53,8 @@ class MethodClient(HostClient):
             upload = contributed(phase.task, side, asked.of(permitted), self.method.stages())
         else:
             upload = nothing(phase.task)
-        if upload.loss is not None and not self._adds_up(phase, permitted):
-            upload = replace(upload, samples=0, loss=None)  # of single users' uploads, the loss still is a sum
+        if upload.loss is not None and not self._tells_loss(phase, permitted):
+            upload = replace(upload, samples=0, loss=None)
             metrics[METRICS_WITHHELD] = max(float(len(permitted)), float(metrics.get(METRICS_WITHHELD, 0.0)))
         if upload.loss is not None:
             metrics["loss-total"] = upload.loss
@@ -74,38 +74,22 @@ class MethodClient(HostClient):
             raise FedemError(policy.refusal("the server"))
         if policy.smallest_sum == 1 or each == fields.keys():
             return asked.who, 0
-        adds = self._adds(phase)  # others add nothing to hide in
-        adding = asked.who[adds[asked.who]]
-        whole = self._whole(adds, adding)
-        if (each and len(whole) < len(adding)) or not self._adds_up(phase, whole):
+        kind, adding = phase.task.least_items, self._adding(phase, asked.who)
+        whole = self.host.whole(self.node, kind, adding)
+        if (each and len(whole) < len(adding)) or not self.host.admits(self.node, kind, whole):
             return asked.who[:0], len(adding)
         return (asked.who if len(whole) == len(adding) else whole), len(adding) - len(whole)
 
-    @cached_property
-    def _items(self) -> IntArray:
-        """(k,) training items of each user."""
-        return self.host.side(self.node, 0).history.counts()
-
-    def _adds(self, phase: Phase) -> np.ndarray:
-        """(k,) who has what a phase's sums are made of."""
-        return np.asarray(self._items >= phase.task.least_items)
-
-    def _adds_up(self, phase: Phase, who: IntArray) -> bool:
-        """Whether a sum over some users goes up: they are enough, and not nearly those of a sum that went before."""
-        if self.host.policy.smallest_sum == 1:
-            return True
-        adding = who[self._adds(phase)[who]]
-        return self.host.policy.sends(adding) and self.host.admits(self.node, phase.task.least_items, adding)
-
-    def _whole(self, adds: np.ndarray, who: IntArray) -> IntArray:
-        """Those whose fixed group is asked for as a whole, where the policy is of such groups: else all."""
-        group = self.host.whole_groups(self.node) if self.host.policy.fixed_groups else None
-        if group is None:
-            return who
-        asked, least = np.isin(np.arange(len(adds)), who), self.host.policy.smallest_sum
-        complete = (np.bincount(group, adds & ~asked) == 0) & (np.bincount(group, adds) >= least)
-        found: IntArray = who[complete[group[who]]]
+    def _adding(self, phase: Phase, who: IntArray) -> IntArray:
+        """Those who have what a phase's sums are made of: others add nothing to hide in."""
+        found: IntArray = who[self.host.items_met(self.node)[who] >= phase.task.least_items]
         return found
+
+    def _tells_loss(self, phase: Phase, who: IntArray) -> bool:
+        """Whether the summed loss of some users goes up: where each user's own values do, it still is a sum."""
+        if not all(field.each for field in phase.task.fields().values()):
+            return True  # of those whose other sums go up with it
+        return self.host.admits(self.node, phase.task.least_items, self._adding(phase, who))
 
     def model(self, round_: int, parameters: Arrays, config: Mapping[str, Scalar]) -> Scorer:
         """What this node's users score with after a round."""

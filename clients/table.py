@@ -48,9 +48,8 @@ class TableClient(HostClient):
         """
         round_ = int(config["server-round"])
         scorer = self.model(round_ - 1, parameters, config)
-        self._require_enough(scorer)
-        with_data = np.flatnonzero(np.asarray(scorer.counts()) > 0)
-        if not self.host.admits(self.node, Task.least_items, with_data):
+        self._require_enough()
+        if not self.host.admits(self.node, Task.least_items, self.with_data):
             raise FedemError(f"node {self.node}: a sum over nearly the same users went up before: refused")
         cohort: Cohort = scorer.cohort
         result = cohort.train(cohort.everyone, scorer.downloads, round_, sums=True)
@@ -68,10 +67,10 @@ class TableClient(HostClient):
         """
         scorer = self.model(int(config["server-round"]), parameters, config)
         if self.host.policy.smallest_sum > 1:
-            self._require_enough(scorer)
+            self._require_enough()
         return 0.0, len(self.users), dict(means_of(evaluate_cohort(scorer, self.host.split)))
 
-    def _require_enough(self, scorer: CohortScorer) -> None:
-        if not self.host.policy.sends(self.users[scorer.counts() > 0]):
+    def _require_enough(self) -> None:
+        if not self.host.policy.sends(self.with_data):
             least = self.host.policy.smallest_sum
             raise FedemError(f"node {self.node} hosts too few users: it sends no sum over fewer than {least}")

@@ -40,8 +40,8 @@ class Device:
         newest: (k,) validation items, where they count as history when the test item is scored; else None.
         smallest_sum: users that must be behind whatever is summed up and sent.
         secret: of the node, which keys its users' draws; see `engine.draws.Draws`.
-        admits: whether a sum over fewer than the participants, by position, goes up beside those that went before;
-            `Task.least_items` says of which kind it is.
+        admits: whether a sum over fewer than the participants, by position, goes up; `Task.least_items` says of which
+            kind it is.
     """
 
     users: IntArray

@@ -49,7 +49,7 @@ def node_bytes(method: Method, users: int) -> int:
 
 
 def _batch_bytes(method: Method, users: int) -> int:
-    """Of the users of a block, each with a whole batch : order, rows and gradients. 0: of all samples, 64."""
+    """Of the users of a block, each with a whole batch: order, rows and gradients. Where a batch is all samples: 64."""
     width = max(1, floats_of_a_row(method.parts()))
     together = min(users, max(1, BLOCK_FLOATS // (_ROWS * width)))
     return together * (method.local.batch_size or _ROWS) * (2 * width + 2) * _FLOAT

@@ -109,10 +109,9 @@ class LocalTraining(Task):
             most = samples * (1 + self.method.local.negatives) if part.mean == "samples" else users
             if not part.by_row and not 0 <= int(weight[0]) <= most:
                 return f"'{_weight(name)}' is {int(weight[0])}, not between 0 and {most}"
-            behind = weight.reshape(-1, *[1] * (total.ndim - 1))  # (m, 1) of rows; (1, 1) or (1,) of whole tensors
-            if bool((total * (behind == 0)).any()):
+            if bool((total * (_along(weight, total) == 0)).any()):
                 return f"'{name}' has values that nobody is behind"
-            size = float(np.linalg.norm((total / np.where(behind > 0, behind, 1)).astype(np.float64)))
+            size = float(np.linalg.norm(_means(total, weight).astype(np.float64)))
             if size > limit:
                 return f"'{name}' has a mean of norm {size:.3g}, more than {limit:.3g}"
         return ""
@@ -122,11 +121,7 @@ class LocalTraining(Task):
         as_here = type(self).contribute is LocalTraining.contribute
         for name, part in self._up.items() if as_here else ():
             most = self.furthest(name, part, state, sender)
-            values = arrays[name]
-            if part.up == "sum":
-                weight = arrays[_weight(name)]
-                behind = np.where(weight > 0, weight, 1)  # weights by distance may be below 1
-                values = values / behind.reshape(-1, *[1] * (values.ndim - 1))
+            values = arrays[name] if part.up == "each" else _means(arrays[name], arrays[_weight(name)])
             if (size := longest(values)) > most:
                 return f"'{name}' has a row of norm {size:.3g}, more than {most:.3g}: training takes none so far"
         return ""
@@ -164,6 +159,17 @@ def _own(name: str, device: Device, asked: Asked, result: TrainResult) -> Tensor
 
 def _mean(total: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:
     return (total / weight).to(otherwise) if float(weight) else otherwise
+
+
+def _along(weight: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Weights in the shape of what they divide: (m, 1) of rows; (1, 1) or (1,) of whole tensors."""
+    return weight.reshape(-1, *[1] * (total.ndim - 1))
+
+
+def _means(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Means behind sums of an upload; where nobody is behind, what is there. Weights by distance may be below 1."""
+    behind = _along(weight, total)
+    return np.asarray(total / np.where(behind > 0, behind, 1))
 
 
 def _weight(name: str) -> str:

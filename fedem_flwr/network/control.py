@@ -9,14 +9,13 @@ import threading
 from collections.abc import Iterable
 from functools import cache
 
-import httpx
 from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest, RegisterNodeRequest
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.network.link import Address, Patience, Refused, Unreachable, already_known
+from fedem_flwr.network.link import Address, Missing, Patience, Refused, Unreachable, already_known
 from fedem_flwr.version import __version__
 
 
@@ -87,13 +86,11 @@ def is_open(address: Address) -> bool:
     client = control_client(address, Patience(address, 0.0, threading.Event()))
     try:
         client.ListRuns(ListRunsRequest(limit=1))
-    except Refused:
+    except (Refused, Missing):
         return False
     except (Unreachable, InputError):
         raise
     except FedemError as error:
-        if isinstance(error.__context__, httpx.HTTPStatusError) and error.__context__.response.status_code == 404:
-            return False
         raise Unreachable(str(error)) from None  # it fails, or floods: that does not say that it is closed
     finally:
         client.close()

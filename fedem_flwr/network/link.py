@@ -31,11 +31,16 @@ CALL_SECONDS = 12.0  # without a byte after which a call is made again: of a con
 _GONE = frozenset({429, 500, 502, 503, 504})
 _ANSWER = 64 << 20  # bytes of an answer; chunks of arrays have 5 MiB, and a piece of small arrays a few more
 _REFUSED = frozenset({401, 403})
+_NO_CALL = 404
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 class Refused(FedemError):
     """The SuperLink is there and does not let us: trying again would not change its mind."""
+
+
+class Missing(FedemError):
+    """The SuperLink, or the proxy before it, has no such call."""
 
 
 class Unreachable(FedemError):
@@ -147,6 +152,8 @@ class Patience:
                 status = error.response.status_code
                 if status in _REFUSED:
                     raise Refused(f"the SuperLink at {self._address.place} refuses us: {told(error)}") from None
+                if status == _NO_CALL:
+                    raise Missing(f"the SuperLink at {self._address.place} fails: {told(error)}") from None
                 if status not in _GONE or (status == 500 and self._over(began - wait)):
                     raise FedemError(f"the SuperLink at {self._address.place} fails: {told(error)}") from None
                 why = f"status {status}"

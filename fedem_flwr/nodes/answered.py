@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.files import write_atomically
+from fedem_flwr.files import private_folder, unlinked_private, write_atomically
 
 ANSWERED_FILE = "answered.json"
 MOST = 4096  # sets that are remembered, and
@@ -66,8 +66,8 @@ class Answered:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            private_folder(self._path.parent)
+            handle = unlinked_private(str(self._path.with_suffix(".lock")), os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise FedemError(f"cannot remember answers in {self._path}: {error.strerror}") from None
         try:

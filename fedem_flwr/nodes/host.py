@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +83,7 @@ class NodeHost:
     _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
     _answered: dict[int, Answered] = field(default_factory=dict, repr=False)
+    _met: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -127,7 +128,7 @@ class NodeHost:
             np.asarray(split.validation[split.rows(users)]) if later else None,
             self.policy.smallest_sum,
             self.secret(node),
-            lambda kind, members: self.admits(node, kind, members),
+            partial(self.admits, node),
         )
 
     def data(self, node: int) -> TrainingItems:
@@ -155,23 +156,40 @@ class NodeHost:
         least = self.policy.smallest_sum
         return fixed_groups(self.interactions(node), least) if least > 1 else None
 
+    def items_met(self, node: int) -> np.ndarray:
+        """(k,) how many training items each of the node's users has met; counted once."""
+        if node not in self._met:
+            self._met[node] = np.asarray(self.history(node).counts())
+        return self._met[node]
+
+    def whole(self, node: int, kind: int, members: np.ndarray) -> np.ndarray:
+        """Those of some users, by position, whose fixed group is there as a whole; all, where the policy has no groups.
+
+        Args:
+            kind: items that a user must have met to add to the sum; whoever has fewer need not be there.
+        """
+        if not self.policy.fixed_groups:
+            return members
+        least, adds = self.policy.smallest_sum, self.items_met(node) >= kind
+        group, there = fixed_groups(self.interactions(node), least), np.zeros(len(adds), np.bool_)
+        there[members] = True
+        complete = (np.bincount(group, adds & ~there) == 0) & (np.bincount(group, adds) >= least)
+        return np.asarray(members[complete[group[members]]])
+
     def admits(self, node: int, kind: int, members: np.ndarray) -> bool:
-        """Whether a sum over some of the node's users, by position, goes up beside those that went before."""
+        """Whether a sum over some of the node's users goes up: enough, in whole groups, and no near twin went before.
+
+        Args:
+            kind: see `whole`; sums of different kinds are not compared. members: (k',) positions, each once.
+        """
         if self.policy.smallest_sum == 1:
             return True
-        if self.policy.fixed_groups and not self._are_whole(node, members):
+        if not self.policy.sends(members) or len(self.whole(node, kind, members)) < len(members):
             return False
         if node not in self._answered:
             users, path = self.users(node), self.secret_file(node).with_name(ANSWERED_FILE)
             self._answered[node] = Answered(path, int(users[0]), len(users), self.policy.smallest_sum)
         return self._answered[node].admits(kind, members)
-
-    def _are_whole(self, node: int, members: np.ndarray) -> bool:
-        """Whether users with data of a fixed group are all among these, or none."""
-        group, inside = self.whole_groups(node), np.zeros(len(self.users(node)), np.bool_)
-        inside[members] = True
-        left_out = group[~inside & (self.interactions(node) > 0)] if group is not None else np.empty(0)
-        return group is None or not np.isin(group[members], left_out).any()
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from curious import ITEMS, OPEN, USERS, Node, arrays, counts, metrics, refusal, settings, shard_in
+from curious import ITEMS, OPEN, USERS, Node, arrays, counts, metrics, refusal, settings
 
 from fedem_flwr.models.mf import initial_user
 from fedem_flwr.nodes.answered import ANSWERED_FILE
 from fedem_flwr.nodes.policy import NodePolicy
-from fedem_flwr.runtime.inprocess import task_identity
 
-pytestmark = [pytest.mark.attacks, pytest.mark.usefixtures("hurry", "server")]
+pytestmark = [pytest.mark.attacks, pytest.mark.usefixtures("hurry", "speaking")]
 EVERYBODY = list(range(USERS))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with task_identity():
-        yield
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shard_in(tmp_path_factory.mktemp("shard"))
 
 
 def history(node: Node, user: int) -> set[int]:

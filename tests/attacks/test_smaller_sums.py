@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from curious import OPEN, USERS, Node, arrays, metrics, refusal, settings, shard_in
+from curious import OPEN, USERS, Node, arrays, metrics, refusal, settings
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.nodes.policy import NodePolicy
-from fedem_flwr.runtime.inprocess import task_identity
 
-pytestmark = [pytest.mark.attacks, pytest.mark.usefixtures("server")]
+pytestmark = [pytest.mark.attacks, pytest.mark.usefixtures("speaking")]
 EVERYBODY = list(range(USERS))
 STOCK = {"name": "fedavg", "strategy": "flwr.FedAvg", "client": "table"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with task_identity():
-        yield
-
-
-@pytest.fixture(scope="module")
-def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return shard_in(tmp_path_factory.mktemp("shard"))
 
 
 def of_all(node: Node, run: int) -> Message:
@@ -64,3 +51,13 @@ def test_lots_that_the_server_sets_are_sums_like_others(shard: Path, tmp_path: P
     assert len(sizes) > 2 and np.diff(sizes[sizes > 0]).min() > 1
     fixed = NodePolicy.networked(4, fixed_groups=True)
     assert set(drawn(Node(shard, tmp_path / "fixed", fixed))) <= {0, USERS}
+
+
+def test_whoever_adds_nothing_need_not_be_there(shard: Path, tmp_path: Path) -> None:
+    """A sum over pairs of items is over its whole group without the user who has met one item."""
+    node = Node(shard, tmp_path, NodePolicy.networked(11, fixed_groups=True))  # one group
+    node.meet(settings("fedials"))
+    host = node.hosts._hosts[node.run]
+    host.items_met(0)[0] = 1
+    others = np.array(EVERYBODY[1:])
+    assert host.admits(0, 2, others) and not host.admits(0, 1, others)

@@ -74,7 +74,7 @@ class Cluster(GroupTask):
             drawn = keyed_uniform(seed, "elastic/seeds", codes) < asked.number("seeds")
             chosen = np.asarray(asked.who)[drawn.cpu().numpy()]
             # How many are drawn is the server's word: whom it leaves out is held against what went up before.
-            if len(chosen) < device.smallest_sum or not device.admits(self.least_items, chosen):
+            if not device.admits(self.least_items, chosen):
                 drawn = torch.zeros_like(drawn)
             users, group = users[drawn], keyed_integers(groups, seed, "elastic/groups", codes)[drawn]
         sums, members = centre_sums(users, self.merging.summed_under(group, device), groups)
