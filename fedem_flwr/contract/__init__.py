@@ -8,7 +8,7 @@ from fedem_flwr.contract.method import Method
 from fedem_flwr.contract.phases import Gathered, Phase, Task, Upload
 from fedem_flwr.contract.tuning import Tuning
 from fedem_flwr.engine.optimizer import Pull, Update, moments
-from fedem_flwr.engine.parts import Part, State
+from fedem_flwr.engine.parts import Part, State, weights_of
 
 __all__ = [
     "Asked",
@@ -26,4 +26,5 @@ __all__ = [
     "Upload",
     "indexed",
     "moments",
+    "weights_of",
 ]

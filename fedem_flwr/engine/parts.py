@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fedem_flwr.models.mlp import Mlp
 from fedem_flwr.randomness import keyed_normal
 
 Axis = Literal["user", "item", "model"]
@@ -88,6 +90,12 @@ class Part:
 
 
 Parts = Mapping[str, Part]
+
+
+def weights_of(network: Mlp, name: str, *, private: bool = False, up: Up = "none", mean: Mean = "samples") -> Part:
+    """All weights of a network, with initial values that are drawn under its name."""
+    start = partial(network.initial, name=name)
+    return Part("model", network.size, private=private, up=up, mean=mean, start=start)
 
 
 def initial_state(parts: Parts, k: int, items: int, seed: int, device: torch.device) -> State:

@@ -32,7 +32,7 @@ def reach(
     steps, total = local.epochs * (math.ceil(samples / local.batch_size) if local.batch_size else 1), 0.0
     for update in updates:
         if name in update.rates:
-            total += update.rates[name] * (_STEP if update.by == "adam" else math.inf)
+            total += update.rates[name] * (_STEP if update.kind(name) == "adam" else math.inf)
     return _ROUNDING * total * math.sqrt(width) * steps if total and steps else 0.0
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from fedem_flwr.aggregation.clusters import clusters_of, evenly
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Gathered, Method, Part, Phase, State
+from fedem_flwr.contract import Gathered, Method, Part, Phase, State, weights_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import scores
@@ -58,7 +58,7 @@ class FedFast(Method):
         return {
             "user": Part("user", dim, up="each", kept=True, std=std),
             "items": Part("item", dim, up="sum", mean="distance", std=std),
-            "output": Part("model", output.size, up="sum", mean="samples", start=lambda s: output.initial(s, "output")),
+            "output": weights_of(output, "output", up="sum"),
         }
 
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Method, Part, Pull, Update
+from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients, by_rows
 from fedem_flwr.errors import InputError
@@ -53,14 +53,12 @@ class FedNCF(Method):
 
     def parts(self) -> Mapping[str, Part]:
         """See the class."""
-        dim, std, network = self.config.model.dim, self.config.model.init_std, self.network
+        dim, std = self.config.model.dim, self.config.model.init_std
         rows = self.config.aggregate.weights == "rows"
         return {
             "user": Part("user", dim, private=True, std=std),
             "items": Part("item", dim, up="sum", mean="rows" if rows else "samples", std=std),
-            "network": Part(
-                "model", network.size, up="sum", mean="samples", start=lambda seed: network.initial(seed, "network")
-            ),
+            "network": weights_of(self.network, "network", up="sum"),
         }
 
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Method, Part, Pull, Update
+from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
 from fedem_flwr.models.mf import loss_and_residual, scores
@@ -52,7 +52,7 @@ class FedRAP(Method):
         """Two item parts."""
         dim, std, head = self.config.model.dim, self.config.model.init_std, Mlp((self.config.model.dim, 1))
         vector = Part("user", dim, private=True, std=std)
-        layer = Part("model", head.size, private=True, start=lambda seed: head.initial(seed, "head"))
+        layer = weights_of(head, "head", private=True)
         return {
             "user": layer if self.options.head else vector,
             "own": Part("item", dim, private=True, std=std),

@@ -20,7 +20,7 @@ from fedem_flwr.aggregation.combine import combine_tables
 from fedem_flwr.aggregation.similarity import cosines
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, Pull, State, Update
+from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, Pull, State, Update, weights_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.models.mf import initial_table
@@ -59,11 +59,11 @@ class GPFedRec(Method):
 
     def parts(self) -> Mapping[str, Part]:
         """r_u is a part of its own, that training only looks at."""
-        dim, std, network = self.config.model.dim, self.config.model.init_std, self.network
+        dim, std = self.config.model.dim, self.config.model.init_std
         items = Part("item", dim, up="each", kept=True, std=std)
         return {
             "user": Part("user", dim, private=True, std=std),
-            "network": Part("model", network.size, private=True, start=lambda s: network.initial(s, "network")),
+            "network": weights_of(self.network, "network", private=True),
             "items": items,
             "anchor": Part("item", dim, start=lambda seed: initial_table(self.items, dim, std, seed)),
         }

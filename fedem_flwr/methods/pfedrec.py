@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Method, Part, Update
+from fedem_flwr.contract import Method, Part, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
 from fedem_flwr.models.mf import loss_and_residual
@@ -42,7 +42,7 @@ class PFedRec(Method):
         """A client keeps both; the head never leaves it."""
         dim, head = self.config.model.dim, Mlp((self.config.model.dim, 1))
         items = Part("item", dim, up="sum", mean="users", kept=True, std=self.config.model.init_std)
-        return {"head": Part("model", head.size, private=True, start=lambda s: head.initial(s, "head")), "items": items}
+        return {"head": weights_of(head, "head", private=True), "items": items}
 
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:
         """See the class."""
