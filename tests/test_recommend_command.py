@@ -183,6 +183,7 @@ def test_one_unknown_user_of_many_is_left_out(
         b'\xef\xbb\xbf7;"Am\xc3\xa9lie, La"\n',
         gzip.compress(b'8,"Two\nlines"\r\n7,"Am\xc3\xa9lie, La"\r\n'),
     ],
+    ids=["commas", "bars", "double-colons", "tabs", "semicolons-bom", "gz"],
 )
 def test_names_files(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "names").write_bytes(data)
