@@ -82,8 +82,8 @@ class CohortStrategy(NodeRoster, Strategy):
         return self.expected(_ONE)
 
     @abstractmethod
-    def receive(self, arrays: Named, participants: np.ndarray) -> None:
-        """Take in one node's valid upload."""
+    def receive(self, arrays: Named, participants: np.ndarray, trained: int) -> None:
+        """Take in a node's valid upload: of `trained` of the participants at the most; of which ones, nobody says."""
 
     @abstractmethod
     def combine(self, round_: int) -> None:
@@ -213,14 +213,14 @@ class CohortStrategy(NodeRoster, Strategy):
         contributions = contributed = 0
         asked = sum(map(len, self._trains.values())) + self._missed
         needed = math.ceil(self.config.run.quorum * asked - 1e-9)
-        held: list[tuple[Named, np.ndarray]] = []  # until the quorum is there
+        held: list[tuple[Named, np.ndarray, int]] = []  # until the quorum is there
         for reply, metrics in self._valid(server_round, replies):
             node = reply.metadata.src_node_id
             arrays = arrays_of(reply)
             trains = self._trains[node]
-            problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node)
-            left = max(0, len(trains) - int(metrics.get("withheld", 0)))  # of whom something may be in the sum
-            if not problem and not left and any(array.any() for array in (arrays or {}).values()):
+            trained = max(0, len(trains) - int(metrics.get("withheld", 0)))
+            problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node, trained)
+            if not problem and not trained and any(array.any() for array in (arrays or {}).values()):
                 problem = "withholds its users' sum, and sends one"
             if arrays is None or problem:
                 self.fail(server_round, node, problem)
@@ -228,7 +228,7 @@ class CohortStrategy(NodeRoster, Strategy):
             add_sums(sums, metrics)
             contributions += 1
             if len(trains):
-                held.append((arrays, trains[:left]))
+                held.append((arrays, trains, trained))
                 contributed += len(trains)
             if contributed >= needed:
                 for upload in held:
@@ -276,9 +276,10 @@ class CohortStrategy(NodeRoster, Strategy):
         content = RecordDict({"arrays": pack_arrays(arrays), "config": settings})
         return Message(content, node, kind, group_id=str(settings["server-round"]))
 
-    def _fault(self, arrays: Named, node: int) -> str:
-        if len(self._trains[node]):
-            return self.problem(arrays, self._asked[node], self._trains[node])
+    def _fault(self, arrays: Named, node: int, trained: int) -> str:
+        if len(self._trains[node]):  # beside a sum that is held back goes nobody's own
+            asked = self._asked[node] if trained == len(self._trains[node]) else _NOBODY
+            return self.problem(arrays, asked, self._trains[node])
         return "holds an upload that nobody asked for" if any(array.size for array in arrays.values()) else ""
 
     def problem(self, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:

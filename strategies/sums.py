@@ -23,10 +23,10 @@ class SumsStrategy(MethodStrategy):
         """See the base."""
         self._adder = Adder(self.phase.task.added())
 
-    def receive(self, arrays: Named, participants: np.ndarray) -> None:
+    def receive(self, arrays: Named, participants: np.ndarray, trained: int) -> None:
         """Add a cohort's sums to the round's."""
         self._adder.add(self.phase.task.opened(arrays))
-        self._trained += len(participants)
+        self._trained += trained
 
     def gathered(self) -> Gathered:
         """The sums."""

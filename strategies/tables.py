@@ -70,11 +70,14 @@ class TablesStrategy(SumsStrategy):
         fault = super().problem(arrays, uploaders, participants)
         return fault or ("" if np.array_equal(arrays["users"], uploaders) else "holds tables of other users")
 
-    def receive(self, arrays: Named, participants: np.ndarray) -> None:
-        """Keep the uploads for `combine`; who trained has used up what was waiting."""
-        super().receive(arrays, participants)
+    def receive(self, arrays: Named, participants: np.ndarray, trained: int) -> None:
+        """Keep the uploads for `combine`; who trained has used up what was waiting.
+
+        A node that holds back a sum beside users' own values has trained nobody: see `clients.method`.
+        """
+        super().receive(arrays, participants, trained)
         self._uploads.append((arrays["users"], arrays))
-        self._served.append(participants)
+        self._served.append(participants if trained == len(participants) else _NOBODY)
 
     def gathered(self) -> Gathered:
         """The uploads, stacked."""

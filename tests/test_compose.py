@@ -16,6 +16,9 @@ import typer
 from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 
 from fedem_flwr.cli import app
+from fedem_flwr.network import superlink
+from fedem_flwr.network.commands import Trusted, superlink_command
+from fedem_flwr.network.link import Address
 from tests.compose_world import (
     BASE,
     INSECURE,
@@ -177,7 +180,9 @@ def test_only_the_overlay_goes_without_encryption() -> None:
 @overlaid
 def test_superlink_takes_its_command(overlays: tuple[str, ...]) -> None:
     service = services(*overlays)["superlink"]
-    assert service["entrypoint"] == ["python", "-m", "fedem_flwr.network.superlink"]
+    ours = superlink_command(Address("127.0.0.1:8000"), Trusted(None), Path("secret"), None)
+    assert service["entrypoint"] == ["python", *ours[1:3]], "the one with limits; see attacks/test_flooded_superlink.py"
+    assert ours[1:3] == ["-m", superlink.__name__] and callable(superlink.main)
     told = _parse_args_run_superlink().parse_args(service["command"])
     assert told.isolation == "process" and told.port == 8000 and told.database.startswith("/state/")
     assert told.superexec_auth_secret_file == "/own/superexec.secret"

@@ -12,7 +12,7 @@ import torch
 from conformance.methods import Subject
 from conformance.runs import Runs
 from torch import Tensor
-from worlds import carry_out
+from worlds import carry_out, carry_out_watched
 
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Field, Gathered, Method, State, Task, Upload
@@ -158,3 +158,27 @@ def test_nothing_is_made_of_nothing() -> None:
     before = strategy.kept
     strategy.combine(1)
     assert strategy.kept is before and strategy.failures == [] and strategy.done == 1
+
+
+def test_what_waits_for_users_who_did_not_train_waits_on() -> None:
+    """Of how many a sum is held back, a server knows; of which ones, it does not."""
+    config = Subject("fedem").config()
+    none = {"users": np.empty(0, np.int64), "items": np.empty((0, 50, config.model.dim), np.float32)}
+    for trained, expected in ((2, [2]), (1, [0, 1, 2]), (0, [0, 1, 2])):
+        strategy: Any = TablesStrategy(config, 50)
+        strategy.samples = np.full(21, 5)
+        waiting = {"receivers": torch.arange(3), "items": torch.randn(3, 50, config.model.dim)}
+        strategy.kept = {**strategy.kept, **waiting}
+        strategy.receive(none, np.array([0, 1]), trained)
+        assert strategy.gathered().trained == trained
+        strategy.combine(1)
+        assert strategy.kept["receivers"].tolist() == expected and strategy.failures == []
+        torch.testing.assert_close(strategy.kept["items"], waiting["items"][expected])
+
+
+def test_where_a_sum_is_held_back_nobodys_own_values_are_missed(runs: Runs) -> None:
+    """Nodes of seven, of which few train: some hold all of it back, and the run goes on without failures."""
+    config = Subject("fedfast").config(run={"users_per_node": 7, "participants": 0.6, "rounds": 3})
+    done, _ = carry_out_watched(runs.path(), config, policy=NodePolicy(5, True))
+    held = [line.get("withheld", 0) for line in done.lines]
+    assert done.outcome.failures == [] and 0 < min(held) < 12

@@ -39,8 +39,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--method", "fedem"], "method 'fedem' uploads single users' tables, which networked nodes refuse"),
-        (["--method", "fedmf", "--against", "fedsim"], "method 'fedsim' uploads single users' tables"),
+        (["--method", "fedem"], "method 'fedem' uploads single users' own values, which networked nodes refuse"),
+        (["--method", "fedmf", "--against", "fedsim"], "method 'fedsim' uploads single users' own values"),
+        (["--method", "fedfast"], "method 'fedfast' uploads single users' own values"),
+        (["--method", "fedmf", "--set", "local.negatives=0"], "local.negatives = 0 makes the rows that"),
         (["--method", "fedials", "--users-per-node", "1"], "run.users_per_node = 1 makes every upload a single user's"),
     ],
 )
@@ -64,7 +66,12 @@ def test_what_is_allowed_or_decided_elsewhere_is_started() -> None:
         check_privacy(config_of(method, **network, network={"superlink": "there:8000"}))
         with pytest.raises(InputError, match=method):
             check_privacy(config_of(method, **network))
-    check_privacy(config_of("fedials", run={"runtime": "network", "users_per_node": 1}, **ALLOW))
+    for one in ({"run": {"runtime": "network", "users_per_node": 1}}, {**network, "local": {"negatives": 0}}):
+        check_privacy(config_of("fedmf", **one, **ALLOW))
+        check_privacy(config_of("fedmf", **one, network={"superlink": "there:8000"}))
+        with pytest.raises(InputError, match=r"privacy\.individual_uploads=true"):
+            check_privacy(config_of("fedmf", **one))
+    check_privacy(config_of("fedmf", **network, local={"negatives": 1}))
 
 
 @pytest.mark.parametrize("method", ["fedials", "fedials-elastic", "fedmf", "fedmf-elastic"])

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from fedem_flwr.files import unlinked_private
+from fedem_flwr.errors import FedemError
+from fedem_flwr.files import private_folder, unlinked_private
 
 CHALLENGE: Final = 32  # digits
 _RUNS: Final = 1000  # after which all is made anew: no older message is taken then, either
@@ -50,8 +51,12 @@ class Heard:
         if self._path is None:
             yield self._told
             return
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(unlinked_private(str(self._path), os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8") as file:
+        try:
+            private_folder(self._path.parent)
+            handle = unlinked_private(str(self._path), os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise FedemError(f"cannot remember messages in {self._path}: {error.strerror}") from None
+        with os.fdopen(handle, "r+", encoding="utf-8", errors="replace") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # a SuperNode may start several processes
             found = file.read()
             told = _read(found)

@@ -11,10 +11,10 @@ server's key. A run that is resumed is introduced anew: what the node stored aft
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,8 @@ from fedem_flwr.protocol.split import Split
 
 RUNS = "runs"
 _RUN_FILE, _CONFIG_FILE, _NODES = "run.json", "config.toml", "nodes"
+
+log = logging.getLogger("fedem.node")
 
 
 @dataclass
@@ -173,9 +175,15 @@ class ShardHosts:
         if self._largest is None:
             users, items, runs = len(self.shard.codes), self.shard.items, self.state_dir / RUNS
             self._largest = self.ceilings.message_bytes(None, users, items)
-            for folder in runs.iterdir() if runs.is_dir() else ():
-                with suppress(Exception):  # one that cannot be read, or whose method is gone, is introduced anew
-                    self._largest = max(self._largest, self.ceilings.message_bytes(self._read(folder), users, items))
+            for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
+                if self._known(folder) is None:
+                    continue  # it was never introduced, or is introduced anew
+                try:
+                    needed = self.ceilings.message_bytes(self._read(folder), users, items)
+                except Exception as error:  # of a method from elsewhere, any; no message would come in
+                    log.warning("%s does not count for the size of messages: %s", folder, error)
+                    continue
+                self._largest = max(self._largest, needed)
         return self._largest
 
     def _acceptable(self, told: Introduction) -> Config:

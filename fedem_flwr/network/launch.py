@@ -197,7 +197,7 @@ def check_privacy(config: Config) -> None:
     if config.network.superlink or config.privacy.individual_uploads:
         return
     if uploads_single_users(config):
-        reason = f"method '{config.method.name}' uploads single users' tables"
+        reason = f"method '{config.method.name}' uploads single users' own values"
     elif config.run.users_per_node == 1:
         reason = "run.users_per_node = 1 makes every upload a single user's"
     elif config.local.negatives < 1:

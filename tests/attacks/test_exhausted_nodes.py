@@ -18,11 +18,13 @@ from introduced import NOBODY, greet, message_with
 from worlds import config_of
 
 from fedem_flwr.cli import deployments, main
+from fedem_flwr.contract.finding import method_of
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.network import node
 from fedem_flwr.network.commands import Trusted, node_command
 from fedem_flwr.network.condense import PIECE, condense, expand
+from fedem_flwr.network.host import ShardHosts
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.node import NodeOptions
 from fedem_flwr.nodes import ceilings, machine
@@ -182,3 +184,28 @@ def test_a_node_takes_messages_as_large_as_its_run_needs(
     honest.content["arrays"] = pack_arrays({"x": np.zeros((4000, 1000), np.float32)})
     came = expand(condense(honest), node_of(world, tmp_path).largest_message())
     assert came.content.array_records["arrays"]["x"].numpy().nbytes == 16_000_000
+
+
+def test_a_run_that_cannot_be_read_takes_no_other_runs_messages_away(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It does not count, which is said; what is no fault of a run is not hidden."""
+    monkeypatch.setattr(ceilings, "_MESSAGE", 1000)
+    runs = tmp_path / "runs"
+    hosts = node_of(world, tmp_path)
+    greet(hosts, replace(told_of(world[1]), key="a" * 32))
+    needed = hosts.largest_message()
+    for key, method in (("b", "fedmf"), ("c", "fedials"), ("d", "fedmf")):
+        greet(hosts, replace(told_of(world[1], method), key=key * 32))
+    (runs / ("b" * 32) / "config.toml").write_text("[[")
+    failing = method_of(config_of("fedials"), 9)
+    monkeypatch.setattr(type(failing), "parts", lambda self: {}["gone"])  # as a method from elsewhere may
+    (runs / ("d" * 32) / "run.json").write_text("{")  # it is introduced anew before anything of it comes
+    (runs / "lost+found").mkdir()
+    caplog.clear()
+    assert node_of(world, tmp_path).largest_message() == needed > 1000
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition("/runs/")[2][:2] for line in said] == ["bb", "cc"]
+    assert all("does not count for the size of messages" in line for line in said) and "is damaged" in said[0]
+    with pytest.raises(InputError):
+        ShardHosts(tmp_path / "no shard", tmp_path).largest_message()

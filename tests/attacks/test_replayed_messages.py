@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from introduced import KEY, RUN, introduction, make_shards
 from signed import crossed, new_keys
 
 from fedem_flwr.client_app import app
+from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
+from fedem_flwr.network import supernode
 from fedem_flwr.network.condense import PIECE, condense, expand
 from fedem_flwr.network.heard import _RUNS, Heard
 from fedem_flwr.network.introduction import GREETING
@@ -230,3 +233,34 @@ def test_a_memory_holds_so_many_runs_and_forgets_no_message(tmp_path: Path) -> N
     before = memory.challenge(1)
     assert all(memory.take(run, 1) for run in range(_RUNS)) and memory.challenge(1) == before
     assert memory.take(_RUNS, 1) and memory.challenge(1) != before
+
+
+def test_a_memory_is_no_way_to_other_files(certs: Path, tmp_path: Path) -> None:
+    """Whoever can put a link, or a pipe, in its place has nothing overwritten by it, read as it, or waited for."""
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "victim")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    for name, words in (("link", "symbolic link"), ("dangling", "symbolic link"), ("pipe", "no ordinary file")):
+        for call in (lambda heard: heard.challenge(1), lambda heard: heard.take(1, 1)):
+            with pytest.raises(FedemError, match=f"cannot remember messages in .*{name}.*{words}"):
+                call(Heard(tmp_path / name))
+    assert (tmp_path / "victim").read_text() == "precious" and not (tmp_path / "nowhere").exists()
+    (tmp_path / "bytes").write_bytes(b"\xff\x00")
+    assert Heard(tmp_path / "bytes").take(1, 1) and not Heard(tmp_path / "bytes").take(1, 1)
+
+
+def test_a_supernodes_state_is_closed_or_refused(certs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory lies there: whoever writes to it has old messages taken again."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    state.chmod(0o777)
+    told = {"state": str(state), "node-key": str(certs / "nodes" / "node-0.key")}
+    context = Context(RUN, NODE, told, RecordDict(), {})
+    supernode._seals(context)
+    assert state.stat().st_mode & 0o777 == 0o700
+    somebody = os.geteuid() + 1
+    monkeypatch.setattr("fedem_flwr.files.os.geteuid", lambda: somebody)  # then it is another's
+    monkeypatch.setattr(supernode, "load_node_key", lambda path: new_keys()[0])
+    with pytest.raises(InputError, match=r"the state folder .* belongs to another user"):
+        supernode._seals(context)

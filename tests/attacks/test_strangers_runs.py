@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,28 @@ def test_nodes_that_were_shut_out_are_named_and_come_back_with_new_keys(
     run.close()
 
 
+def test_a_look_for_nodes_that_were_shut_out_ends_no_run(
+    superlink: SuperLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A proxy that lets the server start runs and list no nodes, say."""
+    certs = tmp_path / "certs"
+    make_certificates(certs, 2)
+    roster = Roster.load(certs / "roster.json")
+    register_nodes(superlink.control(), roster.entries())
+    first, run = superlink.node(NodeTrust.load(certs, "node-0").keys), superlink.server()
+    run.open()
+    grid = NetworkGrid(run, 9.0, roster)
+    with monkeypatch.context() as closed:
+        closed.setattr("flwr.superlink.dependencies.account.AccountAccessDependency.__call__", _refuse)
+        assert list(grid.sessions()) == [first.node_id]
+    assert "cannot look who is shut out: the SuperLink at" in caplog.text
+    monkeypatch.setattr(run.control, "ListNodes", _other_authority)
+    with pytest.raises(InputError, match="not signed"):
+        NetworkGrid(run, 9.0, roster).sessions()
+    first.close()
+    run.close()
+
+
 def test_nodes_say_where_strangers_can_start_runs(
     superlink: SuperLink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -139,6 +163,39 @@ def test_nodes_say_where_strangers_can_start_runs(
     assert "anybody here may start and stop runs" in caplog.text
     with pytest.raises(Unreachable):
         is_open(Address("127.0.0.1:9"))
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Somebody at the SuperLink's address, who has one answer to everything."""
+
+    status = 200
+
+    def do_POST(self) -> None:
+        self.send_response(self.status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing."""
+
+
+def test_that_the_control_api_is_closed_is_believed_of_clear_answers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperLink that fails, or is flooded for the purpose, has not said that strangers cannot start runs."""
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        address = Address(f"127.0.0.1:{server.server_port}")
+        for status in (401, 403, 404):
+            monkeypatch.setattr(Answering, "status", status)
+            assert not is_open(address), status
+        for status in (302, 405, 413, 429, 500, 502, 503):
+            monkeypatch.setattr(Answering, "status", status)
+            with pytest.raises(Unreachable):
+                is_open(address)
+            with pytest.raises(FedemError, match="cannot look whether strangers"):
+                supernode._require_closed_control(told(superlink=address.place))
+        monkeypatch.setattr(Answering, "status", 200)
+        assert is_open(address)
+        server.shutdown()
 
 
 def told(**config: Any) -> Context:
@@ -166,3 +223,7 @@ def _refuse(self: Any, request: Any) -> None:
     from fastapi import HTTPException
 
     raise HTTPException(status_code=403)
+
+
+def _other_authority(request: Any) -> None:
+    raise InputError("the certificate is not signed by the given CA")
