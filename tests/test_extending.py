@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fedem_flwr.cli import main
 from fedem_flwr.config import resolve
 from fedem_flwr.config.registry import find, names
 from fedem_flwr.errors import InputError
@@ -81,13 +85,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def carry_out(site: Path, out: Path, command: str, *more: str) -> subprocess.CompletedProcess[str]:
-    """Run a `fedem` command of the page on a tiny world, in a process of its own."""
+@pytest.fixture
+def here(site: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process, in which the page's modules and packages are installed; what it imports of them goes again."""
+    monkeypatch.chdir(site)
+    monkeypatch.syspath_prepend(site)
+    for block in blocks():
+        if block.name.endswith(".py"):
+            monkeypatch.delitem(sys.modules, block.name.removesuffix(".py"), raising=False)
+    return site
+
+
+def arguments_of(command: str, out: Path, more: Sequence[str]) -> list[str]:
+    """Of `fedem`, for a command of the page on a tiny world."""
     program, *arguments = shlex.split(command)
     assert program == "fedem"
+    return [*arguments, *shlex.split(TINY), *more, "--out", str(out)]
+
+
+def in_a_process(site: Path, out: Path, command: str, *more: str) -> tuple[int, str]:
+    """Exit code of a process of its own, and what it says of errors."""
     path = os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-m", "fedem_flwr.cli", *arguments, *shlex.split(TINY), *more, "--out", str(out)],
+    done = subprocess.run(
+        [sys.executable, "-m", "fedem_flwr.cli", *arguments_of(command, out, more)],
         cwd=site,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         check=False,
@@ -95,13 +115,24 @@ def carry_out(site: Path, out: Path, command: str, *more: str) -> subprocess.Com
         text=True,
         timeout=200,
     )
+    return done.returncode, done.stderr
 
 
-def finished(site: Path, out: Path, command: str, *more: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def carry_out(out: Path, command: str, *more: str) -> tuple[int, str]:
+    """The same in this process, where everything is imported already."""
+    with redirect_stderr(io.StringIO()) as said, pytest.raises(SystemExit) as stopped:
+        main(arguments_of(command, out, more))
+    return int(stopped.value.code or 0), said.getvalue()
+
+
+def finished(out: Path, command: str, *more: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Summary and the server's last checkpoint of a run that must succeed."""
-    done = carry_out(site, out, command, *more)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert carry_out(out, command, *more) == (0, "")
+    return results(out)
+
+
+def results(out: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The same of one that has."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["rounds"] == ROUNDS and summary["users"] == 24 and summary["failures"] == 0
     (checkpoint,) = (out / "checkpoint" / "server").glob("*.safetensors")
@@ -149,20 +180,22 @@ def test_entry_points_are_found(site: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_a_method_of_another_package(site: Path, tmp_path: Path) -> None:
+def test_a_method_of_another_package(here: Path, tmp_path: Path) -> None:
     """Its options are typed, both sides get them, and it stands beside another method."""
     alone, beside, changed = commands()[:3]
-    summary, state = finished(site, tmp_path / "alone", alone)
+    assert in_a_process(here, tmp_path / "alone", alone) == (0, "")
+    summary, state = results(tmp_path / "alone")
     assert summary["method"] == "biased-fedmf"
     assert configured(tmp_path / "alone")["options"] == {"lr_bias": 0.05}
     assert state["items"].shape == (40, 16) and np.abs(state["bias"]).max() > 0.01
-    _, other = finished(site, tmp_path / "changed", changed)
+    _, other = finished(tmp_path / "changed", changed)
     assert configured(tmp_path / "changed")["options"] == {"lr_bias": 0.2}
     assert other["items"].shape == (40, 8) and np.abs(other["bias"]).max() > np.abs(state["bias"]).max()
-    finished(site, tmp_path / "beside", beside)
+    finished(tmp_path / "beside", beside)
     assert (tmp_path / "beside" / "against" / "biased-fedmf" / "summary.json").exists()
 
 
+@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
@@ -170,58 +203,57 @@ def test_a_method_of_another_package(site: Path, tmp_path: Path) -> None:
         ("method.options.lr_bias=-1", "method.options.lr_bias = -1: input should be greater than 0"),
     ],
 )
-def test_options_that_it_does_not_have_give_one_line(site: Path, tmp_path: Path, setting: str, says: str) -> None:
-    done = carry_out(site, tmp_path / "run", commands()[0], "--set", setting)
-    assert done.returncode == 2
-    assert says in done.stderr and done.stderr.count("\n") == 1
+def test_options_that_it_does_not_have_give_one_line(tmp_path: Path, setting: str, says: str) -> None:
+    code, error = carry_out(tmp_path / "run", commands()[0], "--set", setting)
+    assert code == 2 and says in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_a_stage_before_the_sum(site: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_stage_before_the_sum(tmp_path: Path) -> None:
     command = next(line for line in commands() if "clipped.toml" in line)
-    summary, state = finished(site, tmp_path / "clipped", command)
+    summary, state = finished(tmp_path / "clipped", command)
     assert summary["method"] == "clipped-fedmf"
     moved = np.linalg.norm(state["items"] - start_of(tmp_path / "clipped", len(state["items"])), axis=1)
     radius = configured(tmp_path / "clipped")["options"]["radius"]
     assert 0 < moved.max() <= radius * ROUNDS * (1 + 1e-4)
-    _, still = finished(site, tmp_path / "still", command, "--set", "method.options.radius=0.0")
+    _, still = finished(tmp_path / "still", command, "--set", "method.options.radius=0.0")
     np.testing.assert_allclose(still["items"], start_of(tmp_path / "still", len(still["items"])), rtol=0, atol=1e-6)
-    _, one = finished(site, tmp_path / "one-node", command, "--set", "run.users_per_node=0")
+    _, one = finished(tmp_path / "one-node", command, "--set", "run.users_per_node=0")
     np.testing.assert_allclose(one["items"], state["items"], rtol=0, atol=1e-5)  # it holds for users, not for nodes
 
 
-@pytest.mark.slow
-def test_an_upload_of_its_own(site: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_an_upload_of_its_own(tmp_path: Path) -> None:
     command = next(line for line in commands() if "least_squares" in line)
-    summary, state = finished(site, tmp_path / "three-nodes", command)
+    summary, state = finished(tmp_path / "three-nodes", command)
     assert summary["method"] == "least-squares" and summary["nodes"] == 3
     assert not (tmp_path / "three-nodes" / "checkpoint" / "nodes").exists()  # clients keep nothing
     lines = [json.loads(line) for line in (tmp_path / "three-nodes" / "metrics.jsonl").read_text().splitlines()]
     assert lines[1]["train_loss"] < lines[0]["train_loss"]
-    _, alone = finished(site, tmp_path / "one-node", command, "--set", "run.users_per_node=0")
+    _, alone = finished(tmp_path / "one-node", command, "--set", "run.users_per_node=0")
     np.testing.assert_allclose(alone["table"], state["table"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_stock_strategies(site: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_stock_strategies(tmp_path: Path) -> None:
     median_run, trimmed_run, average_run = (line for line in commands() if "median" in line or "trimmed" in line)
-    _, median = finished(site, tmp_path / "median", median_run)
+    _, median = finished(tmp_path / "median", median_run)
     assert configured(tmp_path / "median")["strategy"] == "flwr.FedMedian"
     # With three nodes, trimming 0.4 at either side leaves the middle one: that is the median.
-    summary, trimmed = finished(site, tmp_path / "trimmed", trimmed_run, "--set", "method.options.beta=0.4")
+    summary, trimmed = finished(tmp_path / "trimmed", trimmed_run, "--set", "method.options.beta=0.4")
     assert summary["nodes"] == 3 and configured(tmp_path / "trimmed")["strategy"] == "flwr.FedTrimmedAvg"
     np.testing.assert_allclose(trimmed["item_table"], median["item_table"], rtol=0, atol=1e-5)
-    summary, average = finished(site, tmp_path / "average", average_run)
+    summary, average = finished(tmp_path / "average", average_run)
     assert summary["method"] == "fedavg" and configured(tmp_path / "average")["strategy"] == "flwr.FedAvg"
     assert np.abs(average["item_table"] - median["item_table"]).max() > 1e-3
 
 
-@pytest.mark.slow
-def test_a_flower_strategy_and_client_of_ones_own(site: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_flower_strategy_and_client_of_ones_own(tmp_path: Path) -> None:
     command = next(line for line in commands() if "cautious" in line)
-    _, state = finished(site, tmp_path / "half", command)
-    _, still = finished(site, tmp_path / "still", command, "--set", "method.options.way=0.0")
+    _, state = finished(tmp_path / "half", command)
+    _, still = finished(tmp_path / "still", command, "--set", "method.options.way=0.0")
     start = start_of(tmp_path / "still", 40)
     np.testing.assert_allclose(still["item_table"], start, rtol=0, atol=1e-6)
     assert np.abs(state["item_table"] - start).max() > 0.01

@@ -91,14 +91,20 @@ def comparable(path: Path) -> dict[str, Any]:
     return {"metrics": summary["metrics"], "rounds": summary["rounds"], "failures": summary["failures"]}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_leaves_nothing_and_goes_on(number: int, tmp_path: Path) -> None:
-    """Ctrl-C says so in one line; after SIGKILL the kernel tells the children."""
-    whole = tmp_path / "whole"
-    process = started(whole)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What nobody interrupts."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "whole"
+    process = started(out)
     _, error = process.communicate(timeout=TOGETHER)
     assert process.returncode == 0, error
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_leaves_nothing_and_goes_on(number: int, whole: Path, tmp_path: Path) -> None:
+    """Ctrl-C says so in one line; after SIGKILL the kernel tells the children."""
     cut = tmp_path / "cut"
     process = started(cut)
     wait_for(lambda: rounds_of(cut) >= 3 or process.poll() is not None)

@@ -85,6 +85,20 @@ def test_a_terminal_gets_text_and_nothing_else(text: str) -> None:
     assert not unsafe(coloured + plain.getvalue() + str(InputError(text)), kept="\n\t")
 
 
+def test_a_terminal_keeps_all_of_a_text_and_rich_its_own_signs() -> None:
+    """Escapes have room in tables, names of emoji stay, and what rich itself says to a terminal is obeyed."""
+    file = io.StringIO()
+    screen = console(file=file, force_terminal=True, width=60, legacy_windows=False)
+    table = Table()
+    table.add_row("\x1b[2J" * 4)
+    screen.print(table)
+    screen.print(":bomb: [red] 12")
+    assert r"\x1b[2J" * 4 in file.getvalue() and ":bomb: [red] 12" in file.getvalue()
+    screen.show_cursor(False)
+    assert file.getvalue().endswith("\x1b[?25l")
+    assert one_line("a\n" + "b" * 8, 10) == "a " + "b" * 8 and one_line("b" * 11, 10) == "b" * 7 + "..."
+
+
 @given(ANY, ANY)
 def test_no_line_of_a_log_begins_as_others_please(text: str, more: str) -> None:
     line = SafeFormatter("12:00 node-0 E %(message)s").format(
