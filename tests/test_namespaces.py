@@ -28,6 +28,7 @@ SUBNET = "10.89.47"  # exists inside the namespaces only
 HOSTS = Path("/etc/netns")  # `ip netns exec` shows a namespace the files below here as its /etc
 READY, RUN, STOP = 90.0, 150.0, 30.0  # seconds
 ROUNDS = 8
+VARIABLES = {"FEDEM_DATASET": "/data/tiny.csv", "FEDEM_RUN_OPTIONS": f"--rounds {ROUNDS} --quiet"}
 # `ip netns exec` gives its command mounts of its own, so nobody else sees these.
 SEAL = 'while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done; shift; mount -o remount,bind,ro /; exec "$@"'
 
@@ -155,23 +156,30 @@ def finished_rounds(run: Path) -> int:
     return -1
 
 
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the service `setup` hands out; no overlay changes it."""
+    world = tmp_path_factory.mktemp("setup")
+    setup = process(project(**VARIABLES), "setup", world)
+    tiny_data(setup.mounts["/data"] / "tiny.csv")
+    made = subprocess.run(setup.argv, env=setup.environment, capture_output=True, text=True, timeout=READY, check=False)
+    assert made.returncode == 0, made.stderr
+    return world / "volumes"
+
+
 @pytest.mark.network
 @pytest.mark.slow
 @pytest.mark.parametrize("overlays", [(), (INSECURE,)], ids=["secure", "insecure"])
-def test_the_commands_of_compose_train_over_a_network(overlays: tuple[str, ...], tmp_path: Path) -> None:
-    variables = {"FEDEM_DATASET": "/data/tiny.csv", "FEDEM_RUN_OPTIONS": f"--rounds {ROUNDS} --quiet"}
+def test_the_commands_of_compose_train_over_a_network(overlays: tuple[str, ...], volumes: Path, tmp_path: Path) -> None:
+    variables = dict(VARIABLES)
     if overlays:  # one of the two: uploads of single users
         variables |= {"FEDEM_METHOD": "fedem", "FEDEM_NODE_OPTIONS": "--allow-individual-uploads"}
     compose = project(*overlays, **variables)
-    told = {name: process(compose, name, tmp_path) for name in ("setup", *SERVICES)}
-    tiny_data(told["setup"].mounts["/data"] / "tiny.csv")
+    assert compose["services"]["setup"] == project(**VARIABLES)["services"]["setup"]
+    shutil.copytree(volumes, tmp_path / "volumes")
+    told = {name: process(compose, name, tmp_path) for name in SERVICES}
     run = told["server"].mounts["/runs"] / compose["services"]["server"]["environment"]["FEDEM_RUN"]
     with lan(tmp_path) as net:
-        setup = told["setup"]
-        made = subprocess.run(
-            setup.argv, env=setup.environment, capture_output=True, text=True, timeout=READY, check=False
-        )
-        assert made.returncode == 0, made.stderr
         net.start("superlink", told["superlink"])
         net.await_healthy("superlink", told["superlink"])
         if PROXY:
