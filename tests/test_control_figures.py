@@ -34,14 +34,19 @@ def test_figures_on_ml_100k_strict(data_dir: Path) -> None:
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_figures_on_ml_1m_strict(data_dir: Path) -> None:
+def test_figures_on_ml_1m_strict(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the settings that the whole grid chose, on 2026-11-28: it took three times as long."""
+    monkeypatch.setattr(module, "RIDGES", (150.0, 1000.0, 3000.0))
+    monkeypatch.setattr(module, "HALF_LIVES", (float("inf"), 5.0, 3.0))
     split = make_split(load_dataset("ml-1m", data_dir), "strict", seed=0)
     found = module.ease_controls(split)
-    for name, full, sampled in (
-        ("ease", (0.095, 0.046), (0.701, 0.430)),
-        ("ease_recent", (0.187, 0.100), (0.739, 0.511)),
+    for name, full, sampled, settings in (
+        ("ease", (0.095, 0.046), (0.701, 0.430), [(150, None), (1000, None)]),
+        ("ease_recent", (0.187, 0.100), (0.739, 0.511), [(1000, 3), (3000, 5)]),
     ):
         result, _ = found[name]
+        chosen = [(one["lambda"], one.get("half_life")) for one in map(result["settings"].get, ("full", "sampled99"))]
+        assert chosen == settings, name
         assert (result["full"]["hr@10"], result["full"]["ndcg@10"]) == pytest.approx(full, abs=0.003), name
         assert (result["sampled99"]["hr@10"], result["sampled99"]["ndcg@10"]) == pytest.approx(sampled, abs=0.01), name
 
