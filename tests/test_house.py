@@ -22,6 +22,7 @@ ROOMS = [
         "errors",
         "randomness",
         "files",
+        "locking",
         "pulse",
         "data",
         "protocol",

@@ -42,6 +42,27 @@ def default_run_path(
     return root / "-".join([*words, (now or datetime.now()).strftime("%Y%m%d-%H%M%S")])
 
 
+def new_run_path(dataset: str, method: str, protocol: str, *, root: Path = Path("runs")) -> Path:
+    """Make the folder of that name, or, where another start of the same second has it, with a number behind it.
+
+    Raises:
+        InputError: no folder can be made there.
+    """
+    path = wanted = default_run_path(dataset, method, protocol, root=root)
+    number = 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = wanted.with_name(f"{wanted.name}-{number}")
+        except OSError as error:
+            raise InputError(
+                f"cannot write the run directory {path}: {error.strerror}; give another with --out"
+            ) from error
+
+
 def number_at(record: object, *keys: str) -> float | None:
     """Return the finite number under nested ``keys``, or None where there is no such number."""
     for key in keys:
