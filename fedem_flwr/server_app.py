@@ -28,7 +28,8 @@ from fedem_flwr.locking import lock_run
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER
 from fedem_flwr.report.progress import RoundProgress
-from fedem_flwr.report.run_directory import RunDirectory, new_run_path
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_path import new_run_path
 from fedem_flwr.report.tables import result_table
 from fedem_flwr.runtime.consent import write_config
 from fedem_flwr.runtime.flower import FlowerGrid, is_simulated

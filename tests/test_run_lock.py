@@ -26,7 +26,8 @@ from fedem_flwr.locking import RUN_LOCK, Lock, lock_run, run_of_parent
 from fedem_flwr.network.key_folder import make_certificates
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.server import ServerOptions, serve
-from fedem_flwr.report.run_directory import RunDirectory, new_run_path
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_path import new_run_path
 from fedem_flwr.server_app import _prepared
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -33,7 +33,8 @@ from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress, task_progress
-from fedem_flwr.report.run_directory import RunDirectory, new_run_path
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_path import new_run_path
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
