@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 
-from clients.base import METRICS_WITHHELD, Arrays, HostClient, Scalar
 from fedem_flwr.contract import Asked, Device, Phase
 from fedem_flwr.contract.adding import contributed, nothing
 from fedem_flwr.engine.history import IntArray
@@ -21,6 +20,8 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
 from fedem_flwr.evaluation.scorers import Component
 from fedem_flwr.nodes.host import NodeHost
+
+from .base import METRICS_WITHHELD, Arrays, HostClient, Scalar
 
 
 class MethodClient(HostClient):

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clients.base import Arrays, HostClient, Scalar
 from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.contract.phases import Task
 from fedem_flwr.engine.cohort import Cohort
@@ -18,6 +17,8 @@ from fedem_flwr.engine.downloads import Download
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
 from fedem_flwr.evaluation.scorers import CohortScorer
+
+from .base import Arrays, HostClient, Scalar
 
 
 class TableClient(HostClient):

@@ -19,6 +19,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from fedem_flwr.rooms import find_rooms
 from fedem_flwr.version import __version__
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fedem_flwr.api import resume as resume
     from fedem_flwr.api import run as run
     from fedem_flwr.serving.recommender import Recommender as Recommender
+
+find_rooms()
 
 __all__ = ["Recommender", "Result", "__version__", "load", "resume", "run"]
 

@@ -94,10 +94,10 @@ def run(
     place = None if out is None else Path(out).expanduser()
     shown = {**given, "method": method, "out": place, "against": rivals or None, **settings}
     command = _call(shown, framed=frame is not None)
-    runs = flow.prepare(asked, place, overwrite=overwrite, source=source, command=command, console=console)
-    if console is not None:
-        console.print(opening(runs.main), soft_wrap=True)
-    flow.carry_out(runs, console=console)
+    with flow.prepare(asked, place, overwrite=overwrite, source=source, command=command, console=console) as runs:
+        if console is not None:
+            console.print(opening(runs.main), soft_wrap=True)
+        flow.carry_out(runs, console=console)
     return load(runs.main.directory.path, trust=True)  # it was named just now
 
 
@@ -120,8 +120,8 @@ def resume(
     Raises:
         InputError: it holds no run, a damaged one, or a stranger's that wants such things.
     """
-    runs = flow.reopen(Path(run_dir).expanduser(), back_to, trusted=trust)
-    flow.carry_out(runs, console=progress_console(progress), resume=True)
+    with flow.reopen(Path(run_dir).expanduser(), back_to, trusted=trust) as runs:
+        flow.carry_out(runs, console=progress_console(progress), resume=True)
     return load(run_dir, trust=trust)
 
 

@@ -20,6 +20,10 @@ class FedemError(Exception):
         super().__init__(visible(message, keep="\n\t"))
 
 
+class Interrupted(FedemError):
+    """Somebody has stopped what was going on, and is told how to go on."""
+
+
 class InputError(FedemError):
     """Bad input: a file, an option or a configuration value. The command line exits with code 2."""
 

@@ -218,6 +218,12 @@ def _leads(link: Path) -> Path:
         return Path(link.absolute().anchor)
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Delete a folder unless there is something in it, or it cannot be deleted."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def quoted(path: Path | str) -> str:
     """A path as a word of a shell's command line, for commands that a message advises."""
     return shlex.quote(str(path))

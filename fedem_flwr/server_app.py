@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedem_flwr.config import Tree, resolve
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.finish import finish
-from fedem_flwr.files import quoted
+from fedem_flwr.files import quoted, remove_if_empty
+from fedem_flwr.locking import lock_run
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER
 from fedem_flwr.report.progress import RoundProgress
-from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_path import new_run_path
 from fedem_flwr.report.tables import result_table
 from fedem_flwr.runtime.consent import write_config
 from fedem_flwr.runtime.flower import FlowerGrid, is_simulated
@@ -54,7 +56,12 @@ def main(grid: Grid, context: Context) -> None:
     """Prepare or continue the run, carry it out over the nodes that Flower has, and finish it."""
     given = {name: value for name, value in context.run_config.items() if value}
     runtime = "ray" if is_simulated(grid) else "network"
-    run = _prepared(given, runtime)
+    with ExitStack() as held:
+        _carry_out(grid, _prepared(given, runtime, held), runtime)
+
+
+def _carry_out(grid: Grid, run: PreparedRun, runtime: str) -> None:
+    """The rounds that are left, and what every run leaves behind."""
     out, config, directory = console(width=100), run.config, run.directory
     out.print(f"run directory: {directory.path}", soft_wrap=True)
     nodes = FlowerGrid(grid, directory.path)
@@ -73,11 +80,14 @@ def main(grid: Grid, context: Context) -> None:
     out.print(f"report: {report}", soft_wrap=True)
 
 
-def _prepared(given: Mapping[str, Any], runtime: str) -> PreparedRun:
+def _prepared(given: Mapping[str, Any], runtime: str, held: ExitStack) -> PreparedRun:
     """The run in the directory that is named, or a new one in it, or in `runs/` where Flower's process works.
 
+    Args:
+        held: keeps the directory's lock.
+
     Raises:
-        InputError: what is given fits nothing, or the run is `fedem`'s to continue.
+        InputError: what is given fits nothing, the run is `fedem`'s to continue, or another process writes there.
     """
     # Flower's simulation gives its nodes no GPU unless it is told to.
     tree: Tree = {"run": {"runtime": runtime, **({"device": "cpu"} if runtime == "ray" else {})}}
@@ -87,8 +97,10 @@ def _prepared(given: Mapping[str, Any], runtime: str) -> PreparedRun:
     config = resolve({}, tree, "the run configuration")
     check_method(config)
     named, data = given.get("run-dir"), config.data
-    path = Path(str(named)) if named else default_run_path(data.dataset, config.method.name, data.protocol)
+    path = Path(str(named)) if named else new_run_path(data.dataset, config.method.name, data.protocol)
     directory = RunDirectory(path.absolute())
+    held.callback(remove_if_empty, directory.path)
+    held.enter_context(lock_run(directory.path))
     if directory.holds_run():
         directory.open()
         if (directory.path / FEDERATION_FOLDER).is_dir():
@@ -97,13 +109,8 @@ def _prepared(given: Mapping[str, Any], runtime: str) -> PreparedRun:
         console().print(text, soft_wrap=True)
         return PreparedRun.open(directory, resumes=True)
     directory.create()
-    try:
-        split = split_into(directory.path / SPLIT_FOLDER, config)
-        config = adapted(config, split, dim_is_preset=True)
-    except InputError:
-        with suppress(OSError):
-            directory.path.rmdir()  # unless there is something in it
-        raise
+    split = split_into(directory.path / SPLIT_FOLDER, config)
+    config = adapted(config, split, dim_is_preset=True)
     return PreparedRun.create(directory, config, split, _command(given), saved=True)
 
 

@@ -22,10 +22,11 @@ from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.phases import NothingMade, Sender
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.evaluation.settings_grid import SettingsGrid
+from fedem_flwr.messages.uploads import Failure, problem_of
 from fedem_flwr.messages.wire import plain_numbers
-from strategies.base import CohortStrategy
-from strategies.declared import Declared
-from strategies.uploads import Failure, problem_of
+
+from .base import CohortStrategy
+from .declared import Declared
 
 _DONE = "rounds-done"
 # Numbers that pass every check and that no fold can use.
@@ -65,7 +66,7 @@ class MethodStrategy(CohortStrategy):
                 )
         elif not self.TAKES_EACH:
             named = f"{type(self.method).__name__} uploads users' own values"
-            raise InputError(f'{named}: give it STRATEGY = "strategies.tables:TablesStrategy"')
+            raise InputError(f'{named}: give it STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"')
 
     def _begin(self, done: int) -> None:
         self.done, self._sent = done, (-1, {})

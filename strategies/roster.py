@@ -17,9 +17,10 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import Admission, AdmitAll, greetings, meeting_seconds, sessions_of
+from fedem_flwr.messages.uploads import Failure, arrays_of, introduces
 from fedem_flwr.text import one_line
-from strategies.declared import Behind, Declared
-from strategies.uploads import Failure, arrays_of, introduces
+
+from .declared import Behind, Declared
 
 _NOBODY = np.empty(0, dtype=np.int64)
 _SILENCE = 30.0  # seconds after which a node that has not answered is asked once more, in passing

@@ -11,7 +11,8 @@ import numpy as np
 from fedem_flwr.contract import Gathered
 from fedem_flwr.contract.adding import Adder
 from fedem_flwr.contract.fields import Named
-from strategies.method import MethodStrategy
+
+from .method import MethodStrategy
 
 _NOBODY = np.empty(0, dtype=np.int64)
 

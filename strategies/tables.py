@@ -17,7 +17,8 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract import Gathered
 from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.contract.fields import Named
-from strategies.sums import SumsStrategy
+
+from .sums import SumsStrategy
 
 _NOBODY = np.empty(0, dtype=np.int64)
 

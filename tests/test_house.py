@@ -16,12 +16,14 @@ TOPS = ("fedem_flwr", "strategies", "clients")
 # From the lowest to the highest; a room imports from itself and from those before it. docs/architecture.md draws it.
 ROOMS = [
     *(
+        "rooms",
         "version",
         "text",
         "terminal",
         "errors",
         "randomness",
         "files",
+        "locking",
         "pulse",
         "data",
         "protocol",
@@ -62,10 +64,11 @@ def imported(file: Path, known: Mapping[str, Path]) -> Iterator[str]:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            module = f"{file.parent.name}.{node.module}" if node.level else node.module  # only siblings do so
             for alias in node.names:
-                inside = f"{node.module}.{alias.name}"
-                if (name := inside if inside in known else node.module) in known:
+                inside = f"{module}.{alias.name}"
+                if (name := inside if inside in known else module) in known:
                     yield name
 
 

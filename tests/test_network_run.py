@@ -113,7 +113,7 @@ def test_an_interrupted_run_leaves_nothing_and_goes_on(number: int, whole: Path,
     wait_for(lambda: left_of(cut) == [])
     if number != signal.SIGKILL:
         assert process.returncode == 130
-        assert error.decode().strip().endswith("interrupted; continue with `fedem resume RUN_DIR`")
+        assert error.decode().strip().endswith(f"interrupted; continue with `fedem resume {cut}`")
         assert len(error.decode().strip().splitlines()) == 1
     assert not (cut / "summary.json").exists()
     assert fedem("resume", str(cut), "--quiet") == 0

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -63,11 +63,6 @@ def test_there_are_configurations() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_configuration_parses(path: Path) -> None:
     assert tomllib.loads(path.read_text(encoding="utf-8"))
-
-
-def test_configurations_are_found_as_a_package() -> None:
-    found = resources.files("configs")
-    assert {entry.name for entry in found.iterdir()} >= {"datasets", "methods"}
 
 
 @pytest.mark.parametrize("target", ["run", "test"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from fedem_flwr.config import Config, Tree, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_entry, fetch_dataset, find_dataset
 from fedem_flwr.errors import InputError
+from fedem_flwr.locking import Lock
 from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.files import removed_if_empty, replaced_folder
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
@@ -142,12 +144,12 @@ def fetch(name: str, data_dir: Path | None, *, quiet: bool) -> None:
 def shard(options: Tree, nodes: int, out: Path, *, quiet: bool) -> Federation:
     """Write a folder with one shard a node, and what the server may know."""
     config = resolve({}, options, "options")
-    if any((out / name).exists() for name in (FEDERATION_FOLDER, SHARDS_FOLDER)):
-        raise InputError(f"{out} holds shards already: give another --out, or delete them")
-    with (
-        removed_if_empty(out),
-        replaced_folder(out / SHARDS_FOLDER) as work,
-    ):  # on the same disk, and gone whatever happens
+    with ExitStack() as held:
+        held.enter_context(removed_if_empty(out))
+        held.enter_context(Lock.take(out / "shard.lock", str(out)))
+        if any((out / name).exists() for name in (FEDERATION_FOLDER, SHARDS_FOLDER)):
+            raise InputError(f"{out} holds shards already: give another --out, or delete them")
+        work = held.enter_context(replaced_folder(out / SHARDS_FOLDER))  # on the same disk, and gone whatever happens
         whole = split_into(work / "whole", config)
         with task_progress("writing shards", nodes, in_bytes=False, quiet=quiet) as advance:
             federation = write_shards(whole, nodes, work, lambda: advance(1))

@@ -13,7 +13,7 @@ import typer
 
 from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
 from fedem_flwr.cli.deploy import app as deploy_app
-from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.errors import FedemError, InputError, Interrupted
 from fedem_flwr.terminal import console
 from fedem_flwr.version import __version__
 
@@ -28,7 +28,7 @@ data_app = typer.Typer(help="Data sets: what is known, what a file holds, downlo
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
 
-_INTERRUPTED, _CONTINUE = 130, "interrupted; continue with `fedem resume RUN_DIR`"
+_INTERRUPTED = 130  # exit code
 
 Dataset = Annotated[
     str | None, typer.Option(help="a known name (see `fedem data list`) or the path of a delimited file")
@@ -254,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
             code = app(args=arguments, standalone_mode=False)
     except InputError as error:
         stop(str(error), 2, error if error.__cause__ else None)
+    except Interrupted as error:
+        stop(str(error), _INTERRUPTED)
     except FedemError as error:
         stop(str(error), 1, error if error.__cause__ else None)
     except click.exceptions.NoArgsIsHelpError:
@@ -261,7 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         stop(f"{error.format_message()} (see fedem --help)", 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        stop(_CONTINUE, _INTERRUPTED)
+        stop("interrupted", _INTERRUPTED)
     except OSError as error:
         stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1, error)
     except Exception as error:  # not foreseen: still one line, and the details for whoever asks
@@ -270,5 +272,5 @@ def main(arguments: list[str] | None = None) -> None:
         stop(f"unexpected {type(error).__name__}: {error} (FEDEM_LOG=DEBUG shows where; please report it)", 1, error)
     else:
         if code == _INTERRUPTED:  # what Typer makes of an interrupt, without a word
-            stop(_CONTINUE, code)
+            stop("interrupted", code)
         sys.exit(code if isinstance(code, int) else 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fedem_flwr.config import Tree, merge_trees, read_toml
 from fedem_flwr.errors import InputError
+from fedem_flwr.rooms import presets
 
 
 def options_tree(given: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) -> Tree:
@@ -43,9 +43,9 @@ def experiment_tree(experiment: str | None) -> tuple[Tree, str]:
     """An experiment file's tree and name: a path, or the name of an experiment that ships with the package."""
     if experiment is None:
         return {}, "options"
-    shipped = files("configs").joinpath("experiments", f"{experiment}.toml")
+    shipped = presets() / "experiments" / f"{experiment}.toml"
     if not Path(experiment).exists() and shipped.is_file():
-        return tomllib.loads(shipped.read_text(encoding="utf-8")), experiment
+        return read_toml(shipped), experiment
     return read_toml(Path(experiment)), experiment
 
 

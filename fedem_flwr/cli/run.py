@@ -9,9 +9,11 @@ from rich.console import Console
 
 from fedem_flwr.cli.options import experiment_tree
 from fedem_flwr.config import Tree
+from fedem_flwr.errors import Interrupted
 from fedem_flwr.experiment import flow
 from fedem_flwr.experiment.plan import plan
 from fedem_flwr.experiment.remarks import opening
+from fedem_flwr.files import quoted
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.tables import result_table
 from fedem_flwr.terminal import console
@@ -38,20 +40,25 @@ def run(
     tree, origin = experiment_tree(experiment)
     known = None if federation is None else Federation.load(federation)
     asked = plan(tree, options, [{"name": name} for name in against], origin=origin, federation=known)
-    runs = flow.prepare(asked, out, overwrite=overwrite, console=_shown(quiet))
-    if not quiet:
-        _err.print(opening(runs.main), markup=False, soft_wrap=True)
-    _carry_out(runs, quiet=quiet)
+    with flow.prepare(asked, out, overwrite=overwrite, console=_shown(quiet)) as runs:
+        if not quiet:
+            _err.print(opening(runs.main), markup=False, soft_wrap=True)
+        _carry_out(runs, quiet=quiet)
 
 
 def resume(run_dir: Path, back_to: int | None, *, quiet: bool, trusted: bool) -> None:
     """`fedem resume`: continue from the newest checkpoint, the runs beside it included; or from an earlier one."""
-    _carry_out(flow.reopen(run_dir, back_to, trusted=trusted), quiet=quiet, resume=True)
+    with flow.reopen(run_dir, back_to, trusted=trusted) as runs:
+        _carry_out(runs, quiet=quiet, resume=True)
 
 
 def _carry_out(runs: flow.Runs, *, quiet: bool, resume: bool = False) -> None:
     """Carry out the runs and show them together."""
-    report = flow.carry_out(runs, console=_shown(quiet), resume=resume)
+    try:
+        report = flow.carry_out(runs, console=_shown(quiet), resume=resume)
+    except KeyboardInterrupt:
+        place = quoted(runs.main.directory.path)
+        raise Interrupted(f"interrupted; continue with `fedem resume {place}`") from None
     main, *others = (each.directory.read_summary() for each in (runs.main, *runs.beside))
     _out.print(result_table(main, others))
     _out.print(f"report: {report}", soft_wrap=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -21,10 +22,12 @@ from pkgutil import iter_modules
 from typing import Any, Literal
 
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.rooms import FORMER
 
+_PACKAGE = "fedem_flwr"
 METHODS = "fedem_flwr.methods"  # the room; its files are imported when they are asked for
 STOCK_PREFIX = "flwr."
-CLIENTS = {"table": "clients.table:TableClient"}
+CLIENTS = {"table": "fedem_flwr.clients.table:TableClient"}
 _GROUPS = {"strategies": ("fedem_flwr.methods", "fedem_flwr.strategies"), "clients": ("fedem_flwr.clients",)}
 _SINGULAR = {"strategies": "method or strategy", "clients": "client"}
 
@@ -86,14 +89,21 @@ def by_path(path: str, called: str = "") -> Any:
     """
     module, _, attribute = path.partition(":")
     try:
-        found = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        return found
+        if module.partition(".")[0] in FORMER:
+            with suppress(ImportError, AttributeError):  # a package of somebody else's that is called so
+                return _attribute(f"{_PACKAGE}.{module}", attribute)
+        return _attribute(module, attribute)
     except InputError:
         raise
     except Exception as error:  # an extension's import can fail in any way
         raise InputError(f"{called or path} cannot be loaded: {error}") from error
+
+
+def _attribute(module: str, attribute: str) -> Any:
+    found = import_module(module)
+    for part in attribute.split("."):
+        found = getattr(found, part)
+    return found
 
 
 @lru_cache(maxsize=8)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -34,6 +33,7 @@ from fedem_flwr.config.sections import (
     RunConfig,
 )
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.rooms import presets
 
 Tree = dict[str, Any]
 _FORMER = {"elastic": "group_tables"}  # sections by the names that they had
@@ -153,17 +153,13 @@ def read_toml(path: Path) -> Tree:
 
 def preset_names(kind: Literal["methods", "datasets"]) -> list[str]:
     """Names of the presets that ship with the package."""
-    return sorted(p.name.removesuffix(".toml") for p in _presets(kind).iterdir() if p.name.endswith(".toml"))
-
-
-def _presets(kind: str) -> Any:
-    return files("configs").joinpath(kind)
+    return sorted(path.stem for path in (presets() / kind).glob("*.toml"))
 
 
 def _preset(kind: Literal["methods", "datasets"], name: str) -> Tree:
     if name not in preset_names(kind):  # it may be a path
         return {}
-    return tomllib.loads(_presets(kind).joinpath(f"{name}.toml").read_text(encoding="utf-8"))
+    return read_toml(presets() / kind / f"{name}.toml")
 
 
 def method_names() -> list[str]:

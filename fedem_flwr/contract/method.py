@@ -73,8 +73,8 @@ class Method:
     LOW_RANK: ClassVar[bool] = False
     EVALUATED: ClassVar[Literal["merged", "local"]] = "merged"
     EXPOSES: ClassVar[str] = ""
-    STRATEGY: ClassVar[str] = "strategies.sums:SumsStrategy"
-    CLIENT: ClassVar[str] = "clients.method:MethodClient"
+    STRATEGY: ClassVar[str] = "fedem_flwr.strategies.sums:SumsStrategy"
+    CLIENT: ClassVar[str] = "fedem_flwr.clients.method:MethodClient"
 
     def __init__(self, config: Config, items: int) -> None:
         if self.EVALUATED not in ("merged", "local"):

@@ -10,9 +10,10 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from rich.console import Console
@@ -24,13 +25,16 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.experiment.plan import Experiment
 from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.files import remove_if_empty
+from fedem_flwr.locking import WAIT, Lock, lock_run
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress, task_progress
-from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_path import new_run_path
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
@@ -41,10 +45,17 @@ _PATIENCE = 2.0  # seconds before a bar is shown
 
 @dataclass(frozen=True)
 class Runs:
-    """A prepared run, and those beside it."""
+    """A prepared run, and those beside it; their directories are this process's until the block ends."""
 
     main: PreparedRun
     beside: tuple[PreparedRun, ...] = ()
+    held: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.held.close()
 
 
 def prepare(
@@ -69,45 +80,49 @@ def prepare(
         InputError: the directory or the data will not do; then nothing is left behind.
     """
     config, others, known = asked.config, asked.others, asked.federation
-    directory = RunDirectory(out or default_run_path(config.data.dataset, config.method.name, config.data.protocol))
-    _claim(directory, overwrite=overwrite)
-    fresh = directory.path / f"{SPLIT_FOLDER}.new"
-    try:
+    with ExitStack() as held:
+        directory, lock = _claim(config, out, held, overwrite=overwrite)
+        fresh = directory.path / f"{SPLIT_FOLDER}.new"
+        held.callback(shutil.rmtree, fresh, ignore_errors=True)  # unless it came to be a run
         split: Split | Federation = known or _split(config, fresh, source, console)
         facts = split if isinstance(split, Split) else split.facts
         config, *adapted_others = (
             adapted(each, facts, dim_is_preset=not asked.width_given) for each in (config, *others)
         )
-    except InputError:
-        shutil.rmtree(fresh, ignore_errors=True)
-        with suppress(OSError):
-            directory.path.rmdir()  # unless there is something in it
-        raise
-    if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
-        directory.create(overwrite=True)
-        for name in (SPLIT_FOLDER, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):
-            shutil.rmtree(directory.path / name, ignore_errors=True)
-    if known is None:
-        fresh.rename(directory.path / SPLIT_FOLDER)
-        split = Split.load(directory.path / SPLIT_FOLDER)
-    places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in adapted_others]
-    made = zip(places, adapted_others, strict=True)
-    prepared = tuple(PreparedRun.create(place, other, split, command) for place, other in made)
-    main = PreparedRun.create(directory, config, split, command, saved=known is None)  # last: all is there to go on
-    return Runs(main, prepared)
+        if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
+            directory.create(overwrite=True)
+            for name in (SPLIT_FOLDER, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):
+                shutil.rmtree(directory.path / name, ignore_errors=True)
+        if known is None:
+            fresh.rename(directory.path / SPLIT_FOLDER)
+            split = Split.load(directory.path / SPLIT_FOLDER)
+        places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in adapted_others]
+        locks = [held.enter_context(lock_run(place.path)) for place in places]
+        made = zip(places, adapted_others, locks, strict=True)
+        prepared = tuple(
+            replace(PreparedRun.create(place, other, split, command), lock=one) for place, other, one in made
+        )
+        main = PreparedRun.create(directory, config, split, command, saved=known is None)  # last: all is there to go on
+        return Runs(replace(main, lock=lock), prepared, held.pop_all())
 
 
-def _claim(directory: RunDirectory, *, overwrite: bool) -> None:
-    """Make sure that a run may be written there, and delete nothing yet.
+def _claim(config: Config, out: Path | None, held: ExitStack, *, overwrite: bool) -> tuple[RunDirectory, Lock]:
+    """Take hold of the directory, see that a run may be written there, and delete nothing yet.
 
     Raises:
-        InputError: not writable, holds a run that may not be overwritten, or folders that are none of a run's.
+        InputError: in use, not writable, holds a run that may not be overwritten, or folders that are none of a run's.
     """
-    held = directory.holds_run()
+    directory = RunDirectory(out or new_run_path(config.data.dataset, config.method.name, config.data.protocol))
+    held.callback(remove_if_empty, directory.path)
+    lock = held.enter_context(lock_run(directory.path, f"{WAIT}, or choose another --out"))
+    held_run = directory.holds_run()
     directory.create(resume=overwrite)
     for name in (SPLIT_FOLDER, AGAINST):
-        if not held and (directory.path / name).exists():
+        if not held_run and (directory.path / name).exists():
             raise InputError(f"{directory.path / name} exists and is no run's: choose another --out, or move it")
+    for other in beside_of(directory):
+        held.enter_context(lock_run(other.path))  # it may be resumed by itself
+    return directory, lock
 
 
 def _split(config: Config, folder: Path, source: Source | None, console: Console | None) -> Split:
@@ -141,18 +156,20 @@ def reopen(run_dir: Path, back_to: int | None = None, *, trusted: bool = False) 
         InputError: it holds no run, a damaged one, no checkpoint of that round, or one that wants what needs a word.
     """
     directory = RunDirectory(run_dir).open()
-    main, *beside = (
-        PreparedRun.open(place, trusted=trusted, resumes=True, processes=True)
-        for place in (directory, *beside_of(directory))
-    )
-    runs = Runs(main, tuple(beside))
-    for run in (main, *beside):
-        if run.has_data:
-            run.split.check(run.directory.path / SPLIT_FOLDER)
-    resolve_device(runs.main.config.run.device)
-    if back_to is not None:
-        Checkpoints(directory.checkpoint_dir).go_back(back_to)
-    return runs
+    with ExitStack() as held:
+        places = (directory, *beside_of(directory))
+        locks = [held.enter_context(lock_run(place.path)) for place in places]
+        main, *beside = (
+            replace(PreparedRun.open(place, trusted=trusted, resumes=True, processes=True), lock=lock)
+            for place, lock in zip(places, locks, strict=True)
+        )
+        for run in (main, *beside):
+            if run.has_data:
+                run.split.check(run.directory.path / SPLIT_FOLDER)
+        resolve_device(main.config.run.device)
+        if back_to is not None:
+            Checkpoints(directory.checkpoint_dir).go_back(back_to)
+        return Runs(main, tuple(beside), held.pop_all())
 
 
 def beside_of(directory: RunDirectory) -> list[RunDirectory]:

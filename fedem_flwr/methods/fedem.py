@@ -33,7 +33,7 @@ _SAMPLE = 60  # clients of the weight matrix that the report draws
 class FedEM(Merged, Factorisation):
     """Similarity-weighted aggregation of one table a client."""
 
-    STRATEGY = "strategies.tables:TablesStrategy"
+    STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"
     UP: ClassVar[Up] = "each"
     MERGES_ALONE = True
 

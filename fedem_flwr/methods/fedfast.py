@@ -41,7 +41,7 @@ class FedFast(Method):
     """Score z = w · (p ⊙ q) + b."""
 
     Options = FedFastOptions
-    STRATEGY = "strategies.tables:TablesStrategy"
+    STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"
     EXPOSES = (
         "FedFast shows the server the vector of every user that trains: what that user likes, and whom it is like. "
         "Nothing of it is a sum; networked nodes refuse it unless they were started with --allow-individual-uploads"

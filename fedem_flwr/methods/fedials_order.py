@@ -35,14 +35,26 @@ class FedialsOrder(Fedials):
         self.map = OrderMap(items, self.order.map, self.order.map_ridge) if self.order.map else None
         before = self.table_rounds + (self.map is not None)
         if self.table_rounds < 1 or before >= rounds:
-            raise InputError(
-                f"order.rounds = {self.order.rounds} of run.rounds = {rounds} must leave some for the "
-                "table, and be more than the map's one: change either, for instance "
-                f"--set order.rounds={max(2, rounds - 10, rounds // 2)}"
-            )
+            raise InputError(self._no_room(rounds, 1 + (self.map is not None)))
         self.first_step = before + 1  # round
         self.task = order_task(config)
         self.encoder = OrderEncoder(self.order, self.task, items, rounds - before, self.max_norm)
+
+    def _no_room(self, rounds: int, least: int) -> str:
+        """What to do where the table, the map if there is one, and the encoder do not have a round each.
+
+        Args:
+            least: rounds of the map and the encoder.
+        """
+        own = self.order.rounds
+        fewer = max(least, min(rounds - 1, max(rounds - 10, rounds // 2)))
+        ways = [f"--set order.rounds={fewer}" if rounds > least else f"--rounds {least + 1} --set order.rounds={least}"]
+        ways += [f"--rounds {own + 1} or more"] if own >= rounds and own >= least else []
+        needed = "the table, the map and the encoder" if self.map else "the table and the encoder"
+        return (
+            f"method '{self.config.method.name}': order.rounds = {own} of run.rounds = {rounds} do not leave one round "
+            f"or more to each of {needed}; give {', or '.join(ways)}"
+        )
 
     @property
     def table_rounds(self) -> int:

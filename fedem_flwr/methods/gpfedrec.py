@@ -47,7 +47,7 @@ class GPFedRec(Method):
     """Each user's table, and the mean of its neighbours'."""
 
     Options = GPFedRecOptions
-    STRATEGY, EVALUATED = "strategies.tables:TablesStrategy", "local"
+    STRATEGY, EVALUATED = "fedem_flwr.strategies.tables:TablesStrategy", "local"
     EXPOSES = (
         "GPFedRec shows the server each user's trained item table: it tells which items that user has met, "
         "and the graph of users is made from it"

@@ -27,6 +27,7 @@ from typing import Any
 from fedem_flwr.config import resolve
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import own_folder, private_folder, quoted, refuse_links, write_atomically
+from fedem_flwr.locking import lock_beside
 from fedem_flwr.network.certificates import general_name
 from fedem_flwr.network.commands import Trusted, node_command, superlink_command
 from fedem_flwr.network.control import control_client, register_nodes, remedy, shut_out
@@ -134,7 +135,9 @@ class Deployment:
         port = free_port(port, host)
         address = Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         config = resolve({}, options, "options")
-        with replaced_folder(folder) as work:
+        with lock_beside(folder), replaced_folder(folder) as work:
+            if cls.open(folder) is not None:
+                raise InputError(f"{folder} has just been made by somebody else: start again to use it")
             split = split_into(work / "whole", config)
             with task_progress("writing shards", nodes, in_bytes=False, quiet=quiet) as advance:
                 write_shards(split, nodes, work, lambda: advance(1))

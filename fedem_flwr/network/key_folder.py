@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedem_flwr.errors import InputError
 from fedem_flwr.files import write_atomically
+from fedem_flwr.locking import lock_beside
 from fedem_flwr.network.certificates import authority, general_name, server_certificate
 from fedem_flwr.network.link import read_secret
 from fedem_flwr.network.trust import ROSTER, Roster, open_ssh, private_key, write_private
@@ -37,11 +38,11 @@ def make_certificates(folder: Path, nodes: int, hosts: Sequence[str] = ()) -> No
         InputError: the folder holds keys already, or a host is no name or address.
     """
     names = [general_name(host) for host in dict.fromkeys((*_LOCAL, *hosts))]
-    if (folder / "ca.crt").exists() or (folder.exists() and any(folder.iterdir())):
-        raise InputError(
-            f"{folder} holds files already, and keys are never overwritten: choose another --out, or delete it"
-        )
-    with replaced_folder(folder) as new:
+    with lock_beside(folder), replaced_folder(folder) as new:
+        if (folder / "ca.crt").exists() or (folder.exists() and any(folder.iterdir())):
+            raise InputError(
+                f"{folder} holds files already, and keys are never overwritten: choose another --out, or delete it"
+            )
         new.chmod(0o700)
         ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
         ca = authority(ca_key)

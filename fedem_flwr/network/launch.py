@@ -134,8 +134,7 @@ def _start_here(run: PreparedRun, folder: Path, nodes: int) -> Launched:
         )
         few = {"OMP_NUM_THREADS": str(threads)}
         children.append(Child(f"node-{node}", command, logs / f"node-{node}.log", {**home, **few}))
-    command = server_command(run.directory.path.resolve(), address, trusted, secret)
-    launched = Launched(Child("server", command, logs / "server.log", home), superlink, children)
+    launched = Launched(_server(run, folder, address, trusted, secret), superlink, children)
     try:
         superlink.start()
         for child in (*children, launched.server):  # they import while the SuperLink starts
@@ -154,10 +153,17 @@ def _started_elsewhere(run: PreparedRun, folder: Path) -> Launched:
     if network.insecure and not address.loopback:
         log.warning("--insecure: what crosses between here and %s can be read and changed on the way", address.place)
     trusted, secret = _keys_elsewhere(network)
-    command = server_command(run.directory.path.resolve(), address, trusted, secret)
-    server = Child("server", command, folder / "logs" / "server.log", {"FLWR_HOME": str(folder / "flower")})
+    server = _server(run, folder, address, trusted, secret)
     server.start()
     return Launched(server, None, [])
+
+
+def _server(run: PreparedRun, folder: Path, address: Address, trusted: Trusted, secret: Path) -> Child:
+    """It writes into the run's directory as this process does: what holds that directory is handed on."""
+    command = server_command(run.directory.path.resolve(), address, trusted, secret)
+    environment, files = run.lock.hand_on() if run.lock else ({}, ())
+    environment = {"FLWR_HOME": str(folder / "flower"), **environment}
+    return Child("server", command, folder / "logs" / "server.log", environment, files)
 
 
 def _keys_elsewhere(network: NetworkConfig) -> tuple[Trusted, Path]:

@@ -39,7 +39,7 @@ class Child:
 
     Attributes:
         name: for people. command: what it is started with. log: where its output goes.
-        environment: beside this process's own.
+        environment: beside this process's own. open_files: numbers of files that stay open in it.
         starts: how often it was started.
     """
 
@@ -47,6 +47,7 @@ class Child:
     command: Sequence[str]
     log: Path
     environment: dict[str, str] = field(default_factory=dict)
+    open_files: tuple[int, ...] = ()
     starts: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -59,6 +60,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                pass_fds=self.open_files,
                 env={**os.environ, **process_environment(), **self.environment},
                 start_new_session=True,  # an interrupt from the keyboard is ours to pass on
                 preexec_fn=_die_with_parent if _LIBC and not outlive else None,  # noqa: PLW1509  # one call of the kernel

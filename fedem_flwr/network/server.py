@@ -14,6 +14,7 @@ from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.sizes import upload_bytes
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import quoted, write_atomically
+from fedem_flwr.locking import run_of_parent
 from fedem_flwr.network.control import register_nodes
 from fedem_flwr.network.grid import NetworkGrid
 from fedem_flwr.network.introduction import NetworkWelcome, RunIdentity
@@ -56,9 +57,15 @@ def serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
     """Carry out the rounds that are left of a prepared run, and note the outcome in its directory.
 
     Raises:
-        InputError: the directory is not one of a networked run. FedemError: the run stops.
+        InputError: the directory is not one of a networked run, or another process writes there. FedemError: the run
+            stops.
     """
     quiet_http()
+    with run_of_parent(directory.path):
+        return _serve(directory, options)
+
+
+def _serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
     config = read_config(directory)
     federation = Federation.load(directory.path / FEDERATION_FOLDER)
     run = PreparedRun(directory, config, federation.facts)

@@ -83,7 +83,7 @@ class ServerLink:
     ) -> None:
         self._address, self._largest = address, largest
         self.stopped = threading.Event()
-        hint = "continue with `fedem resume RUN_DIR` once it is back"
+        hint = "resume the run once it is back"
         self._patience = Patience(address, patience, self.stopped, hint)
         self._once = Patience(address, 0.0, self.stopped)
         self._version = RuntimeVersionHttpInterceptor(component_name="flwr-serverapp")
@@ -137,7 +137,7 @@ class ServerLink:
     def nodes(self) -> dict[int, Session]:
         """The nodes that are there, by number, each with the key that it had the first time."""
         if self._lost:
-            raise FedemError(f"this run has ended: {self._lost}; continue with `fedem resume RUN_DIR`")
+            raise FedemError(f"this run has ended: {self._lost}; the run can be resumed")
         found = self._client.GetNodes(GetNodesRequest()).nodes
         met = {node.node_id: Session(node.public_key, node.last_activated_at) for node in found}
         return {node: one for node, one in met.items() if self._seals.meet(node, one.public_key)}

@@ -7,14 +7,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedem_flwr.files import close_all, new_file
+from fedem_flwr.files import close_all, new_file, remove_if_empty
 
 SETTINGS_FILE: Final = "split.json"
 
@@ -51,8 +51,7 @@ def removed_if_empty(directory: Path) -> Iterator[None]:
         yield
     except BaseException:
         if not there:
-            with suppress(OSError):
-                directory.rmdir()
+            remove_if_empty(directory)
         raise
 
 

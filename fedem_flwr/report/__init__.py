@@ -5,6 +5,7 @@ Everything here reads and writes plain files and JSON-like dictionaries; nothing
 
 from __future__ import annotations
 
-from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.report.run_path import default_run_path
 
 __all__ = ["RunDirectory", "default_run_path"]

@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,15 +29,6 @@ REPORT, CHECKPOINT = "report.html", "checkpoint"
 COMMAND = "command.txt"  # what made the run; alone it is no run yet
 SEAL = "config.seal"  # says whose configuration it is (see `runtime.consent`)
 _FILES = (CONFIG, METRICS, SUMMARY, DIAGNOSTICS, REPORT)
-
-
-def default_run_path(
-    dataset: str, method: str, protocol: str, *, root: Path = Path("runs"), now: datetime | None = None
-) -> Path:
-    """Return ``root/<dataset>-<method>-<protocol>-<timestamp>``; of a data set's path only the stem."""
-    parts = (Path(dataset).stem, method, protocol)
-    words = [re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") or "unnamed" for part in parts]
-    return root / "-".join([*words, (now or datetime.now()).strftime("%Y%m%d-%H%M%S")])
 
 
 def number_at(record: object, *keys: str) -> float | None:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError
 from fedem_flwr.files import close_to_others
+from fedem_flwr.locking import Lock
 from fedem_flwr.messages.admission import Admission
 from fedem_flwr.nodes.host import SPLIT_FOLDER, STATE_FOLDER, node_count
 from fedem_flwr.nodes.state_store import DiskStateStore
@@ -32,11 +33,13 @@ class PreparedRun:
 
     Attributes:
         facts: what the server knows of the split; or the split itself.
+        lock: of the directory, for a process that is started to write there.
     """
 
     directory: RunDirectory
     config: Config
     facts: SplitFacts
+    lock: Lock | None = None
 
     @classmethod
     def create(

@@ -16,9 +16,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.messages.admission import Admission, greetings, meeting_seconds, sessions_of
+from fedem_flwr.messages.uploads import Failure, Spec, arrays_of, problem_of
 from fedem_flwr.messages.wire import pack_arrays, plain_numbers, unpack_arrays
 from fedem_flwr.text import one_line
-from strategies.uploads import Failure, Spec, arrays_of, problem_of
 
 _PREFIX = "strategy:"
 _MOST_METRICS = 1000  # of a reply

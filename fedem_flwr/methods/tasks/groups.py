@@ -64,9 +64,12 @@ class GroupMerging:
         steps = settings.steps if settings.merge == "item" else 0
         rest = settings.clustering + 2 * settings.rounds + 1 + steps
         if rounds - rest < settings.rounds:
+            quick = {"clustering": 1, "rounds": 1} | ({"steps": 1} if steps else {})
+            given = " ".join(f"--set group_tables.{name}={value}" for name, value in quick.items())
             raise InputError(
-                f"run.rounds = {rounds} leaves {max(0, rounds - rest)} for the method's own table: clustering, groups "
-                f"and ρ take {rest}. Raise it to {rest + settings.rounds} or more"
+                f"method '{self.config.method.name}': run.rounds = {rounds} leaves {max(0, rounds - rest)} for its own "
+                f"table, which needs {settings.rounds}: clustering, groups and ρ take {rest}; give --rounds "
+                f"{rest + settings.rounds} or more, or for a quick look --rounds {5 + (steps > 0)} {given}"
             )
         hold = {"hold": 1}
         return [
