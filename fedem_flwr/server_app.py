@@ -26,8 +26,10 @@ from fedem_flwr.experiment.finish import finish
 from fedem_flwr.files import quoted
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER
+from fedem_flwr.pulse import tell
 from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.run_directory import RunDirectory, default_run_path
+from fedem_flwr.report.steps import steps_shown
 from fedem_flwr.report.tables import result_table
 from fedem_flwr.runtime.consent import write_config
 from fedem_flwr.runtime.flower import FlowerGrid, is_simulated
@@ -67,8 +69,8 @@ def main(grid: Grid, context: Context) -> None:
     with RoundProgress(rounds, first_round=first, description=config.method.name) as progress:
         outcome = run.server(lambda line: progress.update(line["round"], line), resume=True)(nodes)
     outcome = replace(outcome, peak_rss_bytes=peak_rss_bytes())
-    with RoundProgress(rounds, description="control: local-only") as progress:
-        report = finish(run, outcome, lambda round_: progress.update(round_, {}))
+    with steps_shown():
+        report = finish(run, outcome, lambda round_: tell("control local-only: rounds", round_, rounds))
     out.print(result_table(directory.read_summary(), []))
     out.print(f"report: {report}", soft_wrap=True)
 

@@ -17,12 +17,13 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from fedem_flwr.errors import InputError
+from fedem_flwr.evaluation.cost import DOUBLE_UP_TO
 from fedem_flwr.protocol.split import IntArray, Split, user_rows
+from fedem_flwr.pulse import tell
 
 Linear = Callable[[csr_matrix], Tensor]  # (k, m) weights of histories -> (k, m) float32 scores
 
 CELLS = 2**23  # numbers of a dense block held at a time
-_DOUBLE_UP_TO = 4096  # the size up to which EASE is solved in float64; beyond, memory and time count for more
 _COLUMNS = 256  # of the item-item table multiplied at a time: that many stay in the processor's cache
 
 
@@ -86,7 +87,7 @@ class Ease:
     def __init__(self, train: csr_matrix) -> None:
         users, items = train.shape
         self._by_users = self.size(users, items) < items
-        self._small = self.size(users, items) <= _DOUBLE_UP_TO
+        self._small = self.size(users, items) <= DOUBLE_UP_TO
         self.train = train.astype(np.float64 if self._small else np.float32)
         self._gram = _gram(self.train if self._by_users else self.train.T.tocsr())
         self._solved: dict[float, Linear] = {}
@@ -207,6 +208,7 @@ class Neighbours:
             columns[row, place] = common.indices
             common.data[common.indices == row + block.start] = 0  # no neighbour of itself
             root = np.sqrt(sizes[row + block.start] * sizes[common.indices])
+            tell("control item-kNN: neighbours", block.stop, count)
             for shrinkage, neighbours in found.items():
                 near = np.zeros(columns.shape, np.float32)
                 near[row, place] = common.data / (root + np.float32(shrinkage))
