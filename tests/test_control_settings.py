@@ -53,7 +53,7 @@ def test_a_ridge_that_is_given_is_not_chosen() -> None:
 
 
 def test_an_infinite_half_life_is_ease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HALF_LIVES", (float("inf"),))
+    monkeypatch.setattr(linear_controls, "HALF_LIVES", (float("inf"),))
     measured = module.measure_controls(drifting())
     ease, recent = (dict(measured.results[name]) for name in ("ease", "ease_recent"))
     assert recent.pop("settings")["full"] == {**ease.pop("settings")["full"], "half_life": None}

@@ -33,7 +33,7 @@ from fedem_flwr.randomness import keyed_uniform
 
 Control = Literal["random", "popularity", "item_knn", "ease", "ease_recent"]
 
-MOST_SCORES = 1 << 30  # random ones; beyond, their ranks are drawn
+MOST_SCORES = 1 << 27  # random ones; beyond, their ranks are drawn
 DEFAULT_LIMITS = Limits()
 _NARROW = 1024  # numbers that a user takes whose items' scores are not held
 _FORMAT = 2  # of a cache entry; raise it when a control's figures change
