@@ -1,6 +1,6 @@
-"""Seconds, processor seconds and peak memory of `fedem data info` and `fedem run` on 20 million rows, with the defaults.
+"""Seconds and peak memory of `fedem data info` and `fedem run` on 20 million rows, with the defaults.
 
-    python -m benchmarks.big_data [--users 138000] [--items 26000] [--rows 20000000] [--folder DIR] [--set KEY=VALUE ...]
+    python -m benchmarks.big_data [--users 138000] [--items 26000] [--rows 20000000] [--folder DIR] [--set KEY=VALUE]
 
 Synthetic rows of the shape of a large public data set: users uniform, items 26,000 · r ^ 2.5, times uniform; the file
 (515 MB) is made once and kept where a folder is named. Either command is a process of its own.

@@ -50,7 +50,7 @@ def test_the_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.M
     again = Split.load(tmp_path / "split")
     assert_same(module.remembered_controls(again, tmp_path / "cache"), first)
     assert cached_controls(again, tmp_path / "cache") == first.results
-    assert computed == [(None, "training")] and len(list((tmp_path / "cache").iterdir())) == 1
+    assert [given[:2] for given in computed] == [(None, "training")] and len(list((tmp_path / "cache").iterdir())) == 1
     assert compute_controls(again) == first.results, "a loaded split, whose arrays are narrower, gives the same figures"
 
 
