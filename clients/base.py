@@ -85,7 +85,7 @@ class HostClient(NumPyClient):
         """
         split, some = self.host.split, self.host.sampled(self.node)
         if some is not None and not config.get("everybody"):
-            return evaluate_cohort(OfSome(scorer, some), split)
+            return evaluate_cohort(OfSome(scorer, some), split) if len(some) else {}
         whole = self.host.whole_groups(self.node) if edges else None
         if some is None and sample_size(self.host.config, split.users):
             some = np.arange(len(self.users))  # this node's part of it: see `NodeHost.sampled`

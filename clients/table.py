@@ -16,7 +16,7 @@ from fedem_flwr.contract.phases import Task
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Download
 from fedem_flwr.errors import FedemError
-from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
+from fedem_flwr.evaluation.cohort import MEANS, evaluate_cohort, means_of
 from fedem_flwr.evaluation.sample import OfSome
 from fedem_flwr.evaluation.scorers import CohortScorer
 
@@ -71,7 +71,7 @@ class TableClient(HostClient):
             self._require_enough()
         some = None if config.get("everybody", 1) else self.host.sampled(self.node)
         sums = evaluate_cohort(scorer if some is None else OfSome(scorer, some), self.host.split)
-        return 0.0, int(sums["users"]), dict(means_of(sums))
+        return 0.0, int(sums["users"]), dict(means_of(sums)) or dict.fromkeys(MEANS, 0.0)  # of nobody: without weight
 
     def _require_enough(self) -> None:
         if not self.host.policy.sends(self.with_data):

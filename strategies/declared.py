@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from fedem_flwr.evaluation.cohort import LISTS, RHO_BINS, SAMPLE
-from fedem_flwr.evaluation.ranking import METRICS, PARTS
+from fedem_flwr.evaluation.cohort import MEANS, RHO_BINS, SAMPLE
+from fedem_flwr.evaluation.ranking import PARTS
 from fedem_flwr.messages.wire import number
 
 _SANE = 1e18  # of a strategy's own metrics
 _SANE_LOSS = 1e6  # of a sample, on average
 _ROUNDING = 1e-9  # of sums of floats
-_RANKED = tuple(f"{part}/{way}/{metric}" for part in PARTS for way in LISTS for metric in METRICS)
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Block:
 
 def ranking(prefix: str = "", *, grouped: bool = False) -> Block:
     """What `evaluation.cohort.evaluate_cohort` gives."""
-    return Block(prefix, sums=_RANKED, whole={"nonfinite": len(PARTS)}, free=("interactions",) if grouped else ())
+    return Block(prefix, sums=MEANS, whole={"nonfinite": len(PARTS)}, free=("interactions",) if grouped else ())
 
 
 def grid(name: str, rows: Iterable[int]) -> Block:

@@ -21,6 +21,7 @@ from fedem_flwr.protocol.splits import Split
 
 Sums = dict[str, float]
 LISTS = ("full", "sampled99")
+MEANS = tuple(f"{part}/{name}/{metric}" for part in PARTS for name in LISTS for metric in METRICS)
 RHO_BINS = 20
 SAMPLE = "sample/"  # prefix of the sums over a sample of users, beside those over all
 
@@ -142,8 +143,7 @@ def add_sums(total: MutableMapping[str, float], more: Mapping[str, float]) -> No
 def means_of(sums: Mapping[str, float], prefix: str = "") -> Sums:
     """Means over users of the metric sums under a prefix; empty where nobody was evaluated."""
     users = sums.get(f"{prefix}users", 0.0)
-    keys = [f"{part}/{name}/{metric}" for part in PARTS for name in LISTS for metric in METRICS]
-    return {key: sums[prefix + key] / users for key in keys if prefix + key in sums} if users else {}
+    return {key: sums[prefix + key] / users for key in MEANS if prefix + key in sums} if users else {}
 
 
 def nested(means: Mapping[str, float], protocol: str) -> dict[str, Any]:
