@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ from flwr.client import NumPyClient
 
 from fedem_flwr.contract.asked import Setting, as_tensor
 from fedem_flwr.engine.cohort import Cohort
-from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
+from fedem_flwr.evaluation.cohort import Scorer, Sums, evaluate_cohort
+from fedem_flwr.evaluation.sample import OfSome, sample_size
 from fedem_flwr.nodes.host import NodeHost
 
 Scalar = Setting
@@ -72,11 +73,23 @@ class HostClient(NumPyClient):
         return {"users": self.users, "samples": counts}
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate all users with what was received; only sums are returned."""
+        """Evaluate with what was received; only sums are returned."""
         scorer = self.model(int(config["server-round"]), parameters, config)
         edges = [float(x) for x in str(config.get("group-edges", "")).split(",") if x]
-        whole = self.host.whole_groups(self.node)
-        return 0.0, len(self.users), self.of_all(lambda: evaluate_cohort(scorer, self.host.split, edges, whole))
+        return 0.0, len(self.users), self.of_all(lambda: self.evaluated(scorer, config, edges))
+
+    def evaluated(self, scorer: Scorer, config: Mapping[str, Scalar], edges: Sequence[float] = ()) -> Sums:
+        """Metric sums: over the users of the run's sample, where it has one; over all, if the message says so.
+
+        Then those of the sample come along, so that rounds compare.
+        """
+        split, some = self.host.split, self.host.sampled(self.node)
+        if some is not None and not config.get("everybody"):
+            return evaluate_cohort(OfSome(scorer, some), split) if len(some) else {}
+        whole = self.host.whole_groups(self.node) if edges else None
+        if some is None and sample_size(self.host.config, split.users):
+            some = np.arange(len(self.users))  # this node's part of it: see `NodeHost.sampled`
+        return evaluate_cohort(scorer, split, edges, whole, some if config.get("everybody") else None)
 
     @property
     def with_data(self) -> np.ndarray:

@@ -13,11 +13,11 @@ from functools import partial
 
 import numpy as np
 
-from fedem_flwr.contract import Asked, Device, Phase
+from fedem_flwr.contract import Asked, Device, Phase, Wanted
 from fedem_flwr.contract.adding import contributed, nothing
 from fedem_flwr.engine.history import IntArray
 from fedem_flwr.errors import FedemError
-from fedem_flwr.evaluation.cohort import Scorer, evaluate_cohort
+from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.scorers import Component
 from fedem_flwr.nodes.host import NodeHost
 
@@ -43,10 +43,11 @@ class MethodClient(HostClient):
         phase = self.method.schedule.named(asked.phase)
         metrics: dict[str, Scalar] = {}
         if config.get("evaluate"):
-            metrics |= self.of_all(lambda: evaluate_cohort(self.method.scorer(side, asked), self.host.split))
+            metrics |= self.of_all(lambda: self.evaluated(self.method.scorer(side, asked), config))
         for tuning in self.method.tunings():
-            if config.get(f"tune-{tuning.name}"):
-                metrics |= self.of_all(partial(tuning.measure, side, asked, self.host.split))
+            if rows := str(config.get(f"tune-{tuning.name}", "")):
+                wanted = Wanted([int(row) for row in rows.split(",")], self.host.sampled(self.node))
+                metrics |= self.of_all(partial(tuning.measure, side, asked, self.host.split, wanted))
         permitted, withheld = self.permitted(phase, asked)
         if withheld:
             metrics["withheld"] = float(withheld)

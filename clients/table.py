@@ -15,7 +15,8 @@ from fedem_flwr.contract.phases import Task
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Download
 from fedem_flwr.errors import FedemError
-from fedem_flwr.evaluation.cohort import evaluate_cohort, means_of
+from fedem_flwr.evaluation.cohort import MEANS, evaluate_cohort, means_of
+from fedem_flwr.evaluation.sample import OfSome
 from fedem_flwr.evaluation.scorers import CohortScorer
 
 from .base import Arrays, HostClient, Scalar
@@ -61,7 +62,7 @@ class TableClient(HostClient):
         return [table], samples, {"train-loss": loss}
 
     def evaluate(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """Means over this node's users; the strategy weights them by `num-examples`, here the number of users.
+        """Means over this node's users, or the run's sample; `num-examples`, their weight, is how many they are.
 
         Raises:
             FedemError: too few users live here for the node's policy.
@@ -69,7 +70,9 @@ class TableClient(HostClient):
         scorer = self.model(int(config["server-round"]), parameters, config)
         if self.host.policy.smallest_sum > 1:
             self._require_enough()
-        return 0.0, len(self.users), dict(means_of(evaluate_cohort(scorer, self.host.split)))
+        some = None if config.get("everybody", 1) else self.host.sampled(self.node)
+        sums = evaluate_cohort(scorer if some is None else OfSome(scorer, some), self.host.split)
+        return 0.0, int(sums["users"]), dict(means_of(sums)) or dict.fromkeys(MEANS, 0.0)  # of nobody: without weight
 
     def _require_enough(self) -> None:
         if not self.host.policy.sends(self.with_data):

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 Listener = Callable[[], None]
+Watcher = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 def beat() -> None:
@@ -29,3 +31,20 @@ def heard_by(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listener.reset(token)
+
+
+def tell(what: str, done: int, total: int) -> None:
+    """Say how far a step of some length is, to whoever shows progress."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher(what, done, total)
+
+
+@contextmanager
+def watched_by(watcher: Watcher | None) -> Iterator[None]:
+    """Let a watcher hear what the steps inside the block `tell`; None: nobody."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)

@@ -27,9 +27,11 @@ from fedem_flwr.files import quoted, remove_if_empty
 from fedem_flwr.locking import lock_run
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER
+from fedem_flwr.pulse import tell
 from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.run_path import new_run_path
+from fedem_flwr.report.steps import steps_shown
 from fedem_flwr.report.tables import result_table
 from fedem_flwr.runtime.consent import write_config
 from fedem_flwr.runtime.flower import FlowerGrid, is_simulated
@@ -74,8 +76,8 @@ def _carry_out(grid: Grid, run: PreparedRun, runtime: str) -> None:
     with RoundProgress(rounds, first_round=first, description=config.method.name) as progress:
         outcome = run.server(lambda line: progress.update(line["round"], line), resume=True)(nodes)
     outcome = replace(outcome, peak_rss_bytes=peak_rss_bytes())
-    with RoundProgress(rounds, description="control: local-only") as progress:
-        report = finish(run, outcome, lambda round_: progress.update(round_, {}))
+    with steps_shown():
+        report = finish(run, outcome, lambda round_: tell("control local-only: rounds", round_, rounds))
     out.print(result_table(directory.read_summary(), []))
     out.print(f"report: {report}", soft_wrap=True)
 

@@ -26,12 +26,13 @@ from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.randomness import keyed_permutation
 
 from .declared import Declared
+from .looking import LooksAtRounds
 from .roster import NodeRoster
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 
-class CohortStrategy(NodeRoster, Strategy):
+class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
     """Base of the strategies whose clients are `clients.base.HostClient`s.
 
     Args:
@@ -113,7 +114,8 @@ class CohortStrategy(NodeRoster, Strategy):
             groups: of an evaluation alone: how many groups of users it is asked of.
         """
         evaluated = groups is not None or bool(settings.get("evaluate"))
-        return Declared.of(evaluated=evaluated, groups=groups or 0, own=self.METRICS)
+        sample = bool(settings.get("everybody")) and self.sampled > 0
+        return Declared.of(evaluated=evaluated, groups=groups or 0, own=self.METRICS, sample=sample)
 
     def caveats(self) -> list[str]:
         """What a reader of the results must be warned of: sums that are a single user's, metrics that were dropped."""
@@ -124,10 +126,6 @@ class CohortStrategy(NodeRoster, Strategy):
             "run.users_per_node = 1: what a node sends is a single user's, and shows its embedding up to sign, or its "
             "rows. Networked nodes refuse that unless they were started with --allow-individual-uploads.",
         ]
-
-    def evaluates(self, round_: int) -> bool:
-        """Whether a round's model is evaluated; the last round's is in any case."""
-        return round_ % self.config.evaluation.every == 0
 
     # Who takes part.
 
@@ -166,6 +164,7 @@ class CohortStrategy(NodeRoster, Strategy):
         settings = ConfigRecord({**config, **self.settings(server_round)})
         settings["server-round"], settings["upload"] = server_round, self.upload
         settings["evaluate"] = int(server_round > 1 and self.evaluates(server_round - 1))
+        settings["everybody"] = int(self.everybody(server_round - 1))
         self._declared = self.declared(settings)
         self._trains = {node: _hosted(participants, users) for node, users in self._nodes.items()}
         self._asked = {node: _hosted(uploaders, users) for node, users in self._nodes.items()}

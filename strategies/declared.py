@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from fedem_flwr.evaluation.cohort import LISTS, PARTS, RHO_BINS
-from fedem_flwr.evaluation.ranking import METRICS
+from fedem_flwr.evaluation.cohort import MEANS, RHO_BINS, SAMPLE
+from fedem_flwr.evaluation.ranking import PARTS
 from fedem_flwr.messages.wire import number
 
 _SANE = 1e18  # of a strategy's own metrics
 _SANE_LOSS = 1e6  # of a sample, on average
 _ROUNDING = 1e-9  # of sums of floats
-_RANKED = tuple(f"{part}/{way}/{metric}" for part in PARTS for way in LISTS for metric in METRICS)
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,12 @@ class Block:
 
 def ranking(prefix: str = "", *, grouped: bool = False) -> Block:
     """What `evaluation.cohort.evaluate_cohort` gives."""
-    return Block(prefix, sums=_RANKED, whole={"nonfinite": len(PARTS)}, free=("interactions",) if grouped else ())
+    return Block(prefix, sums=MEANS, whole={"nonfinite": len(PARTS)}, free=("interactions",) if grouped else ())
 
 
-def grid(name: str, rows: int) -> Block:
-    """What `evaluation.settings_grid` gives."""
-    return Block(f"{name}/", sums=tuple(f"{row:03d}" for row in range(rows)))
+def grid(name: str, rows: Iterable[int]) -> Block:
+    """What `evaluation.settings_grid` gives of some rows."""
+    return Block(f"{name}/", sums=tuple(f"{row:03d}" for row in rows))
 
 
 RHO = Block("rho/", "count", True, ("total", "squares"), {f"bin-{at:02d}": 1 for at in range(RHO_BINS)})
@@ -105,13 +104,14 @@ class Declared:
     own: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, *, evaluated: bool, groups: int = 0, own: Iterable[str] = ()) -> Declared:
-        """What every round may bring; with an evaluation also that, of all users and of groups of them."""
+    def of(cls, *, evaluated: bool, groups: int = 0, own: Iterable[str] = (), sample: bool = False) -> Declared:
+        """What every round may bring; with an evaluation also that, of all users, of a sample and of groups of them."""
         some = tuple(ranking(f"group-{group}/", grouped=True) for group in range(groups))
-        return cls((ranking(), RHO, *some) if evaluated else (), groups, frozenset(own))
+        apart = (ranking(SAMPLE),) if sample else ()
+        return cls((ranking(), RHO, *apart, *some) if evaluated else (), groups, frozenset(own))
 
-    def with_grids(self, grids: Mapping[str, int]) -> Declared:
-        """Also sums of grids with so many rows."""
+    def with_grids(self, grids: Mapping[str, Iterable[int]]) -> Declared:
+        """Also sums of grids, of these rows."""
         return replace(self, blocks=(*(grid(name, rows) for name, rows in grids.items()), *self.blocks))
 
     def read(self, record: Mapping[str, object]) -> tuple[dict[str, float], int]:

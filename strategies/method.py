@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedem_flwr.config import Config
-from fedem_flwr.contract import Field, Gathered, Method, State
+from fedem_flwr.contract import Field, Gathered, Method, State, Tuning
 from fedem_flwr.contract.fields import Named, fault_of
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.phases import NothingMade, Sender
@@ -98,7 +98,7 @@ class MethodStrategy(CohortStrategy):
 
     def evaluates(self, round_: int) -> bool:
         """Also where the method says so, and where a grid is due."""
-        due = any(tuning.due(round_) for tuning in self.tunings)
+        due = any(self._tries(tuning, round_) for tuning in self.tunings)
         return due or self.method.evaluates(round_) or super().evaluates(round_)
 
     def settings(self, round_: int) -> dict[str, int | float | str]:
@@ -108,12 +108,25 @@ class MethodStrategy(CohortStrategy):
         done = max(round_ - 1, self.done)
         for tuning in self.tunings:
             told |= tuning.idle(done) or self.grids[tuning.name].chosen
-            told[f"tune-{tuning.name}"] = int(round_ > 1 and tuning.due(round_ - 1))
+            tries = round_ > 1 and self._tries(tuning, round_ - 1)
+            told[f"tune-{tuning.name}"] = ",".join(map(str, self._grid(tuning).wanted())) if tries else ""
         return told
+
+    def _grid(self, tuning: Tuning) -> SettingsGrid:
+        """A grid, searched from coarse to fine where rounds are evaluated on a sample of the users."""
+        grid = self.grids[tuning.name]
+        grid.staged = self.sampled > 0
+        return grid
+
+    def _tries(self, tuning: Tuning, round_: int) -> bool:
+        """Whether settings are tried with a round's model: where that is due, and once more after a coarse search."""
+        grid = self._grid(tuning)
+        return tuning.due(round_) or (grid.refining and round_ == grid.round + 1)
 
     def declared(self, settings: Mapping[str, object], *, groups: int | None = None) -> Declared:
         """Also the grids that are due."""
-        asked = {name: len(one.rows) for name, one in self.grids.items() if settings.get(f"tune-{name}")}
+        told = {name: str(settings.get(f"tune-{name}", "")) for name in self.grids}
+        asked = {name: [int(row) for row in rows.split(",")] for name, rows in told.items() if rows}
         found = super().declared(settings, groups=groups)
         return found.with_grids(asked) if groups is None else found
 

@@ -50,7 +50,7 @@ def test_the_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.M
     again = Split.load(tmp_path / "split")
     assert_same(module.remembered_controls(again, tmp_path / "cache"), first)
     assert cached_controls(again, tmp_path / "cache") == first.results
-    assert computed == [(None, "training")] and len(list((tmp_path / "cache").iterdir())) == 1
+    assert [given[:2] for given in computed] == [(None, "training")] and len(list((tmp_path / "cache").iterdir())) == 1
     assert compute_controls(again) == first.results, "a loaded split, whose arrays are narrower, gives the same figures"
 
 
@@ -97,7 +97,7 @@ def test_a_runs_controls_and_each_users_terms_are_computed_once(
     controls = runtime.controls_of(split, config, lambda _: None)
     assert tuple(controls) == (*NAMES, "local_only") and controls["local_only"] is None
     terms = runtime.per_user(split, config)
-    assert set(terms) == set(NAMES) and computed == [(None, "all")]
+    assert set(terms) == set(NAMES) and [given[:2] for given in computed] == [(None, "all")]
     assert terms["ease"]["full/hr@10"].mean() == pytest.approx(controls["ease"]["full"]["hr@10"])
     assert runtime.per_user(split, config.changed("evaluation", controls=False)) == {}
 

@@ -13,7 +13,7 @@ import torch
 from control_worlds import NAMES, WAYS, dense_ease, drifting
 from numpy.typing import NDArray
 
-from fedem_flwr.evaluation import compute_controls, evaluate_scores, linear, tuning
+from fedem_flwr.evaluation import compute_controls, evaluate_scores, linear, linear_controls, tuning
 from fedem_flwr.evaluation import controls as module
 from fedem_flwr.protocol.split import Split
 
@@ -29,11 +29,11 @@ def test_settings_are_those_of_brute_force_over_the_grid() -> None:
     dense = split.train_csr().toarray().astype(np.float64)
     controls = compute_controls(split)
     for way in WAYS:
-        plain = {r: validation_gain(split, dense @ dense_ease(dense, r), way) for r in module.RIDGES}
+        plain = {r: validation_gain(split, dense @ dense_ease(dense, r), way) for r in linear_controls.RIDGES}
         assert plain[controls["ease"]["settings"][way]["lambda"]] == max(plain.values())
         assert controls["ease"]["validation"][way]["ndcg@10"] == pytest.approx(max(plain.values()), abs=1e-9)
         recent = {}
-        for ridge, half_life in itertools.product(module.RIDGES, module.HALF_LIVES):
+        for ridge, half_life in itertools.product(linear_controls.RIDGES, linear_controls.HALF_LIVES):
             rows = np.zeros_like(dense)
             for user in range(split.users):
                 history = split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]]
@@ -53,7 +53,7 @@ def test_a_ridge_that_is_given_is_not_chosen() -> None:
 
 
 def test_an_infinite_half_life_is_ease(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HALF_LIVES", (float("inf"),))
+    monkeypatch.setattr(linear_controls, "HALF_LIVES", (float("inf"),))
     measured = module.measure_controls(drifting())
     ease, recent = (dict(measured.results[name]) for name in ("ease", "ease_recent"))
     assert recent.pop("settings")["full"] == {**ease.pop("settings")["full"], "half_life": None}

@@ -11,8 +11,9 @@ import pytest
 from control_worlds import NAMES, WAYS, checkerboard, dense_ease, drifting
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation import METRICS, compute_controls, headline, linear
+from fedem_flwr.evaluation import METRICS, compute_controls, headline, linear, linear_controls
 from fedem_flwr.evaluation import controls as module
+from fedem_flwr.evaluation.cost import Limits
 from fedem_flwr.protocol.split import Protocol
 
 
@@ -141,8 +142,13 @@ def test_a_ridge_that_is_not_positive_is_an_input_error(ridge: float) -> None:
         compute_controls(checkerboard(), ease_lambda=ridge)
 
 
-def test_ease_is_skipped_where_its_tables_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EASE_LIMIT", 30)
-    measured = module.measure_controls(checkerboard())
+def test_what_would_take_too_much_is_skipped() -> None:
+    split = checkerboard()
+    least = linear_controls.ease_cost(split, None).gigabytes
+    measured = module.measure_controls(split, limits=Limits(gigabytes=0.99 * least))
     assert [name for name in NAMES if "skipped" in measured.results[name]] == ["ease", "ease_recent"]
+    assert "control_gb" in measured.results["ease"]["skipped"]
     assert tuple(measured.per_user) == NAMES[:3]
+    hurried = module.measure_controls(split, limits=Limits(minutes=1e-9)).results
+    assert [name for name in NAMES if "skipped" in hurried[name]] == list(NAMES[2:])
+    assert "control_minutes" in hurried["item_knn"]["skipped"]

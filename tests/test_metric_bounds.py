@@ -16,7 +16,7 @@ from strategies.declared import Behind, Declared, grid, ranking
 from strategies.roster import NodeRoster
 
 HOSTED = Behind(users=10, interactions=200, examples=2000.0, items=60)
-ASKED = Declared.of(evaluated=True, groups=2, own=["of-my-own"]).with_grids({"fold-in": 5})
+ASKED = Declared.of(evaluated=True, groups=2, own=["of-my-own"]).with_grids({"fold-in": range(5)})
 
 
 def whole(block: Any, users: float, others: float = 0.0) -> dict[str, float]:
@@ -78,8 +78,8 @@ def test_what_honest_nodes_report_is_asked_for_and_possible(
             False,
         ),
         ({**ALL, **whole(ranking("group-1/", grouped=True), 2.0, 1.0), "group-1/interactions": 201.0}, False),
-        (whole(grid("fold-in", 5), 10.0, 9.5), True),
-        (whole(grid("fold-in", 5), 10.0, 10.5), False),
+        (whole(grid("fold-in", range(5)), 10.0, 9.5), True),
+        (whole(grid("fold-in", range(5)), 10.0, 10.5), False),
         ({"fold-in/users": 1.0}, False),
         ({"rho/count": 1.0}, False),
         ({"withheld": 10.0}, True),

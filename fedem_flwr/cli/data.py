@@ -14,6 +14,8 @@ from rich.text import Text
 
 from fedem_flwr.config import Config, Tree, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, Interactions, dataset_entry, fetch_dataset, find_dataset
+from fedem_flwr.data.catalog import cache_dir
+from fedem_flwr.data.known import KnownDataset, family_of
 from fedem_flwr.errors import InputError
 from fedem_flwr.locking import Lock
 from fedem_flwr.protocol.account import Account
@@ -22,6 +24,8 @@ from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federat
 from fedem_flwr.protocol.splits import Protocol
 from fedem_flwr.report.account import account_rows
 from fedem_flwr.report.progress import task_progress
+from fedem_flwr.report.steps import steps_shown
+from fedem_flwr.report.tables import ABSENT
 from fedem_flwr.runtime.inputs import account_with, load_interactions, split_into
 from fedem_flwr.terminal import console
 
@@ -36,39 +40,85 @@ def show_list(data_dir: Path | None) -> None:
         ("users", "right"),
         ("items", "right"),
         ("rows", "right"),
-        ("times", "left"),
+        ("download", "right"),
     ):
         table.add_column(column, justify="right" if justify == "right" else "left")
+    table.add_column("licence", overflow="fold")
     table.add_column("at hand", overflow="fold")
-    table.add_row(SYNTHETIC, "600", "800", "any", "yes", "embedded")
+    table.add_row(SYNTHETIC, "600", "800", "any", ABSENT, ABSENT, "embedded")
+    shown: set[str] = set()
     for name, entry in KNOWN_DATASETS.items():
+        if family := family_of(name):
+            if family not in shown:
+                shown.add(family)
+                table.add_row(f"{family}-…", *[ABSENT] * 4, entry.licence, _family_words(family))
+            continue
         try:
             found = find_dataset(name, data_dir, fetch=False)
             where = f"{found.path} ({found.status})"
         except InputError:
-            where = f"no; fedem data fetch {name}"
-        sizes = (f"{count:,}" for count in (entry.users, entry.items, entry.rows))
-        table.add_row(name, *sizes, "yes" if entry.has_times else "no", where)
+            where = f"no; fedem data fetch {name}" if entry.urls else f"no; by hand: {entry.homepage}"
+        sizes = (ABSENT if count is None else f"{count:,}" for count in (entry.users, entry.items, entry.rows))
+        table.add_row(name, *sizes, entry.download or ABSENT, entry.licence, where)
     _out.print(table)
+    _out.print("`fedem data info NAME` shows homepage, checksum and what to cite.", soft_wrap=True)
+
+
+def _family_words(family: str) -> str:
+    """The categories of a family."""
+    names = [name for name in KNOWN_DATASETS if family_of(name) == family]
+    return ", ".join(name.removeprefix(f"{family}-") for name in names)
+
+
+def _about(entry: KnownDataset) -> Iterator[tuple[str, str]]:
+    place = cache_dir() / entry.name / entry.member
+    counts = {"users": entry.users, "items": entry.items, "rows": entry.rows}
+    known = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count is not None)
+    found = {
+        "size": known,
+        "download": entry.download,
+        "licence": entry.licence,
+        "cite": entry.citation,
+        "homepage": entry.homepage,
+        "from": entry.urls[0] if entry.urls else "",
+        "by hand": f"{entry.by_hand}; put it at {place}" if entry.by_hand else "",
+        "checksum": entry.archive_checksum or ("none is published: the first download's is kept" if entry.urls else ""),
+        "note": entry.note,
+    }
+    yield from ((name, words) for name, words in found.items() if words)
 
 
 def show_info(options: Tree) -> None:
-    """Sizes of a data set, and what each protocol keeps of it."""
+    """Sizes of a data set, and what each protocol keeps of it; of a known one that is not here what its owner says."""
     config = resolve({}, options, "options")
-    interactions = load_interactions(config)
-    table = Table(title=Text(config.data.dataset), show_header=False)
+    name = config.data.dataset
+    table = Table(title=Text(name), show_header=False)
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
+    if name in KNOWN_DATASETS and not _at_hand(name, config.data.data_dir):
+        entry = dataset_entry(name)
+        for what, words in (*_about(entry), ("at hand", f"no; fedem data fetch {name}" if entry.urls else "no")):
+            table.add_row(what, Text(words))
+        _out.print(table)
+        return
+    with steps_shown():
+        interactions = load_interactions(config)
     kept, strict = _kept(config, interactions)
     for name, value in (*_as_read(interactions), *_facts(interactions, strict), *kept):
         table.add_row(Text(name), Text(value))
-    if config.data.dataset in KNOWN_DATASETS:
-        entry = dataset_entry(config.data.dataset)
-        table.add_row("licence", entry.licence)
-        table.add_row("cite", entry.citation)
-        if entry.note:
-            table.add_row("note", entry.note)
+    if name in KNOWN_DATASETS:
+        for what, words in _about(dataset_entry(name)):
+            if what not in ("size", "by hand"):
+                table.add_row(what, Text(words))
     _out.print(table)
+
+
+def _at_hand(name: str, data_dir: str | None) -> bool:
+    try:
+        find_dataset(name, Path(data_dir) if data_dir else None, fetch=False)
+    except InputError:
+        return False
+    return True
 
 
 def _as_read(interactions: Interactions) -> Iterator[tuple[str, str]]:
@@ -126,6 +176,8 @@ def _facts(interactions: Interactions, account: Account | None) -> Iterator[tupl
 def fetch(name: str, data_dir: Path | None, *, quiet: bool) -> None:
     """Download a known data set and say what was found."""
     entry = dataset_entry(name)
+    if not entry.urls:
+        fetch_dataset(name, data_dir)  # says what to do by hand
     with task_progress(f"downloading {name}", None, quiet=quiet) as advance:
         so_far = 0
 

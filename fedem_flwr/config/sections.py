@@ -198,7 +198,17 @@ class EvaluationConfig(Section):
     """What stands beside the result."""
 
     every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
+    sample_users: int = Field(
+        10_000,
+        ge=0,
+        description="users that rounds are evaluated and settings tuned on, drawn by the seed, where a run has twice "
+        "as many or more (not under `paper`); what is reported is measured on everybody. 0: everybody, always",
+    )
     controls: bool = Field(True, description="compute random, popularity, item-kNN and EASE, with and without recency")
+    control_gb: float = Field(3.0, gt=0, description="memory that a control may take; one that takes more is left out")
+    control_minutes: float = Field(
+        10.0, gt=0, description="time that item-kNN and EASE may take each, by an estimate for two cores; else left out"
+    )
     local_only: bool = Field(True, description="train the same method without federation, as a control")
     ease_lambda: float | None = Field(None, gt=0, description="λ, ridge of EASE; default: chosen on validation")
     test_history: Literal["training", "all"] = Field(

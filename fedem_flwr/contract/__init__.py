@@ -6,7 +6,7 @@ from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.fields import Field, indexed
 from fedem_flwr.contract.method import Method
 from fedem_flwr.contract.phases import Gathered, Phase, Task, Upload
-from fedem_flwr.contract.tuning import Tuning
+from fedem_flwr.contract.tuning import Tuning, Wanted
 from fedem_flwr.engine.optimizer import Pull, Update, moments
 from fedem_flwr.engine.parts import Part, State, weights_of
 
@@ -24,6 +24,7 @@ __all__ = [
     "Tuning",
     "Update",
     "Upload",
+    "Wanted",
     "indexed",
     "moments",
     "weights_of",

@@ -7,9 +7,22 @@ from dataclasses import dataclass
 
 from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.evaluation.cohort import Sums
+from fedem_flwr.protocol.split import IntArray
 from fedem_flwr.protocol.splits import Split
 
 Row = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of a grid is asked for.
+
+    Attributes:
+        rows: numbers of the settings. who: positions of the users that they are tried on; None: everybody.
+    """
+
+    rows: Sequence[int]
+    who: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,7 @@ class Tuning:
         name: prefix of the devices' sums.
         rows: settings, in the order of the sums. first: those in force before one was chosen.
         due: whether the grid is evaluated with a round's model.
-        measure: the devices' sums, see `evaluation.settings_grid`.
+        measure: the devices' sums of what is wanted, see `evaluation.settings_grid`.
         idle: settings that messages carry while the model of so many rounds has no use for the others; None: it always
             has.
     """
@@ -29,5 +42,5 @@ class Tuning:
     rows: Sequence[Row]
     first: Row
     due: Callable[[int], bool]
-    measure: Callable[[Device, Asked, Split], Sums]
+    measure: Callable[[Device, Asked, Split, Wanted], Sums]
     idle: Callable[[int], Row | None] = lambda _: None

@@ -72,7 +72,8 @@ def find_dataset(
             return found
     if not fetch:
         looked = ", ".join(str(folder) for folder in folders if folder is not None)
-        raise InputError(f"data set {name} not found in {looked}; fetch it, or put it at <folder>/{name}/{_LOCAL_FILE}")
+        place = f"<folder>/{name}/{_places(entry)[0][0]}"
+        raise InputError(f"data set {name} not found in {looked}; fetch it, or put it at {place}")
     return fetch_dataset(name, progress=progress)
 
 
@@ -84,10 +85,18 @@ def fetch_dataset(name: str, folder: Path | None = None, *, progress: Progress |
     """
     entry = dataset_entry(name)
     home = (folder or private_folder(cache_dir())) / name
-    url, archive_sha256 = _download_first(entry, home / _archive_name(entry), progress)
+    if not entry.urls:
+        raise InputError(
+            f"{name} cannot be downloaded for you: {entry.homepage}: {entry.by_hand}; put it at "
+            f"{home / entry.member}. Terms: {entry.licence}"
+        )
     archive = home / _archive_name(entry)
-    path = extract_member(archive, entry.member, home)
-    archive.unlink()
+    url, archive_sha256 = _download_first(entry, archive, progress)
+    _as_before(entry, home, archive, archive_sha256)
+    path = archive
+    if entry.zipped:
+        path = extract_member(archive, entry.member, home)
+        archive.unlink()
     source = {
         "url": url,
         "archive_sha256": archive_sha256,
@@ -97,6 +106,21 @@ def fetch_dataset(name: str, folder: Path | None = None, *, progress: Progress |
     }
     write_atomically(home / _SOURCE_FILE, json.dumps(source, indent=2) + "\n")
     return _inspect(entry, path, entry.member_columns)
+
+
+def _as_before(entry: KnownDataset, home: Path, archive: Path, sha256: str) -> None:
+    """Where its distributor publishes no checksum, a download must be what the first one was.
+
+    Raises:
+        InputError: it is not; it is deleted.
+    """
+    first = _recorded(home / _SOURCE_FILE, "archive_sha256")
+    if entry.archive_checksum is None and first not in (None, sha256):
+        archive.unlink()
+        raise InputError(
+            f"{entry.name}: the download differs from the first one here (sha256 {sha256}, then {first}): its "
+            f"distributor has changed it. To take the new one, delete {home / _SOURCE_FILE} and fetch again"
+        )
 
 
 def _archive_name(entry: KnownDataset) -> str:
@@ -115,12 +139,18 @@ def _download_first(entry: KnownDataset, target: Path, progress: Progress | None
 
 
 def _in_folder(entry: KnownDataset, folder: Path) -> FoundDataset | None:
-    member_file = entry.member.rsplit("/", 1)[-1]
-    for file, columns in ((_LOCAL_FILE, entry.local_columns), (member_file, entry.member_columns)):
+    for file, columns in _places(entry):
         path = folder / entry.name / file
         if path.is_file():
             return _inspect(entry, path, columns)
     return None
+
+
+def _places(entry: KnownDataset) -> list[tuple[str, Columns]]:
+    """Names that the rating file may have, with their layouts; also without the ending of compression."""
+    member = entry.member.rsplit("/", 1)[-1]
+    local = [] if entry.local_columns == Columns() else [(_LOCAL_FILE, entry.local_columns)]
+    return [*local, *((name, entry.member_columns) for name in dict.fromkeys((member, member.removesuffix(".gz"))))]
 
 
 def _inspect(entry: KnownDataset, path: Path, columns: Columns) -> FoundDataset:
@@ -130,20 +160,24 @@ def _inspect(entry: KnownDataset, path: Path, columns: Columns) -> FoundDataset:
     warning: str | None = f"{path} is not a known copy of {entry.name} (sha256 {sha256}): its figures may differ"
     if any(checksum_mismatch(path, known) is None for known in entry.known_checksums):
         status, warning = "ok", None
-    elif _recorded_sha256(path.with_name(_SOURCE_FILE)) == sha256:
+    elif _recorded(path.with_name(_SOURCE_FILE), "sha256") == sha256:
         status, warning = "ok", None
         if entry.archive_checksum is None:
             status = "unverified"
             warning = f"{entry.name} has no published checksum to verify {path} with; its sha256 is {sha256}"
+    elif not entry.known_checksums and entry.archive_checksum is None:
+        status = "unverified"
+        warning = f"{entry.name} has no published checksum to verify {path} with; its sha256 is {sha256}"
     return FoundDataset(entry, path, columns, sha256, status, warning)
 
 
-def _recorded_sha256(source: Path) -> str | None:
+def _recorded(source: Path, what: str) -> str | None:
+    """What was written down of a download."""
     try:
         recorded = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # no or unreadable record: nothing vouches for the file
-    return str(recorded.get("sha256")) if isinstance(recorded, dict) else None
+    return str(recorded[what]) if isinstance(recorded, dict) and what in recorded else None
 
 
 def open_source(

@@ -13,6 +13,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
+from email.message import Message
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
@@ -44,7 +45,8 @@ def download(
 ) -> str:
     """Download `url` to `target`, through ``target.part``; a broken transfer is resumed with a Range request.
 
-    A part left by an earlier process is only continued when a checksum can prove the result.
+    Also one that an earlier process left: where no checksum can prove the result, only from a server that says which
+    version of the file a part is of (ETag or Last-Modified, kept beside the part), and that it still is the same.
 
     Args:
         url: http or https address.
@@ -72,7 +74,7 @@ def download(
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if checksum is None:
+        if checksum is None and not _version_file(part).is_file():
             part.unlink(missing_ok=True)
         _transfer(url, part, progress, timeout, attempts, pause_seconds, by_hand)
     except OSError as error:
@@ -82,9 +84,11 @@ def download(
     fault = None if checksum is None else checksum_mismatch(part, checksum)
     if fault is not None:
         part.unlink()
+        _version_file(part).unlink(missing_ok=True)
         raise InputError(f"{url}: wrong checksum, {fault}; the file changed or was damaged on its way: {by_hand}")
     seen = file_sha256(part)
     _move_into_place(part, target)
+    _version_file(part).unlink(missing_ok=True)
     return seen
 
 
@@ -118,8 +122,11 @@ def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) ->
     have = part.stat().st_size if part.is_file() else 0
     # "identity" keeps a server from compressing on the fly, which would make lengths and ranges meaningless
     request = urllib.request.Request(url, headers={"User-Agent": "fedem-flwr", "Accept-Encoding": "identity"})
+    version = _version_file(part)
     if have:
         request.add_header("Range", f"bytes={have}-")
+        if version.is_file():
+            request.add_header("If-Range", version.read_text(encoding="ascii", errors="replace").strip())
     try:
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
@@ -137,8 +144,25 @@ def _attempt(url: str, part: Path, progress: Progress | None, timeout: float) ->
             raise _Interrupted("the server answered with another range than asked for")
         length = response.headers.get("Content-Length")
         total = None if length is None else start + int(length)
+        _require_room(part.parent, int(length or 0), f"{url} has")
+        if not start:
+            _note_version(version, response.headers)
         with open(part, "ab" if start else "wb", opener=unlinked) as sink:
             _copy(response, sink, start, total, progress)
+
+
+def _version_file(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
+
+
+def _note_version(file: Path, headers: Message) -> None:
+    """Keep what tells a file's versions apart; a weak ETag does not."""
+    told = [headers.get("ETag"), headers.get("Last-Modified")]
+    strong = next((one for one in told if one and not one.startswith("W/") and one.isascii()), None)
+    if strong is None:
+        file.unlink(missing_ok=True)
+    else:
+        file.write_text(strong + "\n", encoding="ascii")
 
 
 def _range_start(content_range: str | None) -> int:
@@ -209,6 +233,7 @@ def extract_member(archive: Path, member: str, folder: Path) -> Path:
             if info.file_size > _LARGEST_MEMBER_BYTES:
                 raise InputError(f"{archive}: '{member}' unpacks to {info.file_size} bytes; that is no rating file")
             folder.mkdir(parents=True, exist_ok=True)
+            _require_room(folder, info.file_size, f"{archive}: '{member}' unpacks to")
             with zipped.open(info) as source, open(part, "wb", opener=unlinked) as sink:
                 shutil.copyfileobj(source, sink, _BLOCK_BYTES)
                 sink.flush()
@@ -221,6 +246,15 @@ def extract_member(archive: Path, member: str, folder: Path) -> Path:
         raise InputError(f"{archive}: cannot unpack into {folder} ({error.strerror or error})") from None
     _move_into_place(part, target)
     return target
+
+
+def _require_room(folder: Path, size: int, what: str) -> None:
+    """Raise InputError where a folder's disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise InputError(
+            f"{what} {size / 1e6:,.0f} MB, and {folder} has {free / 1e6:,.0f} MB left: make room or name another"
+        )
 
 
 def _member_name(archive: Path, names: list[str], member: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +17,7 @@ from fedem_flwr.data.text_rows import check_dates, check_field
 from fedem_flwr.data.texts import Style, Text
 from fedem_flwr.errors import InputError
 
+_PYTHON: Final = re.compile(r"\s*\{u?'")  # an object in Python's notation, as some older files have them
 _BATCH_ROWS: Final = 1 << 20
 _PLAIN: Final = Style("\n")  # no quoting: a line break inside a string of JSON is written \n
 
@@ -100,8 +103,8 @@ def _slow_json(path: Path, piece: bytes, keys: dict[str, str], notation: str | N
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        found = ast.literal_eval(line.strip()) if _PYTHON.match(line) else json.loads(line)
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise InputError(
             f"{path}, line {number}: not JSON ({shortened(str(error))}): '{shortened(line)}'; write one object a line"
         ) from None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from fedem_flwr.errors import InputError
+from fedem_flwr.pulse import tell
 
 ENDINGS: Final = {".gz", ".bz2", ".xz", ".zst"}
 """Of compressed files: not part of a data set's name."""
@@ -73,8 +75,8 @@ class Opened:
         head: its first bytes, decompressed; they are read again with the rest.
     """
 
-    def __init__(self, path: Path, compression: str, stream: Readable) -> None:
-        self.path, self.compression, self._stream = path, compression, stream
+    def __init__(self, path: Path, compression: str, stream: Readable, whole: Callable[[], tuple[int, int]]) -> None:
+        self.path, self.compression, self._stream, self._whole = path, compression, stream, whole
         self._ended = False
         self.head = self._fill(_HEAD_BYTES)
         self._waiting = self.head
@@ -96,6 +98,7 @@ class Opened:
                 self._ended = not block
                 found.append(block)
                 size -= len(block)
+                tell(f"reading {self.path.name}", *self._whole())
         except _BROKEN as error:
             what = f"damaged or truncated {self.compression} file" if self.compression else "cannot be read"
             raise InputError(f"{self.path}: {what} ({error}); fetch it again") from None
@@ -120,9 +123,15 @@ def opened(path: Path) -> Iterator[Opened]:
     with file:
         codec = next((codec for codec in _CODECS if file.peek(len(codec.magic)).startswith(codec.magic)), None)
         stream: Readable = file if codec is None else codec.open(file)
-        start = Opened(path, "" if codec is None else codec.name, stream)
+        size = os.fstat(file.fileno()).st_size
+        start = Opened(path, "" if codec is None else codec.name, stream, lambda: (_place(file), size))
         _refuse_other_kinds(start)
         yield start
+
+
+def _place(file: BinaryIO) -> int:
+    """How much of a file has been read; of a pipe that is not known."""
+    return file.tell() if file.seekable() else 0
 
 
 def _refuse_other_kinds(file: Opened) -> None:

@@ -201,7 +201,7 @@ class Cohort:
             part = who[index.to(who.device)]
             return self._train_block(part, downloads, round_, bool(merging[index[0]]), keep)
 
-        return zip(blocks, in_parallel(train_block, blocks, who.device), strict=True)
+        return zip(blocks, in_parallel(train_block, blocks, who.device, "training"), strict=True)
 
     def _one_by_one(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool

@@ -181,7 +181,7 @@ def sums_of(fold_in: FoldIn, history: History, who: IntArray) -> TableSums:
         number = torch.bincount(padded[real], minlength=items)
         return TableSums(gradient, number, users.T @ users, error, samples)
 
-    for sums in in_parallel(add_up, history.blocks(who, dim), device):
+    for sums in in_parallel(add_up, history.blocks(who, dim), device, "training"):
         total.gradient += sums.gradient
         total.counts += sums.counts
         total.gram += sums.gram

@@ -89,7 +89,7 @@ def order_sums(
         users = torch.from_numpy(history.users[block]).to(device)
         return _block(task, weights, rows, items.to(device), users, round_)
 
-    for sums in in_parallel(gradients, blocks, device):
+    for sums in in_parallel(gradients, blocks, device, "training"):
         total.weights += sums.weights
         total.rows += sums.rows
         total.touched |= sums.touched

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from fedem_flwr.pulse import beat
+from fedem_flwr.pulse import beat, tell
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,12 +28,24 @@ def budget(floats: int, device: torch.device) -> int:
     return floats if device.type == "cpu" else floats * ON_A_GPU
 
 
-def in_parallel(function: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
+def in_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], device: torch.device, what: str = ""
+) -> Iterator[Result]:
     """Apply a function to items, as many at a time as torch may use threads; results come in the items' order.
 
     On a GPU the items are taken one after the other: the device is parallel enough. Each item is a sign of life, and
     what its listener raises ends the work.
+
+    Args:
+        what: is done, for whoever shows progress; empty: nothing is said.
     """
+    for done, result in enumerate(_in_parallel(function, items, device), 1):
+        if what:
+            tell(what, done, len(items))
+        yield result
+
+
+def _in_parallel(function: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> Iterator[Result]:
 
     def one(item: Item) -> Result:
         beat()

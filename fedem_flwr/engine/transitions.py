@@ -62,7 +62,7 @@ def pair_sums(history: History, who: IntArray, windows: Windows = WINDOWS) -> Pa
         return x.T @ x, x.T @ y
 
     gram = cross = csr_matrix((m, m), dtype=np.float64)
-    for of_x, of_y in in_parallel(add_up, blocks, torch.device("cpu")):
+    for of_x, of_y in in_parallel(add_up, blocks, torch.device("cpu"), "pairs of items"):
         gram, cross = gram + of_x, cross + of_y
     pairs = np.union1d(_codes(gram), _codes(cross))
     return PairSums(pairs, _at(gram, pairs), _at(cross, pairs))

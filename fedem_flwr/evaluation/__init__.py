@@ -4,8 +4,8 @@ from fedem_flwr.evaluation.controls import (
     Control,
     cached_controls,
     compute_controls,
-    headline,
 )
+from fedem_flwr.evaluation.figures import headline
 from fedem_flwr.evaluation.ranking import (
     CUTOFFS,
     METRICS,

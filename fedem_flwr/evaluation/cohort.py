@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.engine.parallel import in_parallel
-from fedem_flwr.evaluation.controls import headline
-from fedem_flwr.evaluation.ranking import METRICS, Part, evaluate_scores
+from fedem_flwr.evaluation.figures import headline
+from fedem_flwr.evaluation.ranking import METRICS, PARTS, MetricSums, Part, held_out_ranks
 from fedem_flwr.protocol.splits import Split
 
 Sums = dict[str, float]
-PARTS: tuple[Part, ...] = ("validation", "test")
 LISTS = ("full", "sampled99")
+MEANS = tuple(f"{part}/{name}/{metric}" for part in PARTS for name in LISTS for metric in METRICS)
 RHO_BINS = 20
+SAMPLE = "sample/"  # prefix of the sums over a sample of users, beside those over all
 
 
 class Scorer(Protocol):
@@ -51,7 +52,11 @@ class Scorer(Protocol):
 
 
 def evaluate_cohort(
-    scorer: Scorer, split: Split, group_edges: Sequence[float] = (), whole: np.ndarray | None = None
+    scorer: Scorer,
+    split: Split,
+    group_edges: Sequence[float] = (),
+    whole: np.ndarray | None = None,
+    some: np.ndarray | None = None,
 ) -> Sums:
     """Rank every user's validation and test item.
 
@@ -62,28 +67,32 @@ def evaluate_cohort(
             too, as `group-0/...`, in ascending order of activity.
         whole: (k,) numbers of smaller groups that are not divided: whoever is in one that an edge cuts is in no group.
             None: everybody is in one.
+        some: positions of users whose sums are also returned apart, as `sample/...`.
     """
     activity = scorer.counts()
     place = _groups(activity, group_edges, whole)
+    apart = np.zeros(len(activity), np.bool_)
+    apart[[] if some is None else some] = True
 
     def evaluate(part: Tensor) -> Sums:
         position = part.cpu().numpy()
         users, interactions = scorer.users[position], activity[position]
         scored = {PARTS[0]: scorer.scores(part, PARTS[0])}
         scored[PARTS[1]] = scorer.scores(part, PARTS[1]) if scorer.by_part else scored[PARTS[0]]
-        logits = {which: found[0].cpu() for which, found in scored.items()}
+        ranks = {which: held_out_ranks(split, users, scored[which][0].cpu(), which=which) for which in PARTS}
         rho = scored["test"][1]
-        sums = {**_ranked(split, users, logits), **({} if rho is None else _rho_sums(rho))}
+        sums = {**_sums(ranks), **({} if rho is None else _rho_sums(rho))}
         for group in range(len(group_edges) + 1 if group_edges else 0):
             members = np.flatnonzero(place[position] == group)
-            chosen = torch.from_numpy(members)
-            inside = _ranked(split, users[members], {which: found[chosen] for which, found in logits.items()})
-            sums |= {f"group-{group}/{key}": value for key, value in inside.items()}
+            sums |= {f"group-{group}/{key}": value for key, value in _sums(ranks, members).items()}
             sums[f"group-{group}/interactions"] = float(interactions[members].sum())
+        if some is not None:
+            members = np.flatnonzero(apart[position])
+            sums |= {f"{SAMPLE}{key}": value for key, value in _sums(ranks, members).items()}
         return sums
 
     total: Sums = {"users": 0.0}
-    for sums in in_parallel(evaluate, list(scorer.blocks()), scorer.device):
+    for sums in in_parallel(evaluate, list(scorer.blocks()), scorer.device, "evaluating"):
         add_sums(total, sums)
     return total
 
@@ -112,10 +121,14 @@ def _rho_sums(rho: Tensor) -> Sums:
     return sums | {f"rho/bin-{b:02d}": count for b, count in enumerate(bins)}
 
 
-def _ranked(split: Split, users: np.ndarray, logits: Mapping[Part, Tensor]) -> Sums:
-    out: Sums = {"users": float(len(users)), "nonfinite": 0.0}
+def _sums(ranks: Mapping[Part, Mapping[str, Tensor]], members: np.ndarray | None = None) -> Sums:
+    """Of the ranks by part and list; of some users, by position, or of all."""
+    chosen = slice(None) if members is None else torch.from_numpy(members)
+    out: Sums = {"users": 0.0, "nonfinite": 0.0}
     for part in PARTS:
-        for name, metrics in evaluate_scores(split, users, logits[part], which=part).items():
+        for name, found in ranks[part].items():
+            metrics = MetricSums.from_ranks(found[chosen])
+            out["users"] = float(metrics.count)
             out["nonfinite"] += metrics.nonfinite if name == "full" else 0
             out |= {f"{part}/{name}/{key}": value for key, value in metrics.sums.items()}
     return out
@@ -130,8 +143,7 @@ def add_sums(total: MutableMapping[str, float], more: Mapping[str, float]) -> No
 def means_of(sums: Mapping[str, float], prefix: str = "") -> Sums:
     """Means over users of the metric sums under a prefix; empty where nobody was evaluated."""
     users = sums.get(f"{prefix}users", 0.0)
-    keys = [f"{part}/{name}/{metric}" for part in PARTS for name in LISTS for metric in METRICS]
-    return {key: sums[prefix + key] / users for key in keys if prefix + key in sums} if users else {}
+    return {key: sums[prefix + key] / users for key in MEANS if prefix + key in sums} if users else {}
 
 
 def nested(means: Mapping[str, float], protocol: str) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.errors import InputError
+from fedem_flwr.evaluation.cost import DOUBLE_UP_TO
 from fedem_flwr.protocol.split import IntArray, Split, user_rows
 
 Linear = Callable[[csr_matrix], Tensor]  # (k, m) weights of histories -> (k, m) float32 scores
 
+_CPU = torch.device("cpu")
 CELLS = 2**23  # numbers of a dense block held at a time
-_DOUBLE_UP_TO = 4096  # the size up to which EASE is solved in float64; beyond, memory and time count for more
 _COLUMNS = 256  # of the item-item table multiplied at a time: that many stay in the processor's cache
 
 
@@ -86,7 +88,7 @@ class Ease:
     def __init__(self, train: csr_matrix) -> None:
         users, items = train.shape
         self._by_users = self.size(users, items) < items
-        self._small = self.size(users, items) <= _DOUBLE_UP_TO
+        self._small = self.size(users, items) <= DOUBLE_UP_TO
         self.train = train.astype(np.float64 if self._small else np.float32)
         self._gram = _gram(self.train if self._by_users else self.train.T.tocsr())
         self._solved: dict[float, Linear] = {}
@@ -190,7 +192,7 @@ class Neighbours:
 
         Args:
             train: binary (n, m).
-            most: q, or m where there are fewer items.
+            most: q, or m where there are fewer items. Where an item has fewer neighbours, the rest have similarity 0.
             shrinkages: what lowers the similarity of items with few users; one answer for each.
         """
         count, most = train.shape[1], min(most, train.shape[1])
@@ -199,20 +201,23 @@ class Neighbours:
             shrinkage: cls(np.zeros((count, most), np.int32), np.zeros((count, most), np.float32))
             for shrinkage in shrinkages
         }
-        for block in blocks(count, count):
+
+        def fill(block: slice) -> None:
             common = (by_item[block] @ train).sorted_indices()  # (b, m) sparse
-            row, lengths = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr)), np.diff(common.indptr)
+            lengths = np.diff(common.indptr)
+            row = np.repeat(np.arange(len(lengths)), lengths)
             place = np.arange(common.nnz) - common.indptr[row]
-            columns = np.zeros((common.shape[0], max(most, int(lengths.max(initial=0)))), np.int64)
-            columns[row, place] = common.indices
             common.data[common.indices == row + block.start] = 0  # no neighbour of itself
             root = np.sqrt(sizes[row + block.start] * sizes[common.indices])
+            near = np.zeros((len(lengths), max(most, int(lengths.max(initial=0)))), np.float32)
             for shrinkage, neighbours in found.items():
-                near = np.zeros(columns.shape, np.float32)
                 near[row, place] = common.data / (root + np.float32(shrinkage))
-                chosen = _largest(torch.from_numpy(near), most)
-                neighbours.items[block] = np.take_along_axis(columns, chosen, 1)
-                neighbours.similarities[block] = np.take_along_axis(near, chosen, 1)
+                rows, places, ranks = _largest(torch.from_numpy(near), most)
+                neighbours.items[block.start + rows, ranks] = common.indices[common.indptr[rows] + places]
+                neighbours.similarities[block.start + rows, ranks] = near[rows, places]
+
+        for _ in in_parallel(fill, list(blocks(count, count)), _CPU, "control item-kNN: neighbours"):
+            pass
         return found
 
     def model(self, neighbours: int) -> Linear:
@@ -226,12 +231,16 @@ class Neighbours:
         return lambda rows: torch.from_numpy((rows @ by_neighbour).toarray())
 
 
-def _largest(values: Tensor, count: int) -> IntArray:
-    """(b, count) places of each row's largest values, largest first; among equals the first, which topk leaves open."""
+def _largest(values: Tensor, count: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Each row's largest positive values, at most `count`; among equals the first, which topk leaves open.
+
+    Returns:
+        (e,) rows of them, (e,) places in the row, and (e,) ranks from 0, the largest first.
+    """
     least = values.topk(count, sorted=False).values.amin(1, keepdim=True)  # (b, 1)
-    chosen, equal = values > least, values == least
-    chosen |= equal & (equal.cumsum(1) <= count - chosen.sum(1, keepdim=True))
-    places = chosen.nonzero()[:, 1].view(len(values), count)
-    order = values.gather(1, places).sort(dim=1, descending=True, stable=True).indices
-    ordered: IntArray = places.gather(1, order).numpy()
-    return ordered
+    rows, places = ((values >= least) & (values > 0)).nonzero().numpy().T  # by row, then by place
+    order = np.lexsort((places, -values.numpy()[rows, places], rows))
+    rows, places = rows[order], places[order]
+    ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    kept = ranks < count
+    return rows[kept], places[kept], ranks[kept]

@@ -51,7 +51,7 @@ def served(split: Split, scorers: Iterable[Scorer]) -> Served:
             ranks = held_out_ranks(split, users, scores, which="test")
             return users, ranks, top_items(split, users, scores)
 
-        for users, ranks, items in in_parallel(look, list(scorer.blocks()), scorer.device):
+        for users, ranks, items in in_parallel(look, list(scorer.blocks()), scorer.device, "looking at lists"):
             for way, found in ranks.items():
                 for metric, values in user_terms(found).items():
                     metrics[f"{way}/{metric}"][users] = values.numpy()

@@ -19,6 +19,7 @@ CUTOFFS = (5, 10, 20)
 METRICS = (*(f"{kind}@{cutoff}" for cutoff in CUTOFFS for kind in ("hr", "ndcg")), "mrr")
 
 Part = Literal["validation", "test"]
+PARTS: tuple[Part, ...] = ("validation", "test")
 
 # Each user's terms are rounded to multiples of 2**-32: float64 sums of up to two million of them are then
 # exact, so that merged sums do not depend on how users are spread over nodes.

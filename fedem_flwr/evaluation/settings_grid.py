@@ -11,61 +11,80 @@ from torch import Tensor
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.cohort import Scorer, Sums
 from fedem_flwr.evaluation.ranking import evaluate_scores
+from fedem_flwr.evaluation.sample import OfSome
 from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.evaluation.stages import around, coarse
+from fedem_flwr.protocol.split import IntArray
 from fedem_flwr.protocol.splits import Split
 
 METRIC = "ndcg@10"
 Settings = Mapping[str, float]
 
 
-def grid_sums(scorers: Sequence[Scorer], split: Split, prefix: str) -> Sums:
+def grid_sums(scorers: Mapping[int, Scorer], split: Split, prefix: str, who: IntArray | None = None) -> Sums:
     """Sums of the validation NDCG@10 in the whole catalogue under each of several scorers of the same users.
 
     Args:
+        scorers: by the number of their settings in the grid.
         prefix: of the sums' names: `PREFIX/000`, …, and `PREFIX/users`.
+        who: positions of the users that are scored; None: all.
     """
-    totals = []
-    for scorer in scorers:
+    totals: dict[int, float] = {}
+    users = 0
+    for done, (row, whole) in enumerate(scorers.items(), 1):
+        scorer = whole if who is None else OfSome(whole, who)
 
         def evaluate(part: Tensor, scorer: Scorer = scorer) -> float:
             return _validation(split, scorer.users[np.asarray(part.cpu())], scorer.scores(part, "validation")[0])
 
-        totals.append(sum(in_parallel(evaluate, list(scorer.blocks()), scorer.device), 0.0))
-    return _named(prefix, totals, len(scorers[0].users))
+        blocks, what = list(scorer.blocks()), f"trying settings, {done} of {len(scorers)}"
+        totals[row] = sum(in_parallel(evaluate, blocks, scorer.device, what), 0.0)
+        users = sum(map(len, blocks))
+    return _named(prefix, totals, users)
 
 
-def mixture_sums(scorer: HistoryScorer, weights: Sequence[Sequence[float]], split: Split, prefix: str) -> Sums:
+def mixture_sums(
+    whole: HistoryScorer, weights: Mapping[int, Sequence[float]], split: Split, prefix: str, who: IntArray | None = None
+) -> Sums:
     """The same for several weights (one a component) of one scorer, whose components are computed once."""
+    scorer = whole if who is None else OfSome(whole, who)
 
     def evaluate(part: Tensor) -> list[float]:
-        users, found = scorer.users[np.asarray(part.cpu())], scorer.standardised(part, "validation")
+        users, found = whole.users[np.asarray(part.cpu())], whole.standardised(part, "validation")
         zero = found[0].new_zeros(())
-        mixed = (sum((w * scores for w, scores in zip(row, found, strict=True)), zero) for row in weights)
+        mixed = (sum((w * scores for w, scores in zip(row, found, strict=True)), zero) for row in weights.values())
         return [_validation(split, users, scores) for scores in mixed]
 
-    totals = np.zeros(len(weights))
-    for found in in_parallel(evaluate, list(scorer.blocks()), scorer.device):
+    totals, blocks = np.zeros(len(weights)), list(scorer.blocks())
+    for found in in_parallel(evaluate, blocks, scorer.device, "trying settings"):
         totals += found
-    return _named(prefix, totals.tolist(), len(scorer.users))
+    return _named(prefix, dict(zip(weights, totals.tolist(), strict=True)), sum(map(len, blocks)))
 
 
 def _validation(split: Split, users: np.ndarray, scores: Tensor) -> float:
     return evaluate_scores(split, users, scores.cpu(), which="validation")["full"].sums[METRIC]
 
 
-def _named(prefix: str, totals: Sequence[float], users: int) -> Sums:
-    return {**{f"{prefix}/{index:03d}": total for index, total in enumerate(totals)}, f"{prefix}/users": float(users)}
+def _named(prefix: str, totals: Mapping[int, float], users: int) -> Sums:
+    return {**{f"{prefix}/{row:03d}": total for row, total in totals.items()}, f"{prefix}/users": float(users)}
 
 
 @dataclass
 class SettingsGrid:
     """The server's side: a grid of settings, and what came of it.
 
+    Where rounds are evaluated on a sample of many users, a grid is searched from coarse to fine: first every other
+    value, then, with the next round's model, the neighbours of the best. Else all rows are tried at once.
+
     Attributes:
         name: prefix of the clients' sums.
         rows: settings in the order of the clients' sums.
         chosen: the settings in force.
-        means: (rows,) of the validation NDCG@10, once known. users: behind them. round: of the model measured; or 0.
+        means: (rows,) of the validation NDCG@10, once known; NaN for what was not tried. users: behind them. round: of
+            the model that was measured last; or 0.
+        staged: whether it is searched from coarse to fine.
+        best: number of the chosen row; None before one was.
+        refining: whether the neighbours of what was chosen are still to be tried.
     """
 
     name: str
@@ -74,32 +93,52 @@ class SettingsGrid:
     means: list[float] = field(default_factory=list)
     users: float = 0.0
     round: int = 0
+    staged: bool = False
+    best: int | None = None
+    refining: bool = False
+
+    def wanted(self) -> list[int]:
+        """Numbers of the rows that are tried next."""
+        if not self.staged:
+            return list(range(len(self.rows)))
+        rows = [tuple(row.values()) for row in self.rows]
+        return coarse(rows) if self.best is None else around(rows, self.best)
 
     def take(self, sums: Sums, round_: int) -> Sums:
         """Choose by the sums of a round, the first best; returns the sums without those of the grid."""
         users = sums.get(f"{self.name}/users", 0.0)
-        if users:
-            self._choose([sums[f"{self.name}/{index:03d}"] / users for index in range(len(self.rows))], users, round_)
+        tried = [row for row in range(len(self.rows)) if f"{self.name}/{row:03d}" in sums]
+        if users and tried:
+            found = {row: sums[f"{self.name}/{row:03d}"] / users for row in tried}
+            known = self.means or [float("nan")] * len(self.rows)
+            self.means = [found.get(row, mean) for row, mean in enumerate(known)]
+            self.users, self.round = users, round_
+            self.refining = self.staged and self.best is None
+            self._choose(max(found, key=lambda row: found[row]))
         return {key: value for key, value in sums.items() if not key.startswith(f"{self.name}/")}
 
-    def _choose(self, means: list[float], users: float, round_: int) -> None:
-        self.means, self.users, self.round = means, users, round_
-        self.chosen = self.rows[int(np.argmax(means))]
+    def _choose(self, row: int) -> None:
+        self.best, self.chosen = row, self.rows[row]
 
     def shown(self) -> dict[str, object] | None:
-        """For the report; None where nothing was measured."""
-        if not self.means:
+        """For the report: what was tried; None where nothing was measured."""
+        if self.best is None:
             return None
-        rows = [{**row, METRIC: mean, "users": self.users} for row, mean in zip(self.rows, self.means, strict=True)]
+        tried = [(row, mean) for row, mean in zip(self.rows, self.means, strict=True) if not np.isnan(mean)]
+        rows = [{**row, METRIC: mean, "users": self.users} for row, mean in tried]
         return {"rows": rows, "chosen": dict(self.chosen), "round": self.round}
 
     def state(self) -> dict[str, np.ndarray]:
-        """What a checkpoint needs: the means, and round and users."""
-        last = np.array([self.round, self.users], np.float64)
+        """What a checkpoint needs: the means; and round, users, the chosen row and whether it is to be refined."""
+        best = -1 if self.best is None else self.best
+        last = np.array([self.round, self.users, best, self.refining], np.float64)
         return {f"{self.name}-means": np.array(self.means, np.float64), f"{self.name}-last": last}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """See `state`."""
-        round_, users = state[f"{self.name}-last"].tolist()
-        if users:
-            self._choose(state[f"{self.name}-means"].tolist(), users, int(round_))
+        """See `state`; checkpoints of earlier versions tell the best row by its mean alone."""
+        round_, users, *later = state[f"{self.name}-last"].tolist()
+        self.means, self.users, self.round = state[f"{self.name}-means"].tolist(), users, int(round_)
+        best, refining = later or ((int(np.argmax(self.means)) if self.means else -1), False)
+        self.refining = bool(refining)
+        if best >= 0:
+            self._choose(int(best))

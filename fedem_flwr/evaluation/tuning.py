@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from fedem_flwr.evaluation.linear import AgedItems, Linear, blocks
 from fedem_flwr.evaluation.ranking import MetricSums, held_out_ranks
+from fedem_flwr.evaluation.stages import around, coarse
 from fedem_flwr.protocol.split import IntArray, Split
+from fedem_flwr.pulse import tell
 from fedem_flwr.randomness import keyed_permutation
 
 LISTS = ("full", "sampled99")
@@ -26,9 +28,13 @@ def tuning_users(split: Split) -> IntArray:
 
 
 def validation_gains(
-    split: Split, users: IntArray, histories: AgedItems, model: Linear, half_lives: Sequence[float]
+    split: Split, users: IntArray, histories: AgedItems, model: Linear, half_lives: Sequence[float], what: str = ""
 ) -> list[Gains]:
-    """Mean validation NDCG@10 of both lists, for each half-life of a history's items."""
+    """Mean validation NDCG@10 of both lists, for each half-life of a history's items.
+
+    Args:
+        what: is tried, for whoever shows progress.
+    """
     sums = [dict.fromkeys(LISTS, MetricSums.empty()) for _ in half_lives]
     for block in blocks(len(users), split.items):
         some = users[block]
@@ -36,7 +42,20 @@ def validation_gains(
             ranks = held_out_ranks(split, some, model(histories.rows(some, half_life)), which="validation")
             for way in LISTS:
                 found[way] += MetricSums.from_ranks(ranks[way])
+        tell(what, block.stop, len(users))
     return [{way: found[way].means()["ndcg@10"] for way in LISTS} for found in sums]
+
+
+def searched(
+    grid: Sequence[tuple[int, float]], gain: Callable[[tuple[int, float]], Gains], *, staged: bool
+) -> dict[tuple[int, float], Gains]:
+    """The gains of a grid of settings, or of those that a search from coarse to fine looks at."""
+    first = coarse(grid) if staged else list(range(len(grid)))
+    found = {at: gain(grid[at]) for at in first}
+    if staged:
+        near = {at for way in LISTS for at in around(grid, max(found, key=lambda row: found[row][way]))}
+        found |= {at: gain(grid[at]) for at in sorted(near - found.keys())}
+    return {grid[at]: found[at] for at in sorted(found)}
 
 
 def best_settings(gains: Mapping[Setting, Gains]) -> dict[str, Setting]:

@@ -20,6 +20,8 @@ from fedem_flwr.engine.parts import initial_state
 from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, nested
 from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
 from fedem_flwr.evaluation.controls import remembered_controls
+from fedem_flwr.evaluation.cost import Limits
+from fedem_flwr.evaluation.sample import sample_size, sampled_users
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.files import private_folder, write_atomically
 from fedem_flwr.nodes.host import slice_histories
@@ -27,7 +29,7 @@ from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.selection import reported_line
 
 _FORMAT = 1  # of a cache entry; raise it when local training changes
-_COHORT = 2048  # users trained at a time: bounds the memory of their own tables
+_COHORT = 2048  # users trained at a time, at most
 
 
 def cache_folder(config: Config) -> Path:
@@ -65,7 +67,9 @@ def _fitted(split: Split, config: Config) -> Measured:
     settings = config.evaluation
     if not settings.controls:
         return Measured({}, {})
-    return remembered_controls(split, cache_folder(config), settings.ease_lambda, settings.test_history)
+    sample, limits = sampled_users(config, split.users), Limits(settings.control_gb, settings.control_minutes)
+    folder = cache_folder(config)
+    return remembered_controls(split, folder, settings.ease_lambda, settings.test_history, sample, limits)
 
 
 def trains_alone(config: Config) -> bool:
@@ -81,7 +85,7 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
     method = [f"{kind.__module__}:{kind.__qualname__}", config.method.options.model_dump()]
     settings = {"model": config.model.model_dump(), "local": config.local.model_dump()}
     what = {**settings, "method": method, "format": _FORMAT}
-    run = {"seed": config.run.seed, "rounds": config.run.rounds}
+    run = {"seed": config.run.seed, "rounds": config.run.rounds, **_of_sample(config, split)}
     entry = folder / f"local-only-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"
     try:
         known: dict[str, Any] = json.loads(entry.read_bytes())
@@ -95,14 +99,24 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
     return result
 
 
+def _of_sample(config: Config, split: Split) -> dict[str, int]:
+    size = sample_size(config, split.users)
+    return {"sample": size} if size else {}
+
+
 def local_only(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
     """Train every client alone with the method's own local settings, for as many rounds.
 
+    Where rounds are evaluated on a sample of the users, only these are: nobody's training touches anybody else's.
+
     Returns:
-        Test figures of the round that the protocol reports (best validation NDCG@10; best test HR@10 under `paper`).
+        Test figures of the round that the protocol reports (best validation NDCG@10; best test HR@10 under `paper`);
+        with the number of ``"users"`` where that is a sample.
     """
     learner, device = Alone(method_of(config, split.items)), resolve_device(config.run.device)
-    parts = np.array_split(np.arange(split.users), max(1, -(-split.users // _COHORT)))
+    sample = sampled_users(config, split.users)
+    everybody = np.arange(split.users) if sample is None else sample
+    parts = np.array_split(everybody, max(1, -(-len(everybody) // _together(learner, split.items, config))))
     totals: list[dict[str, float]] = [{} for _ in range(config.run.rounds)]
     for number, users in enumerate(parts):
         state = initial_state(learner.parts(), len(users), split.items, learner.seed, device)
@@ -113,4 +127,11 @@ def local_only(split: Split, config: Config, on_round: Callable[[int], None]) ->
             on_round((number * config.run.rounds + round_) // len(parts))  # all parts together are the run's rounds
     lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
     best = reported_line(lines, split.protocol)
-    return {"round": best["round"], **best["test"], "validation": best["validation"]}
+    counted = {} if sample is None else {"users": len(sample)}
+    return {"round": best["round"], **best["test"], **counted, "validation": best["validation"]}
+
+
+def _together(learner: Alone, items: int, config: Config) -> int:
+    """How many users are trained at a time: their own tables are held twice, and may take what a control may."""
+    floats = sum(part.width * (items if part.axis == "item" else 1) for part in learner.parts().values())
+    return max(1, min(_COHORT, int(config.evaluation.control_gb * 1e9 / (8 * max(1, floats)))))

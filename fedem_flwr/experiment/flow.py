@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,16 +30,17 @@ from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.protocol.split import Split
+from fedem_flwr.pulse import tell, watched_by
 from fedem_flwr.report.html import write_report
-from fedem_flwr.report.progress import RoundProgress, task_progress
+from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.run_path import new_run_path
+from fedem_flwr.report.steps import steps_shown
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, split_into
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
 
 AGAINST = "against"  # folder of a run that holds the runs beside it
-_PATIENCE = 2.0  # seconds before a bar is shown
 
 
 @dataclass(frozen=True)
@@ -126,23 +126,9 @@ def _claim(config: Config, out: Path | None, held: ExitStack, *, overwrite: bool
 
 
 def _split(config: Config, folder: Path, source: Source | None, console: Console | None) -> Split:
-    """Read the data and split them, with a bar where it takes a while."""
-    began, shown = time.monotonic(), 0
-    with ExitStack() as stack:
-        advance: Callable[[int], None] | None = None
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal advance, shown
-            if advance is None and time.monotonic() - began > _PATIENCE:
-                bar = task_progress(
-                    "reading and splitting, users", total, in_bytes=False, quiet=console is None, console=console
-                )
-                advance = stack.enter_context(bar)
-            if advance is not None:
-                advance(done - shown)
-                shown = done
-
-        return split_into(folder, config, on_progress, source)
+    """Read the data and split them, and say how far that is where it takes a while."""
+    with steps_shown(quiet=console is None, console=console):
+        return split_into(folder, config, lambda done, total: tell("splitting, users", done, total), source)
 
 
 def reopen(run_dir: Path, back_to: int | None = None, *, trusted: bool = False) -> Runs:
@@ -214,8 +200,8 @@ def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> Pa
     point = checkpointed(directory) if resume else None
     first, rounds = 1 if point is None else point.round + 1, config.run.rounds
     title = config.method.name
-    with RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console) as progress:
+    shown = RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console)
+    with shown as progress, watched_by(None if quiet else progress.watch):
         outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
-    quiet = quiet or not run.has_data
-    with RoundProgress(rounds, description="control: local-only", quiet=quiet, console=console) as progress:
-        return finish(run, outcome, lambda round_: progress.update(round_, {}))
+    with steps_shown(quiet=quiet, console=console):
+        return finish(run, outcome, lambda round_: tell("control local-only: rounds", round_, rounds))

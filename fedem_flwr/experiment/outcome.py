@@ -11,6 +11,7 @@ import numpy as np
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested
+from fedem_flwr.evaluation.sample import sample_size
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.account import DATA
 from fedem_flwr.report.run_directory import RunDirectory
@@ -46,6 +47,7 @@ def summarise(
         "seed": config.run.seed,
         "rounds": len(lines),
         "users": split.users,
+        "sampled_users": sample_size(config, split.users),
         "items": split.items,
         "interactions": split.interactions,
         "has_times": split.has_times,

@@ -7,9 +7,11 @@ from typing import Any
 
 from fedem_flwr.config import Config, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
+from fedem_flwr.evaluation.sample import sample_size
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.account import rows_text, short_text, ties_text
+from fedem_flwr.report.labels import left_out, sample_text
 from fedem_flwr.runtime.prepared import PreparedRun
 
 
@@ -22,9 +24,17 @@ def opening(run: PreparedRun) -> str:
         f"{config.run.runtime}{_where(config)}",
         *_data_lines(run),
         *([_default_note(config)] if _is_default(config) else []),
+        *([_sample_line(sampled, split.users)] if (sampled := sample_size(config, split.users)) else []),
         f"into {run.directory.path}",
     ]
     return "\n".join(lines)
+
+
+def _sample_line(sampled: int, users: int) -> str:
+    return (
+        f"rounds are evaluated and settings tuned on {sampled:,} of {users:,} users (evaluation.sample_users), the "
+        "reported round on everybody"
+    )
 
 
 def _data_lines(run: PreparedRun) -> list[str]:
@@ -81,7 +91,6 @@ def notes_of(run: PreparedRun, controls: Mapping[str, Any]) -> list[str]:
     account = run.facts.account if isinstance(run.facts, Split) else None
     if account is not None and (short := short_text(account, run.facts.users)):
         notes.append(f"Figures among 99 negatives: {short}.")
-    for name, result in controls.items():
-        if result and "skipped" in result:
-            notes.append(f"Control {name} was left out: {result['skipped']}.")
-    return notes
+    sampled = sample_size(run.config, run.facts.users)
+    said = sample_text({"sampled_users": sampled, "users": run.facts.users, "controls": controls})
+    return [*notes, *filter(None, [said]), *left_out(controls)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.config import Config
-from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Task, Tuning, Upload, indexed
+from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Task, Tuning, Upload, Wanted, indexed
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.from_history import FromHistory
 from fedem_flwr.contract.phases import Sender
@@ -67,11 +67,14 @@ class Fedials(FromHistory):
         tunes, halfway = fold_in.tune and len(grid) > 1, (self.table_rounds + 1) // 2
         return [Tuning("fold-in", grid, first, lambda round_: tunes and round_ == halfway, self._measure)]
 
-    def _measure(self, device: Device, asked: Asked, split: Split) -> Sums:
+    def _measure(self, device: Device, asked: Asked, split: Split, wanted: Wanted) -> Sums:
         grid, fold_in = self.config.fold_in.grid(), self.fold_in(asked)
-        components = [FoldInScores(fold_in, Recency.of(row["half_life"], row["ridge"])) for row in grid]
-        scorers = [HistoryScorer(device.history, device.place, [(1.0, one)], device.newest) for one in components]
-        return grid_sums(scorers, split, "fold-in")
+
+        def scorer(row: dict[str, float]) -> HistoryScorer:
+            scores = FoldInScores(fold_in, Recency.of(row["half_life"], row["ridge"]))
+            return HistoryScorer(device.history, device.place, [(1.0, scores)], device.newest)
+
+        return grid_sums({row: scorer(grid[row]) for row in wanted.rows}, split, "fold-in", wanted.who)
 
     def components(self, asked: Asked) -> list[tuple[float, Component]]:
         """The fold-in, with the settings of the message."""

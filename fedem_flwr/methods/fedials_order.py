@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedem_flwr.config import Config
-from fedem_flwr.contract import Asked, Device, Gathered, Phase, State, Tuning
+from fedem_flwr.contract import Asked, Device, Gathered, Phase, State, Tuning, Wanted
 from fedem_flwr.engine.order import OrderScores, OrderTask
 from fedem_flwr.engine.transitions import MapScores
 from fedem_flwr.errors import InputError
@@ -96,10 +96,11 @@ class FedialsOrder(Fedials):
         mixing = Tuning("order", rows, first, due, self._mixtures, lambda d: nothing if d < self.first_step else None)
         return [*super().tunings(), mixing]
 
-    def _mixtures(self, device: Device, asked: Asked, split: Split) -> Sums:
-        scorer = self.scorer(device, asked)
-        weights = [(1.0, row["order_weight"], row["map_weight"]) for row in self.order.grid()]
-        return mixture_sums(scorer, [row[: len(scorer.components)] for row in weights], split, "order")
+    def _mixtures(self, device: Device, asked: Asked, split: Split, wanted: Wanted) -> Sums:
+        scorer, grid = self.scorer(device, asked), self.order.grid()
+        weights = {row: (1.0, grid[row]["order_weight"], grid[row]["map_weight"]) for row in wanted.rows}
+        some = {row: found[: len(scorer.components)] for row, found in weights.items()}
+        return mixture_sums(scorer, some, split, "order", wanted.who)
 
     def components(self, asked: Asked) -> list[tuple[float, Component]]:
         """Also what the encoder and the map say comes next, once there are any."""

@@ -28,6 +28,7 @@ from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
 from fedem_flwr.nodes.answered import ANSWERED_FILE, Answered
 from fedem_flwr.nodes.policy import NodePolicy, fixed_groups
+from fedem_flwr.nodes.sampling import part_of_sample
 from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
 from fedem_flwr.nodes.state_store import DiskStateStore
 from fedem_flwr.protocol.shards import user_range
@@ -84,6 +85,7 @@ class NodeHost:
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
     _answered: dict[int, Answered] = field(default_factory=dict, repr=False)
     _met: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _sampled: dict[int, np.ndarray | None] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> Config:
@@ -190,6 +192,14 @@ class NodeHost:
             users, path = self.users(node), self.secret_file(node).with_name(ANSWERED_FILE)
             self._answered[node] = Answered(path, int(users[0]), len(users), self.policy.smallest_sum)
         return self._answered[node].admits(kind, members)
+
+    def sampled(self, node: int) -> np.ndarray | None:
+        """(k',) positions of the node's users that rounds are evaluated on; None: all. See `nodes.sampling`."""
+        if node not in self._sampled:
+            has_data = self.interactions(node) > 0 if self.policy.smallest_sum > 1 else None
+            admits = partial(self.admits, node)
+            self._sampled[node] = part_of_sample(self.config, self.split.users, self.users(node), has_data, admits)
+        return self._sampled[node]
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""

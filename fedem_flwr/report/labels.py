@@ -61,6 +61,31 @@ def setting_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def left_out(controls: object) -> list[str]:
+    """Return a sentence for each control that was left out, with the reason."""
+    given = controls if isinstance(controls, Mapping) else {}
+    skipped = {
+        str(key): record["skipped"]
+        for key, record in given.items()
+        if isinstance(record, Mapping) and "skipped" in record
+    }
+    return [f"Control {visible(key)} was left out: {visible(str(why))}." for key, why in skipped.items()]
+
+
+def sample_text(summary: Mapping[str, object]) -> str:
+    """Say that rounds were looked at with a sample of the users, and what that means for the figures; else nothing."""
+    sampled, users, controls = summary.get("sampled_users"), summary.get("users"), summary.get("controls")
+    if not sampled or not isinstance(sampled, int) or not isinstance(users, int):
+        return ""
+    given = controls if isinstance(controls, Mapping) else {}
+    on_some = [control_label(str(key)) for key, one in given.items() if isinstance(one, Mapping) and one.get("users")]
+    said = (
+        f"Rounds were evaluated and chosen, and settings tuned, on {sampled:,} of {users:,} users, drawn by the seed "
+        "and the same in every round. What is reported of the method is measured on everybody"
+    )
+    return f"{said}; {', '.join(on_some)} on those {sampled:,} users." if on_some else f"{said}."
+
+
 def control_rows(controls: object) -> list[ControlRow]:
     """Return all controls of a summary in the order in which they are shown."""
     given = controls if isinstance(controls, Mapping) else {}

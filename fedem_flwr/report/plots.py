@@ -33,6 +33,7 @@ from fedem_flwr.report.drawing import (
 )
 from fedem_flwr.report.labels import control_rows
 from fedem_flwr.report.run_directory import Json, number_at
+from fedem_flwr.report.selection import compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +92,7 @@ def convergence(curves: Sequence[Curve], controls: Mapping[str, object], *, imag
             axes[0].plot(rounds, losses, color=colour, marker=marker_for(len(rounds)), ms=3)
             for axis, metric in zip(axes[1:], UNITS, strict=True):
                 for part, style, width in (("validation", "--", 1.2), ("test", "-", 1.8)):
-                    rounds, values = series(curve.lines, part, metric)
+                    rounds, values = series([{**line, **compared(line)} for line in curve.lines], part, metric)
                     label = f"{name}{part}" if rounds else "_"  # a leading underscore keeps it out of the legend
                     (drawn,) = axis.plot(rounds, values, style, color=colour, lw=width, ms=3, label=label)
                     drawn.set_marker(marker_for(len(rounds)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Self
 
@@ -17,11 +16,14 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.text import Text
 
 from fedem_flwr.report.run_directory import number_at
+from fedem_flwr.report.selection import compared
+from fedem_flwr.report.steps import LINES, LIVE, StepWatch, clock_text, draws_bars
 from fedem_flwr.terminal import console as new_console
 
 _SHOWN = (
@@ -30,13 +32,6 @@ _SHOWN = (
     ("ndcg@10", ("validation", "ndcg@10")),
     ("rho", ("rho", "mean")),
 )
-
-
-def clock_text(seconds: float) -> str:
-    """Return a duration as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(max(round(seconds), 0), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def rate_text(seconds_per_round: float) -> str:
@@ -73,11 +68,6 @@ def progress_console(wanted: bool | None) -> Console | None:
     made = new_console(stderr=True)
     shown = made.is_terminal or made.is_jupyter if wanted is None else wanted
     return made if shown else None
-
-
-def _draws_bars(console: Console) -> bool:
-    """A notebook draws a live bar with widgets; without them there is a warning for every look at it."""
-    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class _RoundDisplay(Progress):
@@ -123,10 +113,11 @@ class RoundProgress:
         self._display: _RoundDisplay | None = None
         self._evaluated: Mapping[str, object] | None = None  # the last line with metrics
         self._first: tuple[int, float] | None = None  # the first round that was shown, and when
+        self._metrics, self._step = "", ""  # what stands below the bar
 
     def __enter__(self) -> Self:
         self._start = self._clock()
-        if not self._quiet and _draws_bars(self._console):
+        if not self._quiet and draws_bars(self._console):
             self._display = _RoundDisplay(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
@@ -148,6 +139,23 @@ class RoundProgress:
             self._display.stop()
             self._display = None
 
+    @property
+    def watch(self) -> StepWatch:
+        """What shows the long steps inside a round; see `pulse.watched_by`."""
+        return StepWatch(self._show_step, LIVE if self._display is not None else LINES, self._clock)
+
+    def _show_step(self, words: str) -> None:
+        if self._display is not None:
+            self._step = words
+            self._draw_below()
+        elif words and not self._quiet:
+            self._console.print(f"{self._description}: {words}", soft_wrap=True)
+
+    def _draw_below(self) -> None:
+        if self._display is not None:
+            words = "  ".join(filter(None, (self._metrics, self._step)))
+            self._display.below = Text(f"  {words}", style="cyan")
+
     def update(self, round_number: int, line: Mapping[str, object]) -> None:
         """Show that ``round_number`` is finished.
 
@@ -155,6 +163,7 @@ class RoundProgress:
             round_number: from 1.
             line: the round's line of ``metrics.jsonl``; if it was not evaluated, the last known metrics are shown.
         """
+        line = {**line, **compared(dict(line))}
         if number_at(line, "validation", "ndcg@10") is not None:
             self._evaluated = line
         if self._quiet:
@@ -168,7 +177,8 @@ class RoundProgress:
         left = pace * max(self._rounds - round_number, 0)
         metrics = metrics_text(line, self._evaluated)
         if self._display is not None:
-            self._display.below = Text(f"  {metrics}", style="cyan")
+            self._metrics, self._step = metrics, ""
+            self._draw_below()
             self._display.update(
                 self._display.task_ids[0],
                 completed=round_number,
@@ -208,12 +218,13 @@ def task_progress(
     if quiet:
         yield lambda amount: None
         return
-    if not _draws_bars(console):
+    if not draws_bars(console):
         console.print(f"{description} ...", soft_wrap=True)
         yield lambda amount: None
         return
     counted = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counted, TimeElapsedColumn())
+    ends = (TimeElapsedColumn(), TextColumn("ETA", markup=False), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counted, *ends)
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(description, total=total)
         yield lambda amount: progress.update(task, advance=amount)

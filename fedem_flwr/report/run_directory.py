@@ -12,7 +12,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -76,6 +76,13 @@ def _parse(text: str) -> Json | None:
 
 def _is_metrics_line(value: Json | None) -> bool:
     return value is not None and isinstance(value.get("round"), int) and not isinstance(value["round"], bool)
+
+
+def _as_sampled(line: Json) -> Json:
+    """Undo ``runtime.lines.measured_again``."""
+    if not line.get("again"):
+        return line
+    return {**{key: value for key, value in line.items() if key not in ("again", "sample")}, **line["sample"]}
 
 
 @dataclass(frozen=True)
@@ -219,17 +226,25 @@ class RunDirectory:
                 raise FedemError(f"{self.path / METRICS} line {number} is damaged: delete that line, or resume the run")
         return lines
 
-    def truncate_metrics(self, before_round: int) -> int:
-        """Keep only the rounds before ``before_round`` (a resumed run writes the rest anew).
+    def replace_metrics(self, change: Callable[[Json], Json | None]) -> int:
+        """Change each line of ``metrics.jsonl``, or drop it (None), all at once.
 
         Returns:
             How many lines are left. A missing file is no error: nothing is left.
         """
         if not (self.path / METRICS).exists():
             return 0
-        kept = [line for line in self.read_metrics() if line["round"] < before_round]
+        kept = [changed for line in self.read_metrics() if (changed := change(line)) is not None]
         write_atomically(self.path / METRICS, "".join(json.dumps(plain(line)) + "\n" for line in kept))
         return len(kept)
+
+    def truncate_metrics(self, before_round: int) -> int:
+        """Keep only the rounds before ``before_round``, as they first were (a resumed run writes the rest anew).
+
+        Returns:
+            How many lines are left.
+        """
+        return self.replace_metrics(lambda line: _as_sampled(line) if line["round"] < before_round else None)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
         """Store the result of the finished run."""

@@ -21,13 +21,14 @@ def best_line(lines: Sequence[Json], rule: Selected) -> Json:
     """The first best metrics line, by validation NDCG@10 or by test HR@10; rounds without an evaluation do not count.
 
     Where nodes fail, a round is evaluated on fewer users, whose figures do not compare with the others': only rounds
-    with the most users are considered.
+    with the most users are considered. So where rounds are evaluated on a sample of the users, only those that were
+    evaluated on everybody too are; among them the sample's figures decide, by which the others fell.
 
     Raises:
         FedemError: no round was evaluated.
     """
     part, metric = _CHOSEN_BY[rule]
-    measured = [(line, value) for line in lines if (value := number_at(line, part, metric)) is not None]
+    measured = [(line, value) for line in lines if (value := number_at(compared(line), part, metric)) is not None]
     if not measured:
         raise FedemError(f"none of {len(lines)} rounds was evaluated: there is no best round; lower evaluation.every")
     most = max(evaluated_users(line) for line, _ in measured)
@@ -38,6 +39,12 @@ def best_line(lines: Sequence[Json], rule: Selected) -> Json:
 def reported_line(lines: Sequence[Json], protocol: str) -> Json:
     """The metrics line that the protocol reports."""
     return best_line(lines, reported_key(protocol))
+
+
+def compared(line: Json) -> Json:
+    """Where a line has the figures by which rounds compare: those of the sample of users, if there are any."""
+    sample = line.get("sample")
+    return sample if isinstance(sample, dict) else line
 
 
 def evaluated_users(line: Json) -> float:
@@ -54,7 +61,8 @@ def partial_text(lines: Sequence[Json], users: float | None) -> str:
     """
     known = {int(line["round"]): evaluated_users(line) for line in lines if evaluated_users(line)}
     most = max(known.values(), default=0.0)
-    fewer = {round_: count for round_, count in known.items() if count < (users or most)}
+    asked = {int(line["round"]): number_at(line, "sampled_users") or users or most for line in lines}
+    fewer = {round_: count for round_, count in known.items() if count < asked[round_]}
     if not fewer:
         return ""
     least, rounds = min(fewer.values()), ", ".join(map(str, list(fewer)[:10])) + ("" if len(fewer) <= 10 else ", …")

@@ -145,7 +145,7 @@ def _wrapped(strategy: Strategy, config: Config, items: int) -> StockStrategy:
     """A strategy that knows Flower's interface alone, with one item table for all as its model."""
     model = config.model
     table = initial_table(items, model.dim, model.init_std, config.run.seed).numpy()
-    return StockStrategy(strategy, {"item_table": table}, config.evaluation.every)
+    return StockStrategy(strategy, {"item_table": table}, config)
 
 
 def check_method(config: Config, items: int = 1) -> None:

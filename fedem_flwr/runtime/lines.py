@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, MetricRecord
 
-from fedem_flwr.evaluation.cohort import means_of, nested, rho_statistics
+from fedem_flwr.evaluation.cohort import SAMPLE, means_of, nested, rho_statistics
 from fedem_flwr.messages.wire import number, payload_bytes
 
 Line = dict[str, Any]
@@ -77,12 +77,13 @@ def weigh(line: Line, meter: Meter, each: tuple[float, float] | None) -> None:
     line["node_bytes_down"] += meter.down
 
 
-def evaluated_line(line: Line, sums: Sums, protocol: str, users: float = 0.0) -> Line:
+def evaluated_line(line: Line, sums: Sums, protocol: str, users: float = 0.0, sampled: int = 0) -> Line:
     """Complete a metrics line.
 
     Args:
         sums: over users, whose number is among them; or means, as stock strategies give them.
         users: behind such means.
+        sampled: how many users were asked for, where that is a sample; 0: all.
     """
     means = means_of(sums) if "users" in sums else sums
     out = {
@@ -91,11 +92,23 @@ def evaluated_line(line: Line, sums: Sums, protocol: str, users: float = 0.0) ->
         **nested(means, protocol),
         "rho": rho_statistics(sums),
     }
+    if sampled:
+        out["sampled_users"] = sampled
+    if sums.get(f"{SAMPLE}users"):
+        of_sample = nested(means_of(sums, SAMPLE), protocol)
+        out["sample"] = {"evaluated_users": int(sums[f"{SAMPLE}users"]), **of_sample}
     if sums.get("metrics-withheld"):
         out["metrics_withheld"] = int(sums["metrics-withheld"])
     if sums.get("nonfinite"):
         out["nonfinite_scores"] = int(sums["nonfinite"])
     return out
+
+
+def measured_again(line: Line, sums: Sums, protocol: str) -> Line:
+    """The line of a round that was evaluated on a sample, with the figures of everybody; those of the sample beside."""
+    known = {key: line[key] for key in ("evaluated_users", "sampled_users", "validation", "test") if key in line}
+    kept = {key: value for key, value in line.items() if key != "sampled_users"}
+    return {**evaluated_line(kept, sums, protocol), "rho": line.get("rho"), "sample": known, "again": True}
 
 
 def unevaluated_line(line: Line) -> Line:

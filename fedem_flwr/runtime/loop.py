@@ -18,13 +18,14 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import Admission, TooFewContributions
 from fedem_flwr.messages.wire import plain_numbers
 from fedem_flwr.runtime.best import BestRound
-from fedem_flwr.runtime.checkpoint import Checkpoint
+from fedem_flwr.runtime.checkpoint import Best, Checkpoint
 from fedem_flwr.runtime.lines import (
     Failure,
     Line,
     Meter,
     Sums,
     evaluated_line,
+    measured_again,
     trained_line,
     unevaluated_line,
     weigh,
@@ -40,6 +41,7 @@ class Plan:
 
     Attributes:
         emit: called with each round's finished metrics line.
+        amend: called with a round whose line was handed out, and how it changes.
         save: called with each checkpoint; not called without one.
         welcome: how nodes are met, where they come and go; None: they are known.
         patience: seconds that a round with too few contributions is repeated.
@@ -52,6 +54,7 @@ class Plan:
     protocol: str
     users: int
     emit: Callable[[Line], None]
+    amend: Callable[[int, Callable[[Line], Line]], None] | None = None
     save: Callable[[Checkpoint], None] | None = None
     welcome: Admission | None = None
     patience: float = 0.0
@@ -147,9 +150,21 @@ class _Rounds:
         if self.final is None:  # resumed after the last checkpoint: only the final sums are missing
             self.final, _ = self._evaluate(rounds)
         served = self.best.best.round if self.best.best else rounds
+        if self.best.best and served != rounds and strategy.sampled:
+            self._measure_again(self.best.best)
         return Outcome(
             self.final, self._lost(), strategy.diagnostics(), served_round=served, caveats=strategy.caveats()
         )
+
+    def _measure_again(self, best: Best) -> None:
+        """Evaluate the best round on everybody, where it was found on a sample of the users."""
+        last = self.strategy.state()
+        self.strategy.restore(best.arrays)
+        self._meet(best.round)
+        sums, _ = self._evaluate(best.round, grouped=False)
+        self.strategy.restore(last)
+        if self.plan.amend is not None:
+            self.plan.amend(best.round, lambda line: measured_again(line, sums, self.plan.protocol))
 
     def _meet(self, done: int) -> None:
         """Meet whoever came since the last time, after `done` rounds; once, where nodes do not come and go."""
@@ -178,7 +193,8 @@ class _Rounds:
         line = trained_line(round_, sums, participants, time.perf_counter() - began)
         weigh(line, meter, each)
         if self.pending is not None:
-            self._finish(evaluated_line(self.pending, sums, self.plan.protocol))
+            sampled = 0 if self.strategy.everybody(self.pending["round"]) else self.strategy.sampled
+            self._finish(evaluated_line(self.pending, sums, self.plan.protocol, sampled=sampled))
         return line
 
     def _ask_to_train(
@@ -199,12 +215,17 @@ class _Rounds:
         self.final, meter = self._evaluate(line["round"])
         weigh(line, meter, (0.0, 0.0) if self.strategy.on_receipt else None)  # there it is not part of a round
         line["seconds"] += time.perf_counter() - began
-        self._finish(evaluated_line(line, self.final, self.plan.protocol, meter.examples))
+        sampled = 0 if self._on_everybody(line["round"]) else self.strategy.sampled
+        self._finish(evaluated_line(line, self.final, self.plan.protocol, meter.examples, sampled))
 
-    def _evaluate(self, round_: int) -> tuple[Sums, Meter]:
-        """Evaluate the newest model in messages of its own; where users' activity is known, also five groups of it."""
-        meter, config = Meter(), ConfigRecord({"final": 1})
-        edges = group_edges(self.strategy.samples)
+    def _on_everybody(self, round_: int) -> bool:
+        """Whether messages that only evaluate ask for everybody: of the last round, or one that comes back."""
+        return self.strategy.on_receipt or round_ == self.plan.rounds or self.strategy.everybody(round_)
+
+    def _evaluate(self, round_: int, *, grouped: bool = True) -> tuple[Sums, Meter]:
+        """Evaluate the model in messages of its own; where users' activity is known, also five groups of it."""
+        meter, config = Meter(), ConfigRecord({"final": 1, "everybody": int(self._on_everybody(round_))})
+        edges = group_edges(self.strategy.samples) if grouped else []
         if edges:
             config["group-edges"] = ",".join(map(str, edges))
         messages = self.strategy.configure_evaluate(round_, ArrayRecord(), config, self.grid)

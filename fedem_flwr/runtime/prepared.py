@@ -139,6 +139,9 @@ class PreparedRun:
             self.directory.append_metrics(line)
             on_line(line)
 
+        def amend(round_: int, change: Callable[[Line], Line]) -> None:
+            self.directory.replace_metrics(lambda line: change(line) if line["round"] == round_ else line)
+
         plan = Plan(
             rounds=run.rounds,
             timeout=run.round_timeout,
@@ -146,6 +149,7 @@ class PreparedRun:
             protocol=config.data.protocol,
             users=self.facts.users,
             emit=emit,
+            amend=amend,
             save=checkpoints.save,
             welcome=welcome,
             patience=run.patience if welcome is not None else 0.0,

@@ -42,6 +42,13 @@ class Resumable(Protocol):
     def evaluates(self, round_: int) -> bool:
         """Whether a round's model is evaluated; the last round's is in any case."""
 
+    @property
+    def sampled(self) -> int:
+        """How many users the rounds are evaluated on, where that is a sample; 0: all."""
+
+    def everybody(self, round_: int) -> bool:
+        """Whether a round is evaluated on everybody, though others are on a sample."""
+
     def message_bytes(self, round_: int) -> tuple[float, float] | None:
         """Bytes up and down that a user's own training messages would take; None: as many as its node's.
 

@@ -15,6 +15,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedem_flwr.config import Config
+from fedem_flwr.evaluation.sample import is_candidate, sample_size
 from fedem_flwr.messages.admission import Admission, greetings, meeting_seconds, sessions_of
 from fedem_flwr.messages.uploads import Failure, Spec, arrays_of, problem_of
 from fedem_flwr.messages.wire import pack_arrays, plain_numbers, unpack_arrays
@@ -31,17 +33,17 @@ class StockStrategy:
     Args:
         inner: the strategy.
         model: the global model that it starts from.
-        evaluate_every: rounds between evaluations.
+        config: of the run.
     """
 
     stateless = False
     on_receipt = False
 
-    def __init__(self, inner: Strategy, model: Mapping[str, np.ndarray], evaluate_every: int) -> None:
+    def __init__(self, inner: Strategy, model: Mapping[str, np.ndarray], config: Config) -> None:
         self.users = 0
         self.failures: list[Failure] = []
         self.samples: np.ndarray = np.empty(0, dtype=np.int64)  # nobody is asked
-        self._inner, self._model, self._every = inner, pack_arrays(model), evaluate_every
+        self._inner, self._model, self._config = inner, pack_arrays(model), config
         self._greeted: dict[int, Hashable] = {}
         self._waiting: dict[int, None] = {}  # nodes that have not answered yet
 
@@ -62,7 +64,16 @@ class StockStrategy:
 
     def evaluates(self, round_: int) -> bool:
         """Every so many rounds."""
-        return round_ % self._every == 0
+        return round_ % self._config.evaluation.every == 0
+
+    @property
+    def sampled(self) -> int:
+        """See `evaluation.sample`."""
+        return sample_size(self._config, self.users)
+
+    def everybody(self, round_: int) -> bool:
+        """No round can come back: some are evaluated on everybody."""
+        return is_candidate(round_, self._config.run.rounds, self._config.evaluation.every)
 
     def message_bytes(self, round_: int) -> None:
         """The nodes' messages are all that is known."""

@@ -100,11 +100,12 @@ def look_at(
         return None, lists
     intervals: dict[str, dict[str, float]] = {}
     for path in _PATHS:
-        known = np.isfinite(found.metrics[path])
+        known = np.isfinite(found.metrics[path]) & np.isfinite(per_user[control][path])
         a, b = found.metrics[path][known], per_user[control][path][known]
         interval = paired_interval(a, b, seed=run.config.run.seed, level=LEVEL)
         intervals[path] = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     metrics: dict[str, Any] = {metric: intervals[f"{first}/{metric}"] for metric in ("ndcg@10", "hr@10")}
     metrics["sampled99"] = {metric: intervals[f"sampled99/{metric}"] for metric in ("ndcg@10", "hr@10")}
-    users = int(np.isfinite(found.metrics[_PATHS[0]]).sum())
+    both = np.isfinite(found.metrics[_PATHS[0]]) & np.isfinite(per_user[control][_PATHS[0]])
+    users = int(both.sum())
     return {"control": control, "metrics": metrics, "round": model.point.round, "users": users, "level": LEVEL}, lists

@@ -143,7 +143,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, hurry: None) -> Iterator[Se
         yield Server(tmp_path_factory.mktemp("server") / "run")
 
 
-BLOCKS = (RHO, grid("fold-in", ROWS), ranking(), ranking("group-0/", grouped=True))
+BLOCKS = (RHO, grid("fold-in", range(ROWS)), ranking(), ranking("group-0/", grouped=True))
 NAMES = [*(name for block in BLOCKS for name in block.names), "withheld", "num-examples", "loss-total"]
 NUMBERS = st.floats() | st.integers() | st.lists(st.integers(-(2**63), 2**63 - 1), max_size=2)
 SMALL = st.sampled_from([0, 1, 10, -1, 0.5, float("nan"), float("inf"), 1e300, 10**400])
