@@ -37,6 +37,11 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
+    """Bytes do not name a test: an archive holds the second in which it was made, and processes must agree on names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @cache
 def starts_processes(file: Path) -> bool:
     """Whether tests of a file start processes that want the whole machine: they had better wait for each other."""
