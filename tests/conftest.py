@@ -91,6 +91,14 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """The same for a whole file, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")
+        yield
+
+
+@pytest.fixture(scope="module")
 def hurry() -> Iterator[None]:
     """No pauses between repetitions of a round, and no machine crashes."""
     from fedem_flwr.runtime import loop
