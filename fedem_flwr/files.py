@@ -204,7 +204,7 @@ def refuse_links(folder: Path) -> None:
         except FileNotFoundError:  # of a run that goes on meanwhile
             continue
         if stat.S_ISLNK(mode):
-            if path != folder and not _leads(path).is_relative_to(inside):
+            if not _leads(path).is_relative_to(inside):
                 raise InputError(f"{path} is a link that leads out of {folder}: put what it means in its place")
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
             raise InputError(f"{path} is a pipe or a device, which no folder of ours holds: remove it")

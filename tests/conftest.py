@@ -37,6 +37,11 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
+    """Bytes do not name a test: an archive holds the second in which it was made, and processes must agree on names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @cache
 def starts_processes(file: Path) -> bool:
     """Whether tests of a file start processes that want the whole machine: they had better wait for each other."""
@@ -83,6 +88,14 @@ def data_dir() -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of reports stay empty, where they are not what is tested: encoding them takes most of the time."""
     monkeypatch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """The same for a whole file, its fixtures included."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,7 @@ def test_recommend(method: str, finished: Path, fedem: Fedem) -> None:
     assert code == 0 and all(item in out for item in items)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_experiment_file_options_and_settings(fedem: Fedem, tmp_path: Path) -> None:
     """The example of a stock strategy: options win over the file, --set over options."""
     experiment = tmp_path / "stock.toml"
@@ -121,6 +122,7 @@ def test_experiment_file_options_and_settings(fedem: Fedem, tmp_path: Path) -> N
     assert json.loads((out / "summary.json").read_text())["method"] == "fedavg"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_file_of_ones_own_and_overwriting(fedem: Fedem, tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(
@@ -137,6 +139,7 @@ def test_a_file_of_ones_own_and_overwriting(fedem: Fedem, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["protocol"] == "paper"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_default_directory_is_named_after_the_run(fedem: Fedem, tmp_path: Path) -> None:
     assert fedem("run", *TINY_OPTIONS, "--rounds", 1, "-q")[0] == 0
     (path,) = (tmp_path / "runs").iterdir()

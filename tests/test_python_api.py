@@ -28,6 +28,7 @@ from fedem_flwr.methods.fedmf import FedMF
 from fedem_flwr.methods.fedmf_elastic import FedMFElastic
 from fedem_flwr.report.run_directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).resolve().parent.parent
 ALONE: dict[str, Any] = {"controls": False, "local_only": False}
 TINY: dict[str, Any] = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.admission import TooFewContributions
 from fedem_flwr.network.introduction import NetworkWelcome
 from fedem_flwr.protocol.shards import Federation, write_shards
+from fedem_flwr.runtime import loop
 from fedem_flwr.runtime.inprocess import RUN_ID, task_identity
 from fedem_flwr.runtime.inputs import build_strategy, load_interactions, split_of
 
@@ -148,16 +150,18 @@ def test_nothing_is_made_of_too_few(method: str, shards: Path, tmp_path: Path) -
     assert any(before[name].shape != after[name].shape or (before[name] != after[name]).any() for name in before)
 
 
-def test_patience_ends(shards: Path, tmp_path: Path) -> None:
-    began = time.perf_counter()
+def test_patience_ends(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 0.125)  # seconds, at each look
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(clock), sleep=lambda seconds: None))
     grid = FederatedGrid(shards, tmp_path, NODES, lambda round_, a, node: "lost" if round_ == 2 and node == BAD else "")
     with pytest.raises(FedemError) as raised:
         carry_out_over(grid, config_for("fedmf", quorum=1.0, patience=0.4))
-    assert time.perf_counter() - began > 0.4 and grid.attempts[2] > 2 and grid.attempts[3] == 0
+    assert grid.attempts[2] == 4 and grid.attempts[3] == 0, "0.125, 0.25, 0.375 and 0.5 s after the first"
     assert "30 of 40 participants contributed to round 2, fewer than the quorum of 40: no reply" in str(raised.value)
     impatient = FederatedGrid(shards, tmp_path / "more", NODES, grid.fate)
     with pytest.raises(FedemError, match="fewer than the quorum"):
         carry_out_over(impatient, config_for("fedmf", quorum=1.0, patience=0.0))
+    assert impatient.attempts[2] == 1
     assert impatient.attempts[2] == 1
 
 

@@ -65,6 +65,7 @@ def test_data_info(ratings: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "protocol strict keeps no user has >= 10 rows in 'ratings': no rating is 4.5 or more" in chosen
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_run_and_report(ratings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--method", "fedmf", "--rounds", 1, "--set", "evaluation.controls=false", "--set", "local.epochs=1")
     text = screen(capsys, "run", "--dataset", ratings, *options, "--out", tmp_path / "run")

@@ -87,13 +87,15 @@ def test_a_terminal_gets_text_and_nothing_else(text: str) -> None:
 
 def test_a_terminal_keeps_all_of_a_text_and_rich_its_own_signs() -> None:
     """Escapes have room in tables, names of emoji stay, and what rich itself says to a terminal is obeyed."""
-    file = io.StringIO()
-    screen = console(file=file, force_terminal=True, width=60, legacy_windows=False)
-    table = Table()
+    plain, file = io.StringIO(), io.StringIO()
+    table = Table("name")
     table.add_row("\x1b[2J" * 4)
-    screen.print(table)
+    console(file=plain, width=60).print(table)
+    lines = plain.getvalue().splitlines()
+    assert r"\x1b[2J" * 4 in lines[3] and len({len(line) for line in lines}) == 1
+    screen = console(file=file, force_terminal=True, width=60, legacy_windows=False)
     screen.print(":bomb: [red] 12")
-    assert r"\x1b[2J" * 4 in file.getvalue() and ":bomb: [red] 12" in file.getvalue()
+    assert ":bomb: [red] 12" in file.getvalue()
     screen.show_cursor(False)
     assert file.getvalue().endswith("\x1b[?25l")
     assert one_line("a\n" + "b" * 8, 10) == "a " + "b" * 8 and one_line("b" * 11, 10) == "b" * 7 + "..."
