@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.status: list[int] = []  # answers to give before behaving
         self.cut_first = 0  # how many answers stop half way
+        self.version: str | None = None  # the ETag
         self.asked: list[str | None] = []
 
     @property
@@ -52,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
         if server.status:
             self.send_error(server.status.pop(0))
             return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.ranges else 0
+        same = self.headers.get("If-Range") in (None, server.version)
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.ranges and same else 0
         if start >= len(server.body):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(server.body)}")
@@ -64,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}/{len(server.body)}")
         self.send_header("Content-Length", str(len(content)))
+        if server.version:
+            self.send_header("ETag", server.version)
         self.end_headers()
         if server.cut_first:
             server.cut_first -= 1
@@ -74,8 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         """Keep the test's output clean."""
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextmanager
+def serving() -> Iterator[Server]:
     running = Server()
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -83,6 +88,12 @@ def server() -> Iterator[Server]:
     running.shutdown()
     thread.join()
     running.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
 
 
 def fetch(server: Server, target: Path, **options: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedem_flwr.report import progress as module
+from fedem_flwr.report import steps as module
 from fedem_flwr.report.progress import RoundProgress, progress_console, task_progress
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.files import unlinked
+from fedem_flwr.files import unlinked, write_atomically
 
 Progress = Callable[[int, int | None], None]
 """Called with (bytes so far, bytes in all or None where the server does not say)."""
@@ -162,7 +162,7 @@ def _note_version(file: Path, headers: Message) -> None:
     if strong is None:
         file.unlink(missing_ok=True)
     else:
-        file.write_text(strong + "\n", encoding="ascii")
+        write_atomically(file, strong + "\n")
 
 
 def _range_start(content_range: str | None) -> int:

@@ -44,18 +44,10 @@ _LARGER: Final = (
         "1 MB",
         "GroupLens changes it from time to time: sizes are of 9/2018, and a figure on it cannot be repeated for ever",
     ),
-    _movielens(
-        "ml-10m", "MovieLens 10M", "md5:ce571fd55effeba0271552578f2648bd", (69_878, 10_677, 10_000_054), "63 MB"
-    ),
-    _movielens(
-        "ml-20m", "MovieLens 20M", "md5:cd245b17a1ae2cc31bb14903e1204af3", (138_493, 26_744, 20_000_263), "190 MB"
-    ),
-    _movielens(
-        "ml-25m", "MovieLens 25M", "md5:6b51fb2759a8657d3bfcbfc42b592ada", (162_541, 59_047, 25_000_095), "250 MB"
-    ),
-    _movielens(
-        "ml-32m", "MovieLens 32M", "md5:d472be332d4daa821edc399621853b57", (200_948, 84_432, 32_000_204), "239 MB"
-    ),
+    _movielens("ml-10m", "MovieLens 10M", "ce571fd55effeba0271552578f2648bd", (69_878, 10_677, 10_000_054), "63 MB"),
+    _movielens("ml-20m", "MovieLens 20M", "cd245b17a1ae2cc31bb14903e1204af3", (138_493, 26_744, 20_000_263), "190 MB"),
+    _movielens("ml-25m", "MovieLens 25M", "6b51fb2759a8657d3bfcbfc42b592ada", (162_541, 59_047, 25_000_095), "250 MB"),
+    _movielens("ml-32m", "MovieLens 32M", "d472be332d4daa821edc399621853b57", (200_948, 84_432, 32_000_204), "239 MB"),
     KnownDataset(
         name="gowalla",
         title="Gowalla check-ins (SNAP)",
