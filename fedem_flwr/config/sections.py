@@ -65,6 +65,12 @@ class GradientsConfig(Section):
         description="ρ of sharpness-aware gradients (FedRecGEL), taken at θ + ρ g / ‖g‖, of shared and of private "
         "parts in turn; 0: plain ones",
     )
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="Z (Table 4): a user's gradient of what goes up, in each batch, is scaled down to this norm (l2); "
+        "default: not",
+    )
 
 
 class MergeConfig(Section):

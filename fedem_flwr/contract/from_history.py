@@ -27,6 +27,11 @@ class FromHistory(Method):
                 f"gradients.sharpness = {self.sharpness:g}: {type(self).__name__} takes no local steps; set it to 0"
             )
 
+        if config.gradients.clip is not None:
+            raise InputError(
+                f"gradients.clip = {config.gradients.clip:g}: {type(self).__name__} takes no local steps; leave it out"
+            )
+
     def parts(self) -> Mapping[str, Part]:
         """None is trained by the engine."""
         return {}

@@ -130,6 +130,11 @@ class Method:
         """See `gradients.sharpness` of the configuration."""
         return self.config.gradients.sharpness
 
+    def clipped(self, name: str) -> float:
+        """See `gradients.clip` of the configuration: of what goes up; inf for the rest."""
+        limit = self.config.gradients.clip
+        return limit if limit is not None and self.parts()[name].up != "none" else math.inf
+
     def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         """Shared parts, then private ones; see `engine.gradients.sharp`."""
         parts = self.parts()

@@ -79,7 +79,11 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
     """`local_only`, remembered under the content of the split and the settings it depends on."""
     kind = type(method_of(config, split.items))
     method = [f"{kind.__module__}:{kind.__qualname__}", config.method.options.model_dump()]
-    settings = {"model": config.model.model_dump(), "local": config.local.model_dump()}
+    settings = {
+        "model": config.model.model_dump(),
+        "local": config.local.model_dump(),
+        "gradients": config.gradients.model_dump(),
+    }
     what = {**settings, "method": method, "format": _FORMAT}
     run = {"seed": config.run.seed, "rounds": config.run.rounds}
     entry = folder / f"local-only-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"

@@ -175,6 +175,7 @@ def result_table(summary: Mapping[str, object], against: Sequence[Mapping[str, o
     rows = result_rows(summary, against)
     below = [verdict(summary).sentence, comparison_text(summary)]
     below += [f"{row.label}: {row.settings}" for row in rows if row.settings]  # too long for a cell
+    below += [text_at(_section(each, "ldp"), "words", "") for each in (summary, *against)]
     below += ["> reported round   * best of the reported round and the controls"]
     table = Table(
         title=Text(f"{title_text(summary)}, headline: {headline_text(summary)}", style="bold"),

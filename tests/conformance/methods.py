@@ -111,3 +111,8 @@ def registered() -> list[str]:
 
 
 SUBJECTS = tuple(Subject(name) for name in (*sorted({*registered(), *preset_names("methods")}), *TEST_ONLY))
+
+# Noise that is the same wherever it is drawn.
+GUARDED = Subject(
+    "fedmf", (("ldp", "noise", "gaussian"), ("ldp", "clip", 0.5), ("ldp", "multiplier", 0.3), ("ldp", "seeded", True))
+)
