@@ -62,6 +62,8 @@ class GuardedTraining(LocalTraining):
         """The device's side: clipped, and with noise from entropy of its own."""
         ldp, downloads = self._ldp, self.method.downloads(device, asked)
         limit = _positive(asked.number(LIMIT) if ldp.quantile else ldp.clip)
+        if self._noisy and math.isinf(limit):
+            raise ValueError("the server asks for noise without a norm that uploads are clipped to")
         stages = self.method.stages()
         if limit < math.inf:
             stages = [*stages, Clipping(cohort.parts, limit, ldp.order, ldp.count)]
