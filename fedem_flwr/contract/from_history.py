@@ -19,6 +19,7 @@ class FromHistory(Method):
 
     FEDERATED_ONLY = True  # a table of one's own history alone knows no other item
     LOW_RANK = True
+    TUNES = ("ials.weight", "ials.ridge", "ials.kappa")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
