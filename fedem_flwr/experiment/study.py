@@ -14,6 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -84,7 +85,9 @@ class Study:
         _optuna()
         config = resolve({}, tree, "options")
         if config.data.protocol != "strict":
-            raise InputError("fedem tune measures under --protocol strict; what paper ranks high has seen its answers")
+            raise InputError(
+                "data.protocol = 'paper': fedem tune measures under strict, as paper's figures are of a leak"
+            )
         if config.run.runtime != "inprocess" or config.network.superlink:
             raise InputError("fedem tune runs its trials in this process: leave --runtime and --superlink out")
         space = space_of(config, tree)
@@ -169,7 +172,9 @@ class Study:
         """How much of what trials differ by is each setting's (PED-ANOVA); empty where too few can be compared."""
         try:
             evaluator = _optuna().importance.PedAnovaImportanceEvaluator()
-            found = _optuna().importance.get_param_importances(self._study(), evaluator=evaluator)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that few trials say little: the report says so, too
+                found = _optuna().importance.get_param_importances(self._study(), evaluator=evaluator)
         except (ValueError, RuntimeError):  # one trial, or no two that differ
             return {}
         return {name: float(share) for name, share in found.items() if math.isfinite(share)}

@@ -54,12 +54,15 @@ def picture(trials: Sequence[Json], importances: Mapping[str, float]) -> bytes:
         axes[0].legend()
         for axis, name in zip(axes[1:], shown, strict=True):
             at = [one["params"][name] for one in scored]
-            colours = [GREY if one["number"] else ORANGE for one in scored]
-            axis.scatter(at, values, c=colours, s=24)
+            axis.plot(at, values, "o", color=GREY)
+            axis.plot(at[:1], values[:1], "o", color=ORANGE, label="the first: the preset")
+            axis.legend()
             weight = f" ({importances[name]:.0%} of the differences)" if name in importances else ""
             axis.set(title=name, xlabel=f"{name}{weight}")
             if min(at) > 0 and max(at) > 20 * min(at):
                 axis.set_xscale("log")
+                axis.xaxis.set_major_formatter("{x:g}")
+                axis.xaxis.set_minor_formatter("")
         for axis in axes:
             axis.grid(True, color="#E6E6E6")
         return image_bytes(figure, "svg")
