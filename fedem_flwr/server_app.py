@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedem_flwr.config import Tree, resolve
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.controls import control_rounds
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.files import quoted
 from fedem_flwr.nodes.host import SPLIT_FOLDER
@@ -67,7 +68,7 @@ def main(grid: Grid, context: Context) -> None:
     with RoundProgress(rounds, first_round=first, description=config.method.name) as progress:
         outcome = run.server(lambda line: progress.update(line["round"], line), resume=True)(nodes)
     outcome = replace(outcome, peak_rss_bytes=peak_rss_bytes())
-    with RoundProgress(rounds, description="control: local-only") as progress:
+    with RoundProgress(control_rounds(config), description="controls") as progress:
         report = finish(run, outcome, lambda round_: progress.update(round_, {}))
     out.print(result_table(directory.read_summary(), []))
     out.print(f"report: {report}", soft_wrap=True)

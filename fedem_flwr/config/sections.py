@@ -208,6 +208,11 @@ class EvaluationConfig(Section):
     every: int = Field(1, ge=1, description="rounds between evaluations; the last round is always evaluated")
     controls: bool = Field(True, description="compute random, popularity, item-kNN and EASE, with and without recency")
     local_only: bool = Field(True, description="train the same method without federation, as a control")
+    trained: list[str] = Field(
+        [],
+        description="centralised controls to train on the same split, with their presets: `mf-central`, `mlp-central`, "
+        "`neumf-central`, `lightgcn-central`",
+    )
     ease_lambda: float | None = Field(None, gt=0, description="λ, ridge of EASE; default: chosen on validation")
     test_history: Literal["training", "all"] = Field(
         "training",

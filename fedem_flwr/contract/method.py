@@ -58,6 +58,7 @@ class Method:
         max_norm: see `norm_limit`.
         PRESET: settings by section that the method starts from where no preset file has its name.
         NEEDS_TIMES: whether it learns from the order of interactions.
+        CENTRALISED: whether it is a control that has all data in one place, and no federated method; reports say so.
         FEDERATED_ONLY: whether nothing of it could be trained by a client alone.
         LOW_RANK: whether the width must be below the number of items.
         EVALUATED: what users score with. `merged`: what they keep, merged with what they have just received, and what
@@ -70,6 +71,7 @@ class Method:
     Options: ClassVar[type[Section]] = NoOptions
     PRESET: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     NEEDS_TIMES: ClassVar[bool] = False
+    CENTRALISED: ClassVar[bool] = False
     FEDERATED_ONLY: ClassVar[bool] = False
     LOW_RANK: ClassVar[bool] = False
     EVALUATED: ClassVar[Literal["merged", "local"]] = "merged"

@@ -21,6 +21,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.data import Source
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.controls import control_rounds
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.experiment.plan import Experiment
 from fedem_flwr.experiment.rounds import carry_out_rounds
@@ -200,5 +201,5 @@ def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> Pa
     with RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console) as progress:
         outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
     quiet = quiet or not run.has_data
-    with RoundProgress(rounds, description="control: local-only", quiet=quiet, console=console) as progress:
+    with RoundProgress(control_rounds(config), description="controls", quiet=quiet, console=console) as progress:
         return finish(run, outcome, lambda round_: progress.update(round_, {}))

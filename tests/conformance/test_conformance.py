@@ -9,7 +9,7 @@ import pytest
 
 from conformance.cells import CELLS
 from conformance.exceptions import EXCEPTIONS
-from conformance.methods import GUARDED, SUBJECTS, TEST_ONLY, Subject
+from conformance.methods import GUARDED, LEFT_OUT, SUBJECTS, TEST_ONLY, Subject
 from conformance.runs import Runs
 from fedem_flwr.config.registry import names
 
@@ -44,6 +44,10 @@ def test_exceptions_are_of_this_table_have_reasons_and_are_few() -> None:
     assert all(method in shorts and cell in CELLS for method, cell in EXCEPTIONS)
     assert all(len(reason) > 30 for reason in EXCEPTIONS.values())
     assert (len(SUBJECTS), len(CELLS), len(EXCEPTIONS)) == (26, 18, 23), "468 cells, of which 23 cannot apply"
+
+
+def test_controls_that_are_no_federation_are_left_out_by_name() -> None:
+    assert sorted(LEFT_OUT) == ["lightgcn-central", "mf-central", "mlp-central", "ncf-central", "neumf-central"]
 
 
 def test_every_registered_method_is_here() -> None:
