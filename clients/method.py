@@ -53,6 +53,9 @@ class MethodClient(HostClient):
             metrics["withheld"] = float(withheld)
         if len(permitted):
             upload = contributed(phase.task, side, asked.of(permitted), self.method.stages())
+            if self.host.config.ldp.noise != "none":
+                single = all(field.each for field in phase.task.fields().values())
+                self.host.count_released(self.node, side.positions(asked.uploaders) if single else permitted)
         else:
             upload = nothing(phase.task)
         if upload.loss is not None and not self._tells_loss(phase, permitted):

@@ -22,6 +22,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedem_flwr.config import Tree, resolve
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.controls import control_rounds
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.files import quoted, remove_if_empty
 from fedem_flwr.locking import lock_run
@@ -77,7 +78,8 @@ def _carry_out(grid: Grid, run: PreparedRun, runtime: str) -> None:
         outcome = run.server(lambda line: progress.update(line["round"], line), resume=True)(nodes)
     outcome = replace(outcome, peak_rss_bytes=peak_rss_bytes())
     with steps_shown():
-        report = finish(run, outcome, lambda round_: tell("control local-only: rounds", round_, rounds))
+        total = control_rounds(config)
+        report = finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total))
     out.print(result_table(directory.read_summary(), []))
     out.print(f"report: {report}", soft_wrap=True)
 

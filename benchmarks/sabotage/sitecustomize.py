@@ -49,7 +49,8 @@ def _spoiled(arrays: list[Any], do: str) -> list[Any]:
 
 
 def _arm() -> None:
-    from clients.method import MethodClient
+    from fedem_flwr.clients.method import MethodClient
+
     from fedem_flwr.network import node_link
     from fedem_flwr.nodes.host import NodeHost
 

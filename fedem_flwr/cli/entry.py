@@ -13,6 +13,7 @@ import typer
 
 from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
 from fedem_flwr.cli.deploy import app as deploy_app
+from fedem_flwr.cli.tune import tune
 from fedem_flwr.errors import FedemError, InputError, Interrupted
 from fedem_flwr.terminal import console
 from fedem_flwr.version import __version__
@@ -109,6 +110,9 @@ def resume(
     from fedem_flwr.cli import run as commands
 
     commands.resume(run_dir, back_to, quiet=quiet, trusted=trust)
+
+
+app.command()(tune)
 
 
 @app.command()

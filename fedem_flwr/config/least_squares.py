@@ -10,15 +10,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 
 
 class IalsConfig(Section):
     """Implicit least squares (`fedials`): the objective, and the server's Newton-like step."""
 
-    weight: float = Field(0.3, gt=0, description="a, weight of all pairs of user and item")
-    ridge: float = Field(0.005, gt=0, description="λ, ridge, scaled by frequency")
-    kappa: float = Field(3.0, ge=0, description="κ, how much a row's curvature grows with its share of users")
+    weight: Annotated[float, Search(0.01, 3, log=True)] = Field(
+        0.3, gt=0, description="a, weight of all pairs of user and item"
+    )
+    ridge: Annotated[float, Search(1e-4, 0.1, log=True)] = Field(
+        0.005, gt=0, description="λ, ridge, scaled by frequency"
+    )
+    kappa: Annotated[float, Search(0, 10)] = Field(
+        3.0, ge=0, description="κ, how much a row's curvature grows with its share of users"
+    )
     rate: float | None = Field(
         None, gt=0, le=1, description="η; default: 1 with everybody, else max(1 / round, participants ** 0.9)"
     )
@@ -55,9 +61,13 @@ class OrderConfig(Section):
     layers: int = Field(2, ge=1, le=8, description="of the transformer")
     heads: int = Field(2, ge=1, description="of attention; divides d")
     window: int = Field(50, ge=2, le=1000, description="newest items that are looked at")
-    dropout: float = Field(0.2, ge=0, lt=1, description="share of activations dropped in training")
+    dropout: Annotated[float, Search(0, 0.5)] = Field(
+        0.2, ge=0, lt=1, description="share of activations dropped in training"
+    )
     negatives: int = Field(256, ge=0, description="of the sampled softmax, a user and round; 0: the whole catalogue")
-    lr: float = Field(0.001, gt=0, description="of the server's Adam; warmed up, then a cosine down to a twentieth")
+    lr: Annotated[float, Search(1e-4, 1e-2, log=True)] = Field(
+        0.001, gt=0, description="of the server's Adam; warmed up, then a cosine down to a twentieth"
+    )
     weight: float = Field(1.0, ge=0, description="of the order scores beside the fold-in's, both standardised")
     tune: bool = Field(True, description="choose the weights on validation sums; off where one is given")
     weights: list[Annotated[float, Field(ge=0)]] = Field(
@@ -90,7 +100,9 @@ class GroupTablesConfig(Section):
     groups: int = Field(6, ge=1, le=64, description="G, tables of similar users; a client chooses by its embedding")
     clustering: int = Field(8, ge=1, description="rounds that find the groups' centres (k-means)")
     rounds: int = Field(5, ge=1, description="rounds of the groups' tables without the held-out items, and with them")
-    ridge: float = Field(0.005, ge=0, description="pull of T to Q; fedials: like λ; fedmf: like so many clients")
+    ridge: Annotated[float, Search(1e-4, 0.1, log=True)] = Field(
+        0.005, ge=0, description="pull of T to Q; fedials: like λ; fedmf: like so many clients"
+    )
     hold_out: int = Field(
         2, ge=1, le=50, description="newest training items of each client (random ones without times) that fit ρ"
     )

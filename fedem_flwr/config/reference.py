@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from fedem_flwr.config import Config, preset_names, resolve
 from fedem_flwr.config.registry import METHODS, find, names
+from fedem_flwr.config.search import ranges_of
 from fedem_flwr.config.section import NoOptions, Section
 from fedem_flwr.errors import InputError
 
@@ -27,7 +28,7 @@ PAGE = Path(__file__).parent.parent.parent / "docs" / "configuration.md"
 def reference() -> str:
     """All tables as Markdown: one for each section of the configuration, and one of the methods' presets."""
     parts = [part for title, model in _sections("", Config) for part in _section(f"[{title}]", model)]
-    return "\n".join([*parts, *_methods(), *_options()])
+    return "\n".join([*parts, *_methods(), *_options(), *_spaces()])
 
 
 def with_reference(page: str) -> str:
@@ -75,6 +76,16 @@ def _options() -> list[str]:
     kinds = {name: getattr(find("strategies", name), "Options", NoOptions) for name in names("strategies")}
     own = {name: kind for name, kind in kinds.items() if kind is not NoOptions and kind.__module__.startswith(METHODS)}
     return [part for name, kind in own.items() for part in _section(f"[method.options] of {name}", kind)]
+
+
+def _spaces() -> list[str]:
+    """Where `fedem tune` looks, by preset."""
+    rows = []
+    for name in preset_names("methods"):
+        found = ranges_of(resolve({}, {"method": {"name": name}}))
+        words = (f"`{one.path}` {one.low:g} to {one.high:g}{' (log)' if one.log else ''}" for one in found)
+        rows.append((f"`{name}`", "; ".join(words)))
+    return ["### What `fedem tune` looks for", "", *_table(("method", "settings and ranges"), rows), ""]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

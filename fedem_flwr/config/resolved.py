@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedem_flwr.config.data_section import DataConfig
+from fedem_flwr.config.ldp_section import LdpConfig
 from fedem_flwr.config.least_squares import FoldInConfig, GroupTablesConfig, IalsConfig, OrderConfig
 from fedem_flwr.config.registry import find, is_method, names
 from fedem_flwr.config.section import Keywords, Section
@@ -58,6 +59,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    ldp: LdpConfig = LdpConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def to_toml(self) -> str:

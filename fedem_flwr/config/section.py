@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pydantic import BaseModel, ConfigDict
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where `fedem tune` looks for a number: what stands beside a field's type, as in `Annotated[float, Search(0, 1)]`.
+
+    Attributes:
+        low, high: both ends. log: whether even in the logarithm.
+    """
+
+    low: float
+    high: float
+    log: bool = False
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from fedem_flwr.config.section import NoOptions, Section
+from fedem_flwr.config.section import NoOptions, Search, Section
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -40,17 +40,19 @@ class ModelConfig(Section):
 class LocalConfig(Section):
     """Local training, Eq. 12. Defaults are the paper's."""
 
-    epochs: int = Field(10, ge=1, description="E")
+    epochs: Annotated[int, Search(1, 20, log=True)] = Field(10, ge=1, description="E")
     batch_size: int = Field(256, ge=0, description="B; 0: all samples of a client in one batch")
     negatives: int = Field(4, ge=0, le=100, description="drawn for each positive, fresh every round")
-    lr_user: float = Field(0.1, gt=0, description="η for p_u")
-    lr_item: float = Field(0.1, gt=0, description="η for Q_u")
+    lr_user: Annotated[float, Search(1e-3, 1, log=True)] = Field(0.1, gt=0, description="η for p_u")
+    lr_item: Annotated[float, Search(1e-3, 1, log=True)] = Field(0.1, gt=0, description="η for Q_u")
     optimiser: Literal["adam", "sgd", "frequency-sgd"] = Field(
         "adam",
         description="of methods that bring none; `frequency-sgd`: a row's gradient is the mean over its occurrences in "
         "the batch",
     )
-    ridge: float = Field(0.0, ge=0, description="γ of FedMF and FedEM: loss + γ mean(‖p‖² + ‖q‖²) over a batch")
+    ridge: Annotated[float, Search(0, 0.1)] = Field(
+        0.0, ge=0, description="γ of FedMF and FedEM: loss + γ mean(‖p‖² + ‖q‖²) over a batch"
+    )
     early_stop: float = Field(
         0.0, ge=0, description="relative change of the running loss at which a client stops; 0 never"
     )
@@ -64,6 +66,12 @@ class GradientsConfig(Section):
         ge=0,
         description="ρ of sharpness-aware gradients (FedRecGEL), taken at θ + ρ g / ‖g‖, of shared and of private "
         "parts in turn; 0: plain ones",
+    )
+    clip: float | None = Field(
+        None,
+        gt=0,
+        description="Z (Table 4): a user's gradient of what goes up, in each batch, is scaled down to this norm (l2); "
+        "default: not",
     )
 
 
@@ -82,7 +90,7 @@ class MergeConfig(Section):
         (16, 8), description="hidden widths of the adapter; L is one more; none: ρ is a logistic function of a row"
     )
     bias: float = Field(0.0, description="added to the adapter's output at the start; > 0 favours the global table")
-    lr: float = Field(0.1, gt=0, description="β for Θ_u (Adam)")
+    lr: Annotated[float, Search(1e-3, 1, log=True)] = Field(0.1, gt=0, description="β for Θ_u (Adam)")
     epochs: int = Field(1, ge=1, description="epochs of Eq. 11 where it stands before the merge")
     gate_data: Literal["train", "heldout"] = Field(
         "train",
@@ -102,7 +110,7 @@ class AggregateConfig(Section):
         description="average: w = p_v; rows: each row over the clients that trained it; others: one w a client",
     )
     similarity: Literal["frobenius", "pca", "cosine"] = Field("frobenius", description="σ between two clients' tables")
-    alpha: float = Field(0.9, ge=0, description="α, weight of similarity")
+    alpha: Annotated[float, Search(0, 4)] = Field(0.9, ge=0, description="α, weight of similarity")
     fraction: float = Field(1.0, gt=0, le=1, description="share of participants whose tables are aggregated")
     saturate: float | None = Field(None, gt=0, description="similarities above this become 1 (released program: 0.9)")
     pca_sign: Literal["raw", "fixed"] = Field("raw", description="sign of the first principal component")
@@ -210,6 +218,11 @@ class EvaluationConfig(Section):
         10.0, gt=0, description="time that item-kNN and EASE may take each, by an estimate for two cores; else left out"
     )
     local_only: bool = Field(True, description="train the same method without federation, as a control")
+    trained: list[str] = Field(
+        [],
+        description="centralised controls to train on the same split, with their presets: `mf-central`, `mlp-central`, "
+        "`neumf-central`, `lightgcn-central`",
+    )
     ease_lambda: float | None = Field(None, gt=0, description="λ, ridge of EASE; default: chosen on validation")
     test_history: Literal["training", "all"] = Field(
         "training",

@@ -73,6 +73,10 @@ class Alone:
         """The method's."""
         return self.method.sharpness
 
+    def clipped(self, name: str) -> float:
+        """The method's."""
+        return self.method.clipped(name)
+
     def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         """The method's."""
         return self.method.perturbed(names)

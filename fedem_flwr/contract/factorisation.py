@@ -86,7 +86,12 @@ class Factorisation(Method):
         """Written out for merged rows, too, where no subclass trains otherwise."""
         local = self.config.local
         written = [Update({"user": local.lr_user, "items": local.lr_item})]
-        if not block.received or not self._merges_as_written or self.updates(round_) != written:
+        if (
+            not block.received
+            or not self._merges_as_written
+            or self.updates(round_) != written
+            or self.config.gradients.clip
+        ):
             return super().step(block, round_)
         return MergedStep(block, self.merge, local.lr_user, local.lr_item)
 

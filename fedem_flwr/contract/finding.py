@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.registry import find, is_method
+from fedem_flwr.contract.guarded import guarded
 from fedem_flwr.contract.merging import plugged
 from fedem_flwr.contract.method import Method
+from fedem_flwr.errors import InputError
 
 TRAINED_UNDER_FLOWER = "fedmf"  # what clients train under a Flower strategy that knows of no method
 
@@ -28,6 +30,11 @@ def method_of(config: Config, items: int) -> Method:
     """
     kind = find("strategies", config.method.strategy)
     if not is_method(kind):
+        if config.ldp.active:
+            raise InputError(
+                f"[ldp] guards the uploads of methods: the Flower strategy '{config.method.strategy}' is none; name a "
+                "method, such as fedmf, or leave [ldp] out"
+            )
         kind = find("strategies", TRAINED_UNDER_FLOWER)
         config = config.changed("aggregate", weights="average", fraction=1.0)
-    return plugged(kind, config)(config, items)
+    return guarded(plugged(kind, config), config)(config, items)

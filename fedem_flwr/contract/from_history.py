@@ -19,12 +19,18 @@ class FromHistory(Method):
 
     FEDERATED_ONLY = True  # a table of one's own history alone knows no other item
     LOW_RANK = True
+    TUNES = ("ials.weight", "ials.ridge", "ials.kappa")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         if self.sharpness:
             raise InputError(
                 f"gradients.sharpness = {self.sharpness:g}: {type(self).__name__} takes no local steps; set it to 0"
+            )
+
+        if config.gradients.clip is not None:
+            raise InputError(
+                f"gradients.clip = {config.gradients.clip:g}: {type(self).__name__} takes no local steps; leave it out"
             )
 
     def parts(self) -> Mapping[str, Part]:

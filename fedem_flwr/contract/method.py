@@ -58,21 +58,25 @@ class Method:
         max_norm: see `norm_limit`.
         PRESET: settings by section that the method starts from where no preset file has its name.
         NEEDS_TIMES: whether it learns from the order of interactions.
+        CENTRALISED: whether it is a control that has all data in one place, and no federated method; reports say so.
         FEDERATED_ONLY: whether nothing of it could be trained by a client alone.
         LOW_RANK: whether the width must be below the number of items.
         EVALUATED: what users score with. `merged`: what they keep, merged with what they have just received, and what
             they received of the rest; `local`: item parts that they keep, as local training left them.
         EXPOSES: what the server learns beyond sums over users, in words; shown in the report and the threat model.
+        TUNES: settings outside its own options that `fedem tune` looks for; each field says where, see `config.search`.
         STRATEGY, CLIENT: dotted paths of the Flower strategy and the Flower client that carry it out.
     """
 
     Options: ClassVar[type[Section]] = NoOptions
     PRESET: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     NEEDS_TIMES: ClassVar[bool] = False
+    CENTRALISED: ClassVar[bool] = False
     FEDERATED_ONLY: ClassVar[bool] = False
     LOW_RANK: ClassVar[bool] = False
     EVALUATED: ClassVar[Literal["merged", "local"]] = "merged"
     EXPOSES: ClassVar[str] = ""
+    TUNES: ClassVar[tuple[str, ...]] = ("local.epochs", "local.lr_user", "local.lr_item")
     STRATEGY: ClassVar[str] = "fedem_flwr.strategies.sums:SumsStrategy"
     CLIENT: ClassVar[str] = "fedem_flwr.clients.method:MethodClient"
 
@@ -129,6 +133,11 @@ class Method:
     def sharpness(self) -> float:
         """See `gradients.sharpness` of the configuration."""
         return self.config.gradients.sharpness
+
+    def clipped(self, name: str) -> float:
+        """See `gradients.clip` of the configuration: of what goes up; inf for the rest."""
+        limit = self.config.gradients.clip
+        return limit if limit is not None and self.parts()[name].up != "none" else math.inf
 
     def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         """Shared parts, then private ones; see `engine.gradients.sharp`."""

@@ -50,7 +50,7 @@ class LocalTraining(Task):
                 found[name] = Field((None, *shape), each=True, bounded=True)
                 continue
             found[name] = Field(shape)
-            found[_weight(name)] = self._weight_field(part)
+            found[weight_name(name)] = self._weight_field(part)
         return found
 
     def _weight_field(self, part: Part) -> Field:
@@ -70,30 +70,37 @@ class LocalTraining(Task):
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """See `contract.phases.Task`."""
-        cohort, up, staged = self.cohort(device, asked), self._up, bool(self.method.stages())
         who = torch.from_numpy(np.asarray(asked.who)).to(asked.place)
-        each = [name for name, part in up.items() if part.up == "each"]
-        result = cohort.train(
-            who, self.method.downloads(device, asked), asked.round, sums=staged or len(each) < len(up)
-        )
+        result = self.trained(self.cohort(device, asked), who, device, asked)
+        loss = float((result.loss.double() * result.samples).sum())
+        return Upload(self.packed(result, device, asked), int(result.samples.sum()), loss)
+
+    def trained(self, cohort: Cohort, who: Tensor, device: Device, asked: Asked) -> TrainResult:
+        """Train users `who` of the cohort; what they give has gone through the method's stages."""
+        sums = bool(self.method.stages()) or any(part.up == "sum" for part in self._up.values())
+        return cohort.train(who, self.method.downloads(device, asked), asked.round, sums=sums)
+
+    def packed(self, result: TrainResult, device: Device, asked: Asked) -> Named:
+        """The arrays of the upload."""
+        up = self._up
+        each = any(part.up == "each" for part in up.values())
         arrays: Named = {"users": np.asarray(asked.uploaders)} if each else {}
         for name, part in up.items():
             if part.up == "each":
-                arrays[name] = _own(name, device, asked, result).cpu().numpy()
+                arrays[name] = _own(name, device, asked, result).float().cpu().numpy()
             else:
                 found = result.sums[name]
                 arrays[name] = found.total.float().cpu().numpy()
                 kind = self._weight_field(part).dtype
-                arrays[_weight(name)] = found.weight.reshape(-1).cpu().numpy().astype(kind)
-        loss = float((result.loss.double() * result.samples).sum())
-        return Upload(arrays, int(result.samples.sum()), loss)
+                arrays[weight_name(name)] = found.weight.reshape(-1).cpu().numpy().astype(kind)
+        return {**arrays, **{name: values.float().cpu().numpy() for name, values in result.extra.items()}}
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """The means; what nobody contributed to stays as it was."""
         new = dict(state)
         for name, part in self._up.items():
             if part.up == "sum":
-                total, weight = gathered.sums[name], gathered.sums[_weight(name)]
+                total, weight = gathered.sums[name], gathered.sums[weight_name(name)]
                 before = torch.zeros_like(state[name]) if part.change else state[name]
                 found = (average_rows if part.by_row else _mean)(total, weight, before)
                 new[name] = state[name] + found if part.change else found
@@ -105,11 +112,11 @@ class LocalTraining(Task):
         for name, part in self._up.items():
             if part.up == "each":
                 continue
-            total, weight = arrays[name], arrays[_weight(name)]
+            total, weight = arrays[name], arrays[weight_name(name)]
             most = samples * (1 + self.method.local.negatives) if part.mean == "samples" else users
             if not part.by_row and not 0 <= int(weight[0]) <= most:
-                return f"'{_weight(name)}' is {int(weight[0])}, not between 0 and {most}"
-            if bool((total * (_along(weight, total) == 0)).any()):
+                return f"'{weight_name(name)}' is {int(weight[0])}, not between 0 and {most}"
+            if bool((total * (along(weight, total) == 0)).any()):
                 return f"'{name}' has values that nobody is behind"
             size = float(np.linalg.norm(_means(total, weight).astype(np.float64)))
             if size > limit:
@@ -121,7 +128,7 @@ class LocalTraining(Task):
         as_here = type(self).contribute is LocalTraining.contribute
         for name, part in self._up.items() if as_here else ():
             most = self.furthest(name, part, state, sender)
-            values = arrays[name] if part.up == "each" else _means(arrays[name], arrays[_weight(name)])
+            values = arrays[name] if part.up == "each" else _means(arrays[name], arrays[weight_name(name)])
             if (size := longest(values)) > most:
                 return f"'{name}' has a row of norm {size:.3g}, more than {most:.3g}: training takes none so far"
         return ""
@@ -161,16 +168,17 @@ def _mean(total: Tensor, weight: Tensor, otherwise: Tensor) -> Tensor:
     return (total / weight).to(otherwise) if float(weight) else otherwise
 
 
-def _along(weight: np.ndarray, total: np.ndarray) -> np.ndarray:
+def along(weight: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Weights in the shape of what they divide: (m, 1) of rows; (1, 1) or (1,) of whole tensors."""
     return weight.reshape(-1, *[1] * (total.ndim - 1))
 
 
 def _means(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Means behind sums of an upload; where nobody is behind, what is there. Weights by distance may be below 1."""
-    behind = _along(weight, total)
+    behind = along(weight, total)
     return np.asarray(total / np.where(behind > 0, behind, 1))
 
 
-def _weight(name: str) -> str:
+def weight_name(name: str) -> str:
+    """What an upload calls the divisor of a part's sum."""
     return f"{name}-weight"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
-from fedem_flwr.engine.contribution import Collector, PartSum, contribution_of
+from fedem_flwr.engine.contribution import Collector, PartSum, Stage, contribution_of
 from fedem_flwr.engine.downloads import Download, Downloads, alike
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
@@ -32,13 +32,17 @@ class TrainResult:
     Attributes:
         loss: (k',) mean training loss a sample. samples: (k',) positives + negatives.
         sums: of the parts that go up as sums, where they were asked for.
-        each: (k', ...) each user's own of the parts that go up so, as the stages leave it; empty without stages.
+        each: (k', ...) each user's own of the parts that go up so, as the stages leave it, float64; empty without.
+        factor: (k',) what the stages let each user count for; see `engine.contribution.Contribution`.
+        extra: what else goes up, by name, beside the parts.
     """
 
     loss: Tensor
     samples: Tensor
     sums: dict[str, PartSum]
     each: dict[str, Tensor]
+    factor: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Cohort:
@@ -104,22 +108,33 @@ class Cohort:
         parts, rho = self.seen(who, downloads)
         return self.learner.score(parts), rho
 
-    def train(self, who: Tensor, downloads: Downloads, round_: int, *, sums: bool = False) -> TrainResult:
+    def train(
+        self,
+        who: Tensor,
+        downloads: Downloads,
+        round_: int,
+        *,
+        sums: bool = False,
+        stages: Sequence[Stage] | None = None,
+    ) -> TrainResult:
         """Train users `who` (k',) for one round and update their state.
 
         Args:
             downloads: what they downloaded of each shared part; a part may be missing.
             round_: from 1; keys negatives and batches.
             sums: let what each user gives go through the stages, and add up the parts that go up as sums.
+            stages: default: the method's.
         """
         learner = self.learner
         size = self.data.sizes(learner.local.negatives)[who].cpu()
         merging = self._before_training(who, downloads)
-        each = self._each(who) if sums and learner.stages() else {}
-        started = {name: values.clone() for name, values in each.items()}
+        stages = learner.stages() if stages is None else stages
+        each = {name: values.double() for name, values in self._each(who).items()} if sums and stages else {}
+        kept = [name for name, part in self.parts.items() if part.up == "sum" and part.stays] if stages else []
+        factor = torch.ones(len(who), dtype=torch.float64, device=self.device)
         loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
         shrunk = {name: torch.ones_like(loss) for name in self._going_up()}
-        collector = Collector(self.parts, self.data.items, self.device, round_, learner.stages()) if sums else None
+        collector = Collector(self.parts, self.data.items, self.device, round_, stages) if sums else None
         keep = collector is not None and collector.needs_before
         train = self._one_by_one if learner.engine == "reference" else self._in_blocks
         for index, trained in train(who, size, merging, downloads, round_, keep):
@@ -127,20 +142,34 @@ class Cohort:
             if collector is None:
                 continue
             given = contribution_of(trained, list(collector.parts))
-            if each:
+            if each or kept:
                 own = {name: self.state[name][trained.who] for name in each}
-                before = {name: values[index] for name, values in started.items()}
+                before = {name: self.known(name, trained.who, downloads) for name in (*each, *kept)}
+                before |= {name: rows_of(before[name], given.items) for name in kept if name in given.rows}
                 given = replace(given, values=given.values | own, before=given.before | before)
             found = collector.add(given)
+            if found.factor is not None:
+                factor[index.to(factor.device)] = found.factor.double()
             for name in shrunk.keys() & found.shrunk.keys():
                 shrunk[name][index.to(loss.device)] = found.shrunk[name].double()
             for name, values in each.items():
-                values[index] = found.values[name]
+                values[index] = found.values[name].to(values)
         size = self.data.counts()[who].to(loss.device) * (1 + learner.local.negatives)  # decoys do not count
         if collector is not None:
             for name in collector.whole():
                 collector.complete(name, self._whole(name, who, size, shrunk[name], downloads))
-        return TrainResult(loss, size, collector.sums if collector else {}, each)
+        return TrainResult(loss, size, collector.sums if collector else {}, each, factor)
+
+    def known(self, name: str, who: Tensor, downloads: Downloads) -> Tensor:
+        """(k', ...) what the server knows users `who` to start from: what it sent of a part, or the initial values."""
+        start = alike(self.parts[name].initial(name, self.data.items, self.learner.seed).to(self.device), len(who))
+        if name not in downloads:
+            return start
+        if bool(downloads[name].received[who].all()):
+            return downloads[name].of(who)
+        found = start.clone()
+        _replace(found, who, downloads[name])
+        return found
 
     def overwrite(self, who: Tensor, downloads: Downloads) -> None:
         """Write the merged tables (Eq. 10) of receivers `who` over their own."""
@@ -271,6 +300,11 @@ class Cohort:
             inside = download.slot[who] == slot
             if bool(inside.any()):
                 yield alike(value, int(inside.sum())), samples[inside], shrunk[inside]
+
+
+def rows_of(tables: Tensor, items: Tensor) -> Tensor:
+    """(k, t, width) rows of items (k, t) of tables (k, m, width)."""
+    return tables[torch.arange(len(tables), device=tables.device).unsqueeze(1), items]
 
 
 def _replace(own: Tensor, who: Tensor, download: Download) -> None:

@@ -24,11 +24,12 @@ class Contribution:
         users: (k,) codes in the run, which key a stage's draws. samples: (k,) positives and negatives.
         items: (k, t) items of the touched rows. real: (k, t) which of them are real.
         rows: (k, t, width) trained rows of each item part that goes up.
-        before: the same as training began with (after a merge, where there is one), rows and parts among the `values`,
-            where a mean or a stage looks at it.
+        before: the same as training began with, rows and parts among the `values`, where a mean or a stage looks at it.
+            Of what clients keep, stages see what the server knows: what it has sent, or else the initial values.
         shrunk: (k,) of item parts with weight decay: the factor by which their other rows have become smaller.
         values: (k, ...) whatever else goes up: model parts, what goes up of each user, or something that a method makes
             of its parts.
+        factor: (k,) what a stage lets each user count for in means of rows, at most 1; None: 1.
     """
 
     users: Tensor
@@ -39,6 +40,7 @@ class Contribution:
     before: dict[str, Tensor] = field(default_factory=dict)
     values: dict[str, Tensor] = field(default_factory=dict)
     shrunk: dict[str, Tensor] = field(default_factory=dict)
+    factor: Tensor | None = None
 
 
 def contribution_of(trained: Trained, up: Iterable[str]) -> Contribution:
@@ -113,6 +115,8 @@ class Collector:
             elif part.by_row:
                 rows = found.rows[name] - found.before[name] if part.change else found.rows[name]
                 rows, behind = rows[found.real].double(), torch.ones_like(items, dtype=torch.float64)
+                if found.factor is not None:
+                    behind = found.factor.double().unsqueeze(1).expand_as(found.real)[found.real]
                 if part.mean == "distance":
                     behind = (found.rows[name] - found.before[name])[found.real].abs().sum(1).double()
                 into.total.index_add_(0, items, rows * behind.unsqueeze(1))

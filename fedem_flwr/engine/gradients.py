@@ -5,6 +5,7 @@ Users share no leaf, so the gradient of the sum of their losses is each user's o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -41,6 +42,9 @@ class Differentiable(Protocol):
     @property
     def sharpness(self) -> float:
         """ρ, how far from the parts their gradients are taken, see `sharp`; 0: where they are."""
+
+    def clipped(self, name: str) -> float:
+        """The norm that a user's gradient by a part, and by others like it together, is scaled down to; inf: none."""
 
     def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         """The parts `names` in the groups that `sharp` moves in turn."""
@@ -114,6 +118,16 @@ def sharp(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[T
     return loss, found
 
 
+def shortened(method: Differentiable, found: Gradients) -> Gradients:
+    """Gradients (k, ...) whose norm over all parts that go up, of each user, is at most `gradients.clip`."""
+    names = [name for name in found if method.clipped(name) < math.inf]
+    if not names:
+        return found
+    norm = torch.stack([found[name].flatten(1).square().sum(1) for name in names]).sum(0).sqrt()  # (k,)
+    factor = method.clipped(names[0]) / norm.clamp(min=method.clipped(names[0]))
+    return {**found, **{n: found[n] * factor.view(-1, *[1] * (found[n].ndim - 1)) for n in names}}
+
+
 class GradientStep:
     """A method's updates, one after the other, on each batch. See `engine.epochs.Step`.
 
@@ -132,6 +146,7 @@ class GradientStep:
         for update, stepper in self.updates:
             names = list(update.rates)
             loss, found = self.gradients(batch, names)
+            found = shortened(self.method, found)
             stepper.step([self.block.parts[name] for name in names], [found[name] for name in names], batch)
             before = loss if before is None else before
         if before is None:

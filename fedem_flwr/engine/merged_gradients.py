@@ -64,7 +64,8 @@ class AdapterGradientStep(GradientStep):
     def __init__(self, learner: Learner, block: Block) -> None:
         if learner.merged not in block.received:
             raise ValueError("an adapter step needs downloaded rows")
-        self.learner, self.block = learner, block
+        self.method = self.learner = learner
+        self.block = block
         update = Update({ADAPTER: learner.merge.lr})
         self.updates = [(update, stepper_of(update, block))]
 

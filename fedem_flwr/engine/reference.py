@@ -5,6 +5,7 @@ Slow, and obviously right. Only the keyed draws are shared with the fast back en
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,10 @@ class Client:
         found, entropy = gradients(update.rates)
         if self.learner.sharpness and ADAPTER not in found:
             found = self.sharp(found, lambda names: gradients(names)[0])
+        short = [name for name in found if self.learner.clipped(name) < math.inf]
+        if short:
+            most, length = self.learner.clipped(short[0]), torch.cat([found[n].flatten() for n in short]).norm()
+            found = {**found, **{n: found[n] * min(1.0, most / max(float(length), most)) for n in short}}
         for name, gradient in found.items():
             self.values[name].grad = gradient
             if update.kind(name) == "frequency-sgd" and self.parts[name].axis == "item":

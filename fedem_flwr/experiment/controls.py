@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from fedem_flwr.config import Config
+from fedem_flwr.config import Config, resolve
 from fedem_flwr.config.registry import find
 from fedem_flwr.contract.alone import Alone
+from fedem_flwr.contract.central import Central
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.data.catalog import cache_dir
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.device import resolve_device
+from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.parts import initial_state
+from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, nested
 from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
 from fedem_flwr.evaluation.controls import remembered_controls
@@ -27,6 +30,7 @@ from fedem_flwr.files import private_folder, write_atomically
 from fedem_flwr.nodes.host import slice_histories
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.selection import reported_line
+from fedem_flwr.runtime.inputs import adapted
 
 _FORMAT = 1  # of a cache entry; raise it when local training changes
 _COHORT = 2048  # users trained at a time, at most
@@ -50,7 +54,41 @@ def controls_of(split: Split, config: Config, on_round: Callable[[int], None]) -
     controls: dict[str, Any] = dict(_fitted(split, config).results)
     alone = config.evaluation.local_only and trains_alone(config)
     controls["local_only"] = cached_local_only(split, config, cache_folder(config), on_round) if alone else None
+    before = config.run.rounds if alone else 0
+    for preset in trained_configs(config):
+        other = adapted(preset, split, dim_is_preset=True)
+
+        def on_epoch(epoch: int, before: int = before) -> None:
+            on_round(before + epoch)
+
+        controls[other.method.name] = cached_central(split, other, cache_folder(config), on_epoch)
+        before += other.run.rounds
     return controls
+
+
+def trained_configs(config: Config) -> list[Config]:
+    """Of the controls of `evaluation.trained`: their presets on the run's data, with its seed and device.
+
+    Raises:
+        InputError: a name that is no centralised control's.
+    """
+    found = []
+    data = config.data.model_dump(exclude_none=True, exclude_unset=True)
+    for name in config.evaluation.trained:
+        run = {"seed": config.run.seed, "device": config.run.device}
+        other = resolve({}, {"data": data, "method": {"name": name}, "run": run}, "evaluation.trained")
+        if not getattr(find("strategies", other.method.strategy), "CENTRALISED", False):
+            raise InputError(
+                f"evaluation.trained = '{name}': that is no centralised control; methods go beside a run with --against"
+            )
+        found.append(other)
+    return found
+
+
+def control_rounds(config: Config) -> int:
+    """Rounds that the controls of a run train in all, at most."""
+    own = config.run.rounds if config.evaluation.local_only and trains_alone(config) else 0
+    return max(1, own + sum(other.run.rounds for other in trained_configs(config)))
 
 
 def per_user(split: Split, config: Config) -> dict[str, UserMetrics]:
@@ -83,18 +121,51 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
     """`local_only`, remembered under the content of the split and the settings it depends on."""
     kind = type(method_of(config, split.items))
     method = [f"{kind.__module__}:{kind.__qualname__}", config.method.options.model_dump()]
-    settings = {"model": config.model.model_dump(), "local": config.local.model_dump()}
+    settings = {
+        "model": config.model.model_dump(),
+        "local": config.local.model_dump(),
+        "gradients": config.gradients.model_dump(),
+    }
     what = {**settings, "method": method, "format": _FORMAT}
     run = {"seed": config.run.seed, "rounds": config.run.rounds, **_of_sample(config, split)}
     entry = folder / f"local-only-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"
+    return _kept(entry, lambda: local_only(split, config, on_round))
+
+
+def cached_central(split: Split, config: Config, folder: Path, on_round: Callable[[int], None]) -> dict[str, Any]:
+    """`central`, remembered under the content of the split and all that it depends on."""
+    what = [_FORMAT, *(getattr(config, section).model_dump() for section in ("method", "model", "local"))]
+    run = {"seed": config.run.seed, "rounds": config.run.rounds}
+    entry = folder / f"central-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"
+    return _kept(entry, lambda: central(split, config, on_round))
+
+
+def central(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
+    """Train a centralised control; rounds are epochs. The result is as that of `local_only`."""
+    method, device = method_of(config, split.items), resolve_device(config.run.device)
+    if not isinstance(method, Central):
+        raise TypeError(f"{config.method.name} is not centralised")
+    data = slice_histories(split, np.arange(split.users), device)
+    state, lines = method.initial_state(split.users, device), []
+    for round_ in range(1, config.run.rounds + 1):
+        method.epoch(data, state, Draws(method.seed), round_)
+        sums = evaluate_cohort(method.scoring(data, state), split)
+        lines.append({"round": round_, **nested(means_of(sums), split.protocol)})
+        on_round(round_)
+    best = reported_line(lines, split.protocol)
+    return {"round": best["round"], **best["test"], "validation": best["validation"], "centralised": True}
+
+
+def _kept(entry: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a cache entry holds; computed and written where it is not there, or damaged."""
     try:
         known: dict[str, Any] = json.loads(entry.read_bytes())
         if "ndcg@10" in known:
             return known
     except (OSError, ValueError):
-        pass  # not there, or damaged: compute it
-    result = local_only(split, config, on_round)
-    private_folder(folder)
+        pass
+    result = compute()
+    private_folder(entry.parent)
     write_atomically(entry, json.dumps(result), private=True)
     return result
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedem_flwr.experiment.controls import controls_of, per_user
+from fedem_flwr.experiment.guarantee import kept
 from fedem_flwr.experiment.outcome import diagnose, summarise
 from fedem_flwr.experiment.remarks import notes_of
 from fedem_flwr.report.html import write_report
@@ -31,5 +32,7 @@ def finish(run: PreparedRun, outcome: Outcome, on_round: Callable[[int], None]) 
     model = ServedModel.open(run)
     comparison, lists = look_at(model, controls, per_user(run.split, run.config)) if here else (None, None)
     directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
-    directory.write_summary(summarise(run, lines, outcome, controls, comparison, notes_of(run, controls)))
+    ldp, guarantee = kept(run)
+    notes = [*filter(None, [guarantee]), *notes_of(run, controls)]
+    directory.write_summary({**summarise(run, lines, outcome, controls, comparison, notes), "ldp": ldp})
     return write_report(directory.path)

@@ -21,6 +21,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.data import Source
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.controls import control_rounds
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.experiment.plan import Experiment
 from fedem_flwr.experiment.rounds import carry_out_rounds
@@ -204,4 +205,5 @@ def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> Pa
     with shown as progress, watched_by(None if quiet else progress.watch):
         outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
     with steps_shown(quiet=quiet, console=console):
-        return finish(run, outcome, lambda round_: tell("control local-only: rounds", round_, rounds))
+        total = control_rounds(config)
+        return finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total))

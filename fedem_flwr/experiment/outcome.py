@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedem_flwr.config.registry import find
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested
@@ -41,6 +42,7 @@ def summarise(
         "dataset": split.dataset,
         "method": config.method.name,
         "title": config.method.title,
+        "centralised": bool(getattr(find("strategies", config.method.strategy), "CENTRALISED", False)),
         "protocol": split.protocol,
         "runtime": config.run.runtime,
         "nodes": run.nodes,

@@ -8,6 +8,7 @@ from typing import Any
 from fedem_flwr.config import Config, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
 from fedem_flwr.evaluation.sample import sample_size
+from fedem_flwr.experiment.guarantee import promised
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.account import rows_text, short_text, ties_text
@@ -25,6 +26,7 @@ def opening(run: PreparedRun) -> str:
         *_data_lines(run),
         *([_default_note(config)] if _is_default(config) else []),
         *([_sample_line(sampled, split.users)] if (sampled := sample_size(config, split.users)) else []),
+        *filter(None, [promised(run)]),
         f"into {run.directory.path}",
     ]
     return "\n".join(lines)

@@ -9,13 +9,14 @@ batch. Steps are free of frequency: an item's step is the mean over its own samp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, State, Update
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
@@ -28,7 +29,9 @@ class CoLROptions(Section):
     """Of `CoLR`."""
 
     rank: int = Field(4, ge=1, description="r, of the change that a round makes; at most d")
-    ridge: float = Field(5e-4, ge=0, description="γ, of the squared norms of a batch's vectors and rows")
+    ridge: Annotated[float, Search(1e-6, 1e-1, log=True)] = Field(
+        5e-4, ge=0, description="γ, of the squared norms of a batch's vectors and rows"
+    )
 
 
 class CoLR(Method):

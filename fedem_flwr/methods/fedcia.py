@@ -10,7 +10,7 @@ one that it did not. Loss: ½ mean (p · v⁺ − 1)² + ½ mean (p · v⁻)² +
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field as Option
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedem_flwr.aggregation.alignment import Alignment
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Asked, Device, Method, Part, Phase, State
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.scorers import CohortScorer
@@ -34,7 +34,7 @@ class FedCIAOptions(Section):
     group: Literal["node", "user"] = Option("node", description="who shares a table: a node's users, or nobody")
     rank: int = Option(0, ge=0, description="r, of what crosses: at most m; 0: d")
     steps: int = Option(100, ge=0, description="of the alignment")
-    rate: float = Option(0.1, gt=0, description="of the alignment")
+    rate: Annotated[float, Search(1e-3, 1, log=True)] = Option(0.1, gt=0, description="of the alignment")
     decay: float = Option(1e-6, ge=0, description="wd, in the loss and in the alignment")
     loss: Literal["score", "coordinate"] = Option(
         "score", description="squared error of p · v; or of each coordinate of p ⊙ v, as in the released program"
@@ -56,6 +56,8 @@ class FedCIA(Method):
         o, dim = self.options, config.model.dim
         if self.sharpness:
             raise InputError(f"gradients.sharpness = {self.sharpness:g}: FedCIA trains its groups itself; set it to 0")
+        if config.gradients.clip is not None:
+            raise InputError("gradients.clip: FedCIA sends no trained part up, so no gradient of one is clipped")
         self.rank, self.single = min(o.rank or dim, items), o.group == "user"
         self.align = Alignment(o.steps, o.rate, o.decay)
 

@@ -36,6 +36,7 @@ class FedEM(Merged, Factorisation):
     STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"
     UP: ClassVar[Up] = "each"
     MERGES_ALONE = True
+    TUNES = ("local.epochs", "local.lr_user", "local.lr_item", "merge.lr", "aggregate.alpha")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fedem_flwr.aggregation.clusters import clusters_of, evenly
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Gathered, Method, Part, Phase, State, weights_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.errors import InputError
@@ -34,7 +35,9 @@ class FedFastOptions(Section):
     """Of `FedFast`."""
 
     clusters: int = Field(20, ge=1, description="of users, by k-means on their vectors")
-    fading: float = Field(1.0, ge=0, description="subordinates move by exp(−fading · t) times their delegates' change")
+    fading: Annotated[float, Search(0, 3)] = Field(
+        1.0, ge=0, description="subordinates move by exp(−fading · t) times their delegates' change"
+    )
 
 
 class FedFast(Method):

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
@@ -36,9 +36,11 @@ class FedRAPOptions(Section):
     sparse: float = Field(0.1, ge=0, description="μ, of the l1 norm of C")
     curriculum: Literal["tanh", "constant"] = Field("tanh", description="how λ and μ depend on the round: tanh(t / 10)")
     head: bool = Field(False, description="score with a private linear layer (program) in place of a vector (paper)")
-    lr_user: float = Field(0.5, gt=0, description="η of the user's vector or head")
-    lr_tables: float = Field(200.0, gt=0, description="η of both tables")
-    decay: float = Field(1e-4, ge=0, description="weight decay of everything")
+    lr_user: Annotated[float, Search(0.1, 1000, log=True)] = Field(
+        0.5, gt=0, description="η of the user's vector or head"
+    )
+    lr_tables: Annotated[float, Search(1, 10000, log=True)] = Field(200.0, gt=0, description="η of both tables")
+    decay: Annotated[float, Search(1e-6, 1e-2, log=True)] = Field(1e-4, ge=0, description="weight decay of everything")
     fading: float = Field(0.95, gt=0, le=1, description="factor on the rates after each batch of a round")
     fading_rounds: float = Field(0.97, gt=0, le=1, description="factor on the rates after each round")
 
@@ -47,6 +49,7 @@ class FedRAP(Method):
     """Score z = u · (D + C), or w · (D + C) + b."""
 
     Options = FedRAPOptions
+    TUNES = ("local.epochs",)
 
     def parts(self) -> Mapping[str, Part]:
         """Two item parts."""

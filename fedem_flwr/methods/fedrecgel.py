@@ -10,6 +10,7 @@ chunk's mean, so that it grows with a user's history. Gradients: at θ + ρ g / 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fedem_flwr.aggregation.adam import ServerAdam
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Gathered, Method, Part, Phase, State, Update, moments
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.models.neumf import NeuMF
@@ -32,13 +33,14 @@ class FedRecGELOptions(Section):
         (128, 64, 32), min_length=1, description="widths of the network; its own vectors are as wide as the first"
     )
     chunk: int = Field(128, ge=1, description="samples whose loss is one mean; the means are added up")
-    lr_server: float = Field(0.001, gt=0, description="of the server's Adam")
+    lr_server: Annotated[float, Search(1e-4, 0.1, log=True)] = Field(0.001, gt=0, description="of the server's Adam")
 
 
 class FedRecGEL(Method):
     """NeuMF; clients send gradients, and keep an Adam for what is theirs."""
 
     Options = FedRecGELOptions
+    TUNES = ("local.lr_user",)
     FEDERATED_ONLY = True  # what is shared is moved by the server's Adam
 
     def __init__(self, config: Config, items: int) -> None:

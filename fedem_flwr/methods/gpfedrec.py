@@ -10,7 +10,7 @@ form. Users are scored with their own trained tables.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from torch import Tensor
 from fedem_flwr.aggregation.combine import combine_tables
 from fedem_flwr.aggregation.similarity import cosines
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, Pull, State, Update, weights_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
@@ -37,9 +37,11 @@ class GPFedRecOptions(Section):
     threshold: float = Field(1.0, ge=0, description="t: neighbours are more alike than t times the mean pair")
     neighbours: int = Field(0, ge=0, description="take so many, whoever is above the threshold; 0: by the threshold")
     layers: int = Field(1, ge=1, description="ℓ, how often tables are averaged along the graph")
-    pull: float = Field(1.0, ge=0, description="λ, pull of a table to r_u")
-    lr: float = Field(0.1, gt=0, description="η, of the network")
-    factor: float = Field(80.0, gt=1, description="η of p over that of the network, + 1; of a row, for each item")
+    pull: Annotated[float, Search(0, 3)] = Field(1.0, ge=0, description="λ, pull of a table to r_u")
+    lr: Annotated[float, Search(1e-3, 1, log=True)] = Field(0.1, gt=0, description="η, of the network")
+    factor: Annotated[float, Search(2, 500, log=True)] = Field(
+        80.0, gt=1, description="η of p over that of the network, + 1; of a row, for each item"
+    )
     hidden: tuple[int, ...] = Field((32, 16, 8), min_length=1, description="widths of the network's hidden layers")
 
 
@@ -47,7 +49,7 @@ class GPFedRec(Method):
     """Each user's table, and the mean of its neighbours'."""
 
     Options = GPFedRecOptions
-    STRATEGY, EVALUATED = "fedem_flwr.strategies.tables:TablesStrategy", "local"
+    STRATEGY, EVALUATED, TUNES = "fedem_flwr.strategies.tables:TablesStrategy", "local", ("local.epochs",)
     EXPOSES = (
         "GPFedRec shows the server each user's trained item table: it tells which items that user has met, "
         "and the graph of users is made from it"

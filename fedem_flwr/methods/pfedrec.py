@@ -12,12 +12,13 @@ A batch's mean over B samples and rows that occur once or twice in it make the i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Method, Part, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
@@ -28,15 +29,17 @@ from fedem_flwr.models.mlp import Mlp, head_scores
 class PFedRecOptions(Section):
     """Of `PFedRec`."""
 
-    lr: float = Field(0.1, gt=0, description="η, gradient steps of the head")
-    factor: float = Field(80.0, gt=0, description="η_mult: the items' rate is η · factor · m")
+    lr: Annotated[float, Search(1e-3, 1, log=True)] = Field(0.1, gt=0, description="η, gradient steps of the head")
+    factor: Annotated[float, Search(1, 500, log=True)] = Field(
+        80.0, gt=0, description="η_mult: the items' rate is η · factor · m"
+    )
 
 
 class PFedRec(Method):
     """Score z = w · q + b."""
 
     Options = PFedRecOptions
-    EVALUATED = "local"
+    EVALUATED, TUNES = "local", ("local.epochs",)
 
     def parts(self) -> Mapping[str, Part]:
         """A client keeps both; the head never leaves it."""

@@ -200,6 +200,8 @@ def check_privacy(config: Config) -> None:
     Raises:
         InputError: every upload would be a single user's, and that is not allowed.
     """
+    if config.ldp.seeded:
+        raise InputError("ldp.seeded = true: its noise is known to the server; networked nodes refuse it; leave it out")
     if config.network.superlink or config.privacy.individual_uploads:
         return
     if uploads_single_users(config):

@@ -27,6 +27,7 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
 from fedem_flwr.nodes.answered import ANSWERED_FILE, Answered
+from fedem_flwr.nodes.ledger import LEDGER_FILE, count
 from fedem_flwr.nodes.policy import NodePolicy, fixed_groups
 from fedem_flwr.nodes.sampling import part_of_sample
 from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
@@ -147,6 +148,10 @@ class NodeHost:
     def secret_file(self, node: int) -> Path:
         """Beside the node's state, so that a run that is resumed draws as before."""
         return self.state_dir / node_name(node) / SECRET_FILE
+
+    def count_released(self, node: int, who: np.ndarray) -> None:
+        """Write down, before it goes, one more noised upload of the users at positions `who`; see `nodes.ledger`."""
+        count(self.secret_file(node).with_name(LEDGER_FILE), len(self.users(node)), who)
 
     def interactions(self, node: int) -> np.ndarray:
         """(k,) how many training interactions each of the node's users has."""

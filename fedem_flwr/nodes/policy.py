@@ -121,6 +121,10 @@ class NodePolicy:
             raise FedemError(f"the run carries out '{other}': this node carries out {', '.join(self.methods)}")
         if self.secret_draws and not config.privacy.secret_draws:
             raise FedemError("the run has privacy.secret_draws = false: this node has --require-secret-draws")
+        if config.ldp.seeded:
+            raise FedemError(
+                "the run has ldp.seeded = true: its noise is known to the server; networked nodes refuse it"
+            )
         for bound in self.bounds:
             if objection := bound.objection(config):
                 raise FedemError(f"the run has {objection}")

@@ -22,7 +22,7 @@ from fedem_flwr.report import plots
 from fedem_flwr.report.account import recorded_rows
 from fedem_flwr.report.comparison import comparison_of, signed
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
-from fedem_flwr.report.sections import lists_text, tunings_of
+from fedem_flwr.report.sections import guarantee_rows, lists_text, tunings_of
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.report.tables import (
     ABSENT,
@@ -177,6 +177,7 @@ def _facts(summary: Json, metrics: Sequence[Json]) -> list[tuple[str, str]]:
         ("server to nodes, per round", size("node_bytes_down")),
         ("peak memory (resident)", size("peak_rss_bytes")),
         ("failures", count("failures")),
+        *guarantee_rows(summary),
     ]
 
 

@@ -94,5 +94,6 @@ def control_rows(controls: object) -> list[ControlRow]:
     rows = []
     for key in (*known, *others, *(key for key in _LAST if key in given)):
         record = given[key] if isinstance(given[key], Mapping) else None
-        rows.append(ControlRow(control_label(key), settings_text((record or {}).get("settings")), record))
+        place = " (centralised)" if (record or {}).get("centralised") is True else ""  # the fitted ones all are
+        rows.append(ControlRow(control_label(key) + place, settings_text((record or {}).get("settings")), record))
     return rows

@@ -32,6 +32,20 @@ def lists_text(diagnostics: Mapping[str, object]) -> str:
     return " ".join(said)
 
 
+def guarantee_rows(summary: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Say what local differential privacy came to, as (name, words); nothing for a run without noise."""
+    section = summary.get("ldp")
+    each, composed, releases = (number_at(section, name) for name in ("round", "composed", "releases"))
+    if each is None or composed is None or releases is None:
+        return []
+    delta, paper = number_at(section, "delta"), number_at(section, "paper")
+    rows = [
+        ("ε of one upload", f"{each:.4g}"),
+        (f"ε of a user's {releases:,.0f} uploads", f"{composed:.4g}" + (f" (δ = {delta:g})" if delta else "")),
+    ]
+    return rows if paper is None else [*rows, ("the paper's S / δ, a round", f"{paper:.3g}")]
+
+
 def percent(share: float) -> str:
     """Return a share as per cent, with three significant digits below ten."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"

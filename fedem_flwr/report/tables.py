@@ -61,6 +61,11 @@ def text_at(record: Mapping[str, object], key: str, default: str = "unknown") ->
     return default if value is None else visible(str(value), keep="\n\t")
 
 
+def method_text(summary: Mapping[str, object]) -> str:
+    """Return the method's name; of a control that had all data in one place, with that."""
+    return text_at(summary, "method") + (" (centralised)" if summary.get("centralised") is True else "")
+
+
 def figure_text(value: float | None, digits: int = 4) -> str:
     """Return a metric with ``digits`` decimals, a dash where there is none."""
     return ABSENT if value is None else f"{value:.{digits}f}"
@@ -112,13 +117,13 @@ def result_rows(summary: Mapping[str, object], against: Sequence[Mapping[str, ob
         _section(summary, "controls"),
         selected_key(summary),
     )
-    method = text_at(summary, "method")
+    method = method_text(summary)
     found: list[tuple[str, bool, bool, object, str]] = [
         (f"{method}, {words}", False, key == selected, metrics.get(key), "") for key, words in _ROUNDS.items()
     ]
     for other in against:
         key = selected_key(other)
-        label = f"{text_at(other, 'method')}, {_ROUNDS[key]}"
+        label = f"{method_text(other)}, {_ROUNDS[key]}"
         found.append((label, True, False, _section(other, "metrics").get(key), ""))
     found += [(row.label, True, False, row.record, row.settings) for row in control_rows(controls)]
 
@@ -155,14 +160,14 @@ def verdict(summary: Mapping[str, object]) -> Verdict:
     local_only, local_words = _beats(reported, controls.get("local_only"))
     sentence = (
         f"By test NDCG@10 ({headline_text(summary)}, {_ROUNDS[selected]} round), "
-        f"{text_at(summary, 'method')} beats popularity: {popularity_words}; beats local-only: {local_words}."
+        f"{method_text(summary)} beats popularity: {popularity_words}; beats local-only: {local_words}."
     )
     return Verdict(sentence, popularity, local_only)
 
 
 def title_text(summary: Mapping[str, object]) -> str:
     """Return ``method on dataset, protocol 'strict'``."""
-    method, dataset = text_at(summary, "method"), text_at(summary, "dataset")
+    method, dataset = method_text(summary), text_at(summary, "dataset")
     return f"{method} on {dataset}, protocol '{text_at(summary, 'protocol')}'"
 
 
@@ -175,6 +180,7 @@ def result_table(summary: Mapping[str, object], against: Sequence[Mapping[str, o
     rows = result_rows(summary, against)
     below = [verdict(summary).sentence, comparison_text(summary)]
     below += [f"{row.label}: {row.settings}" for row in rows if row.settings]  # too long for a cell
+    below += [text_at(_section(each, "ldp"), "words", "") for each in (summary, *against)]
     below += ["> reported round   * best of the reported round and the controls"]
     table = Table(
         title=Text(f"{title_text(summary)}, headline: {headline_text(summary)}", style="bold"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from conformance import equal, numbers, refusals, secret, stages, useful
+from conformance import equal, guarded, numbers, refusals, secret, stages, useful
 from conformance.methods import Subject
 from conformance.runs import Runs
 
@@ -25,6 +25,7 @@ CELLS: dict[str, Cell] = {
     "gradients": numbers.gradients,
     "several tables": numbers.downloads,
     "contribution stages": stages.stages,
+    "local privacy": guarded.guarded,
     "no number is no hit": useful.misses,
     "two tastes": useful.tastes,
     "recommendations": useful.served,

@@ -70,7 +70,7 @@ def on_ray(subject: Subject, runs: Runs) -> None:
     """Actors, which keep nothing in memory between messages."""
     if "ray" not in runs.shared:  # one start for all methods
         runs.shared["ray"] = carry_out_on_ray(runs)
-    there, here = runs.shared["ray"][subject.name], runs.whole(subject, 7).done
+    there, here = runs.shared["ray"][subject], runs.whole(subject, 7).done
     assert there.outcome.failures == []
     assert largest_difference(here.server, there.server) == 0
     assert largest_difference(here.nodes, there.nodes) == 0

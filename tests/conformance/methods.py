@@ -105,9 +105,25 @@ class Subject:
         return method_of(self.config(), ITEMS)
 
 
+NOT_FEDERATED = "nothing crosses, and there are no clients: one node holds everybody (tests/test_central.py)"
+
+
+def centralised(name: str) -> bool:
+    """Whether a preset or a registered name is of a control that has all data in one place."""
+    kind = find("strategies", resolve({}, {"method": {"name": name}}).method.strategy)
+    return bool(getattr(kind, "CENTRALISED", False))
+
+
 def registered() -> list[str]:
     """Names of methods that are found: files of the room, and entry points of other packages."""
     return [name for name in names("strategies") if is_method(find("strategies", name))]
 
 
-SUBJECTS = tuple(Subject(name) for name in (*sorted({*registered(), *preset_names("methods")}), *TEST_ONLY))
+EVERYTHING = sorted({*registered(), *preset_names("methods")})
+LEFT_OUT = {name: NOT_FEDERATED for name in EVERYTHING if centralised(name)}
+SUBJECTS = tuple(Subject(name) for name in (*(name for name in EVERYTHING if name not in LEFT_OUT), *TEST_ONLY))
+
+# Noise that is the same wherever it is drawn.
+GUARDED = Subject(
+    "fedmf", (("ldp", "noise", "gaussian"), ("ldp", "clip", 0.5), ("ldp", "multiplier", 0.3), ("ldp", "seeded", True))
+)

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid
 from worlds import Done, done, prepare
 
-from conformance.methods import SUBJECTS
+from conformance.methods import GUARDED, SUBJECTS, Subject
 from fedem_flwr.client_app import build_client_app
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.simulation import run_simulation_runtime
@@ -61,15 +61,17 @@ class Naming:
         return iter(self._grid.send_and_receive(named(), timeout=timeout))
 
 
-def carry_out_on_ray(runs: Runs) -> dict[str, Done]:
+def carry_out_on_ray(runs: Runs) -> dict[Subject, Done]:
     """A run of every method with 7 users a node."""
-    prepared = {subject.name: prepare(runs.path(), subject.config(run={"users_per_node": 7})) for subject in SUBJECTS}
+    prepared = {
+        subject: prepare(runs.path(), subject.config(run={"users_per_node": 7})) for subject in (*SUBJECTS, GUARDED)
+    }
 
-    def main(grid: Grid) -> dict[str, Done]:
+    def main(grid: Grid) -> dict[Subject, Done]:
         found = {}
-        for name, run in prepared.items():
+        for subject, run in prepared.items():
             naming = Naming(grid, run.directory.path.resolve())
-            found[name] = done(run, run.server(lambda _: None)(naming))  # type: ignore[arg-type]
+            found[subject] = done(run, run.server(lambda _: None)(naming))  # type: ignore[arg-type]
         return found
 
     return run_simulation_runtime(build_client_app(AnyHost()), main, nodes=NODES, run_config={})

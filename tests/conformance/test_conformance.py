@@ -9,7 +9,7 @@ import pytest
 
 from conformance.cells import CELLS
 from conformance.exceptions import EXCEPTIONS
-from conformance.methods import SUBJECTS, TEST_ONLY, Subject
+from conformance.methods import GUARDED, LEFT_OUT, SUBJECTS, TEST_ONLY, Subject
 from conformance.runs import Runs
 from fedem_flwr.config.registry import names
 
@@ -34,11 +34,20 @@ def test_cell(subject: Subject, cell: str, runs: Runs) -> None:
     pytest.fail(f"{subject.short} passes the cell '{cell}': it is an exception no longer")
 
 
+@pytest.mark.ray
+def test_seeded_noise_is_the_same_on_ray(runs: Runs) -> None:
+    CELLS["on Ray"](GUARDED, runs)
+
+
 def test_exceptions_are_of_this_table_have_reasons_and_are_few() -> None:
     shorts = {subject.short for subject in SUBJECTS}
     assert all(method in shorts and cell in CELLS for method, cell in EXCEPTIONS)
     assert all(len(reason) > 30 for reason in EXCEPTIONS.values())
-    assert (len(SUBJECTS), len(CELLS), len(EXCEPTIONS)) == (26, 17, 15), "442 cells, of which 15 cannot apply"
+    assert (len(SUBJECTS), len(CELLS), len(EXCEPTIONS)) == (26, 18, 23), "468 cells, of which 23 cannot apply"
+
+
+def test_controls_that_are_no_federation_are_left_out_by_name() -> None:
+    assert sorted(LEFT_OUT) == ["lightgcn-central", "mf-central", "mlp-central", "ncf-central", "neumf-central"]
 
 
 def test_every_registered_method_is_here() -> None:

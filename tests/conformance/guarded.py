@@ -1,0 +1,72 @@
+"""Cell: under `[ldp]` each user is clipped and noised alone, and the server takes that and no nonsense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from strategies.uploads import problem_of
+
+from clients.method import MethodClient
+from conformance.methods import Subject
+from conformance.numbers import SUM_NEAR, asked_of, close
+from conformance.runs import Named, Runs, Whole
+from fedem_flwr.contract import Asked, Method, Task
+from fedem_flwr.contract.adding import Adder, contributed
+from fedem_flwr.contract.fields import Field, fault_of
+from fedem_flwr.contract.finding import method_of
+from fedem_flwr.contract.guarded_training import LIMIT
+from fedem_flwr.contract.phases import Sender
+from fedem_flwr.contract.training import weight_name
+from fedem_flwr.errors import InputError
+
+LDP = {"noise": "gaussian", "clip": 0.5, "multiplier": 0.3, "quantile": 0.5, "seeded": True}
+
+
+def guarded(subject: Subject, runs: Runs) -> None:
+    """A cohort's upload is the sum of its users', noise and all; a server accepts it, and nothing far from it."""
+    whole = runs.whole(subject, 0)
+    client = whole.client()
+    try:
+        method = client.method = method_of(subject.config(ldp=LDP), client.method.items)
+    except InputError as error:
+        raise AssertionError(f"refused: {error}") from None
+    asked = asked_of(whole, client, 1)
+    asked = Asked(**{**vars(asked), "settings": {**asked.settings, LIMIT: 0.5}})
+    task = method.schedule.at(1)[0].task
+    found = contributed(task, client.host.side(0, 0), asked, ()).arrays
+    assert tuple(found) == tuple(task.fields())
+    close(found, one_by_one(client, task, asked), 10 * SUM_NEAR, "noise of one user after the other")
+    assert objection(whole, method, asked, found) == ""
+    for name, field in task.fields().items():
+        if field.dtype == "float32":
+            assert objection(whole, method, asked, {**found, name: found[name] + 1e7}), f"'{name}' may be anything"
+            assert objection(whole, method, asked, {**found, name: found[name] * np.nan}), f"'{name}' may be no number"
+    counts = {weight_name(name) for name, part in method.parts().items() if part.up == "sum" and part.by_row}
+    assert all((found[name] != np.round(found[name])).mean() > 0.9 for name in counts), "noise is on all counts"
+
+
+def one_by_one(client: MethodClient, task: Task, asked: Asked) -> Named:
+    """The uploads of cohorts of one user, put together."""
+    adder, own = Adder(task.fields()), dict[str, list[np.ndarray]]()
+    for at in asked.who[:, None]:
+        device = client.host.side(0, 0)
+        alone = replace(asked.of(at), uploaders=np.intersect1d(device.users[at], asked.uploaders))
+        arrays = contributed(task, device, alone, ()).arrays
+        adder.add({name: arrays[name] for name in adder.fields})
+        for name in arrays.keys() - adder.fields.keys():
+            own.setdefault(name, []).append(arrays[name])
+    put = {**adder.packed(), **{name: np.concatenate(values) for name, values in own.items()}}
+    return {name: put[name] for name in task.fields()}
+
+
+def objection(whole: Whole, method: Method, asked: Asked, arrays: Named) -> str:
+    """What the server says of an upload of the first round."""
+    task, samples = method.schedule.at(1)[0].task, np.diff(np.asarray(whole.done.run.split.train_offsets))
+    fields: dict[str, Field] = {n: f.filled(len(asked.uploaders)) if f.each else f for n, f in task.fields().items()}
+    return (
+        problem_of(arrays, fields, method.max_norm)
+        or fault_of(arrays, fields, len(samples), method.max_norm)
+        or task.problem(arrays, len(samples), int(samples.sum()))
+        or task.impossible(arrays, method.start(), Sender(1, samples, int(samples.max())))
+    )
