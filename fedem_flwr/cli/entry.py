@@ -12,6 +12,7 @@ import click
 import typer
 
 from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
+from fedem_flwr.cli.compare import INTERRUPTED, Interrupted, compare
 from fedem_flwr.cli.deploy import app as deploy_app
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.terminal import console
@@ -27,8 +28,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets: what is known, what a file holds, downloads, shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
+app.command()(compare)
 
-_INTERRUPTED, _CONTINUE = 130, "interrupted; continue with `fedem resume RUN_DIR`"
+_CONTINUE = "interrupted; continue with `fedem resume RUN_DIR`"
 
 Dataset = Annotated[
     str | None, typer.Option(help="a known name (see `fedem data list`) or the path of a delimited file")
@@ -252,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with ended_like_ctrl_c(), warnings_shown():
             code = app(args=arguments, standalone_mode=False)
+    except Interrupted as error:
+        stop(str(error), INTERRUPTED)
     except InputError as error:
         stop(str(error), 2, error if error.__cause__ else None)
     except FedemError as error:
@@ -261,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         stop(f"{error.format_message()} (see fedem --help)", 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        stop(_CONTINUE, _INTERRUPTED)
+        stop(_CONTINUE, INTERRUPTED)
     except OSError as error:
         stop(f"{error.filename or 'a file'}: {error.strerror or error}", 1, error)
     except Exception as error:  # not foreseen: still one line, and the details for whoever asks
@@ -269,6 +273,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         stop(f"unexpected {type(error).__name__}: {error} (FEDEM_LOG=DEBUG shows where; please report it)", 1, error)
     else:
-        if code == _INTERRUPTED:  # what Typer makes of an interrupt, without a word
+        if code == INTERRUPTED:  # what Typer makes of an interrupt, without a word
             stop(_CONTINUE, code)
         sys.exit(code if isinstance(code, int) else 0)

@@ -41,6 +41,7 @@ class Child:
         name: for people. command: what it is started with. log: where its output goes.
         environment: beside this process's own.
         starts: how often it was started.
+        keeps: open files that it inherits.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Child:
     environment: dict[str, str] = field(default_factory=dict)
     starts: int = 0
     process: subprocess.Popen[bytes] | None = None
+    keeps: tuple[int, ...] = ()
 
     def start(self, *, outlive: bool = False) -> None:
         """Start it, or start it anew; it ends with this process, however that ends, unless it is to outlive it."""
@@ -60,6 +62,7 @@ class Child:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **process_environment(), **self.environment},
+                pass_fds=self.keeps,
                 start_new_session=True,  # an interrupt from the keyboard is ours to pass on
                 preexec_fn=_die_with_parent if _LIBC and not outlive else None,  # noqa: PLW1509  # one call of the kernel
             )

@@ -75,7 +75,7 @@ def progress_console(wanted: bool | None) -> Console | None:
     return made if shown else None
 
 
-def _draws_bars(console: Console) -> bool:
+def draws_bars(console: Console) -> bool:
     """A notebook draws a live bar with widgets; without them there is a warning for every look at it."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
@@ -126,7 +126,7 @@ class RoundProgress:
 
     def __enter__(self) -> Self:
         self._start = self._clock()
-        if not self._quiet and _draws_bars(self._console):
+        if not self._quiet and draws_bars(self._console):
             self._display = _RoundDisplay(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
@@ -208,7 +208,7 @@ def task_progress(
     if quiet:
         yield lambda amount: None
         return
-    if not _draws_bars(console):
+    if not draws_bars(console):
         console.print(f"{description} ...", soft_wrap=True)
         yield lambda amount: None
         return
