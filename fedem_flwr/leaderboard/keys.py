@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import clients
-import fedem_flwr
 import strategies
 from fedem_flwr.config import Config
 from fedem_flwr.config.registry import find
@@ -52,7 +51,7 @@ def cell_key(config: Config, split: str) -> str:
 @lru_cache(maxsize=8)
 def sources(rooms: tuple[str, ...]) -> str:
     """Hex digest of the rooms' modules; with all rooms, also of the Flower strategies and clients."""
-    root = Path(fedem_flwr.__file__).parent
+    root = Path(__file__).resolve().parents[1]
     tops = [Path(top.__path__[0]) for top in (strategies, clients)] if rooms == ROOMS else []
     return _digest(_modules([*(root / room for room in rooms), *tops]))
 
