@@ -112,7 +112,7 @@ def _compare_runs(runs: Sequence[Path], out: Path | None) -> None:
     from fedem_flwr.leaderboard.compare import compare_runs
     from fedem_flwr.leaderboard.folder import DEFAULT_ROOT
 
-    _show(compare_runs(runs, out or DEFAULT_ROOT / "runs"))
+    _show(compare_runs(runs, out or DEFAULT_ROOT / "runs", shlex.join(["fedem", *sys.argv[1:]])))
 
 
 def _compare_grid(
@@ -157,7 +157,8 @@ def _show(compared: Compared) -> None:
         out.print(f"left out: {name}: {why}", soft_wrap=True)
     for name, why in compared.failed.items():
         out.print(f"FAILED: {name}: {why}", soft_wrap=True)
-    out.print(f"leaderboard: {compared.folder.path / 'leaderboard.html'}", soft_wrap=True)
+    if compared.tables:
+        out.print(f"leaderboard: {compared.folder.path / 'leaderboard.html'}", soft_wrap=True)
     if compared.failed:
         raise FedemError(f"{len(compared.failed)} cells failed; the same command tries them again")
 

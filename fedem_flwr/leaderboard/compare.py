@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fedem_flwr.errors import InputError
-from fedem_flwr.leaderboard.cells import Prepared, prepare
+from fedem_flwr.leaderboard.cells import Prepared, prepare, read_record
 from fedem_flwr.leaderboard.display import CellProgress
 from fedem_flwr.leaderboard.folder import Folder
 from fedem_flwr.leaderboard.gather import Record, Table, readable, records_of, tables_of
@@ -18,6 +18,7 @@ from fedem_flwr.leaderboard.grid import Cell, Name
 from fedem_flwr.leaderboard.pace import Pace
 from fedem_flwr.leaderboard.probe import Estimate, estimates
 from fedem_flwr.leaderboard.schedule import Schedule
+from fedem_flwr.leaderboard.writing import write_leaderboard
 from fedem_flwr.report.progress import task_progress
 
 
@@ -66,17 +67,13 @@ def compare_cells(
         rounds = sum(cell.config.run.rounds for cell in missing)
         with CellProgress(len(missing), rounds, jobs, console) as progress:
             schedule.carry_out(missing, progress)
-        done = [cell.directory for cell in ready if cell.finished]
-        records, damaged = readable(done)
+        records, damaged = readable([cell.directory for cell in ready if cell.finished])
         failed = {str(cell.name): why for cell, why in schedule.failed.items()}
-        return Compared(
-            folder,
-            records,
-            tables_of(records),
-            {**failed, **damaged},
-            {str(name): why for name, why in left_out.items()},
-            len(ready) - len(missing),
-        )
+        without = {str(name): why for name, why in left_out.items()}
+        done = len(ready) - len(missing)
+        compared = Compared(folder, records, tables_of(records), {**failed, **damaged}, without, done)
+        _write(compared, command)
+        return compared
 
 
 def dry_run(
@@ -95,7 +92,7 @@ def dry_run(
         return estimates(ready, Pace.of(ready), threads, tell), left_out
 
 
-def compare_runs(paths: Sequence[Path], path: Path) -> Compared:
+def compare_runs(paths: Sequence[Path], path: Path, command: str = "") -> Compared:
     """The leaderboard of runs that exist already.
 
     Raises:
@@ -104,7 +101,21 @@ def compare_runs(paths: Sequence[Path], path: Path) -> Compared:
     folder = Folder(path)
     records = records_of(paths)
     with folder.held():
-        return Compared(folder, records, tables_of(records), {}, {})
+        compared = Compared(folder, records, tables_of(records), {}, {})
+        _write(compared, command)
+        return compared
+
+
+def _write(compared: Compared, command: str) -> None:
+    """All forms of the leaderboard, where anything has finished."""
+    if not compared.tables:
+        return
+    remarks = [f"Left out: {name}: {why}." for name, why in compared.left_out.items()]
+    remarks += [f"Failed: {name}: {why}." for name, why in compared.failed.items()]
+    beside = max((int(read_record(record.directory).get("beside", 1)) for record in compared.records), default=1)
+    if beside > 1:
+        remarks.append(f"Seconds were measured with up to {beside} runs at a time on one machine.")
+    write_leaderboard(compared.folder, compared.tables, remarks=remarks, command=command)
 
 
 def _prepared(cells: Sequence[Cell], folder: Folder, console: Console | None) -> tuple[list[Prepared], dict[Name, str]]:

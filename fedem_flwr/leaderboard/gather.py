@@ -19,6 +19,7 @@ from fedem_flwr.report.tables import selected_key, text_at
 LISTS = ("full", "sampled99")
 METRIC_NAMES = (*(f"{kind}@{cutoff}" for cutoff in (5, 10, 20) for kind in ("hr", "ndcg")), "mrr")
 COSTS = ("seconds_per_round", "bytes_up", "bytes_down", "peak_rss_bytes")
+BEYOND = ("coverage", "popularity_recommended")  # share of the catalogue in lists; mean share of users with an item
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +140,7 @@ class Row:
         figures: list and metric to its spread over seeds.
         alone: the same for the method without federation.
         costs: `COSTS` to their spread over seeds.
+        lists: `BEYOND` to their spread: what of the users' top 10 is no accuracy.
     """
 
     label: str
@@ -147,6 +149,7 @@ class Row:
     figures: Mapping[tuple[str, str], Spread | None]
     alone: Mapping[tuple[str, str], Spread | None]
     costs: Mapping[str, Spread | None]
+    lists: Mapping[str, Spread | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,12 +212,13 @@ def _method_row(method: str, records: Sequence[Record]) -> Row:
         {path: Spread.of(record.figure(*path) for record in records) for path in _PATHS},
         {path: Spread.of(record.control("local_only", *path) for record in records) for path in _PATHS},
         {cost: Spread.of(number_at(record.summary, cost) for record in records) for cost in COSTS},
+        {name: Spread.of(number_at(record.diagnostics, "lists", name) for record in records) for name in BEYOND},
     )
 
 
 def _control_row(control: str, records: Sequence[Record]) -> Row:
     figures = {path: Spread.of(record.control(control, *path) for record in records) for path in _PATHS}
-    return Row(CONTROL_LABELS[control], True, tuple(records), figures, {}, {})
+    return Row(CONTROL_LABELS[control], True, tuple(records), figures, {}, {}, {})
 
 
 def readable(records: Sequence[RunDirectory]) -> tuple[list[Record], dict[str, str]]:
