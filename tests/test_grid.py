@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
+from fedem_flwr.cli.options import experiment_tree
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.plan import plan
 from fedem_flwr.leaderboard.grid import Axes, Cell, Name, cells_of
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "configs" / "experiments").glob("*.toml"))
 
 
 def grid(tree: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **axes: Any) -> list[Cell]:
@@ -98,6 +101,18 @@ def test_two_files_of_one_name_collide(tmp_path: Path) -> None:
         InputError, match=r"two cells are both 'fedmf on log, strict, seed 0' \(.*a/log.csv and .*b/log"
     ):
         grid(methods=["fedmf"], datasets=list(map(str, files)))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_that_ship_can_be_carried_out(path: Path) -> None:
+    """And begin with the command that does it."""
+    tree, origin = experiment_tree(path.stem)
+    assert path.read_text().splitlines()[0] == f"# fedem compare {path.stem}"
+    cells = cells_of(tree, {}, Axes(seeds=1), origin=origin)
+    assert len(cells) == len(tree["methods"]) * len(tree.get("datasets", [0])) * len(tree.get("protocols", [0]))
+    assert (
+        len(cells_of(tree, {}, Axes(seeds=1, datasets=["filmtrust"], methods=tree["methods"][:2]), origin=origin)) == 2
+    )
 
 
 def test_a_run_is_no_grid() -> None:

@@ -32,10 +32,10 @@ from fedem_flwr.text import visible
 from fedem_flwr.version import __version__
 
 CONTRAST_WORDS = (
-    "Mean difference over users, each user's seeds averaged first; intervals and p by a paired bootstrap of 10,000 "
-    "draws of users, Holm-corrected over all rows of this table; * where the corrected p is below .05. Effect d: mean over "
-    "standard deviation of the users' differences. Compared is the model that a run serves: the best round's by "
-    "validation where clients keep nothing, else the last round's."
+    "Mean difference over users, each user's seeds averaged first. Intervals and p: a paired bootstrap of 10,000 draws "
+    "of users, Holm-corrected over all rows of this table; * where the corrected p is below .05. Effect d: mean over "
+    "standard deviation of the users' differences. What is compared is the model that a run serves: the best round's "
+    "by validation where clients keep nothing, else the last round's."
 )
 
 
