@@ -209,7 +209,7 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
 
     for table in tables:
         key, where = key_of(table), f"{LIST_TITLES[table.headline]}, mean over seeds"
-        convergence = f"Test figures by round ({where}). Dotted: the two best controls."
+        convergence = f"Test figures by round ({where}). Dotted: controls."
         add(key, f"convergence-{key}.svg", "Convergence", convergence, partial(pictures.convergence, table))
         cost = f"NDCG@10 of the reported round ({where}); the line joins what nothing else beats in both."
         add(key, f"cost-{key}.svg", "Accuracy and cost", cost, partial(pictures.accuracy_and_cost, table))
@@ -217,7 +217,11 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
     for (dataset, protocol), strict in by_place.items():
         paper = by_place.get((dataset, "paper"))
         if protocol == "strict" and paper is not None:
-            caption = "Each arrow leads from a method's figure under the leaky protocol to the one without the leak."
+            caption = (
+                "Each arrow leads from a figure under the leaky protocol to the one without the leak. Controls draw no "
+                "training negatives, so that no leak reaches them: their arrows show what else differs (without times: "
+                "which items are held out)."
+            )
             name = f"leak-{dataset}.svg"
             add("", name, dataset, caption, partial(pictures.leak_ledger, paper, strict))
     return shown, images

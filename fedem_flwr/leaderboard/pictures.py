@@ -21,17 +21,18 @@ from fedem_flwr.report.drawing import (
     panels,
     series,
 )
+from fedem_flwr.report.labels import CONTROL_LABELS
+from fedem_flwr.report.plots import draw_controls
 from fedem_flwr.report.run_directory import number_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LEVELS = 2  # controls drawn as levels: the best ones
 _STYLES = ("-", "--", ":", "-.")  # one a round through the colours
 
 
 def convergence(table: Table) -> bytes:
-    """Test figures of the headline by round, the mean over the seeds that have it; the best controls as levels."""
+    """Test figures of the headline by round, the mean over the seeds that have it; controls as levels."""
     drawn = False
     with panels(2) as (figure, axes):
         for axis, metric in zip(axes, ("hr@10", "ndcg@10"), strict=True):
@@ -40,13 +41,13 @@ def convergence(table: Table) -> bytes:
                 drawn = drawn or bool(rounds)
                 style = _STYLES[number // len(RUN_COLOURS) % len(_STYLES)]
                 axis.plot(rounds, values, style, color=colour, marker=marker_for(len(rounds)), ms=3, label=row.label)
-            _levels(axis, table, metric)
             axis.set(title=f"{metric.upper()} on the test set", xlabel="round", ylim=(0, None))
+            draw_controls(axis, _controls(table, metric), metric)
             axis.grid(axis="y")
             axis.locator_params(axis="x", integer=True)
         if not drawn:
             raise NothingToDrawError("no round was evaluated")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         return image_bytes(figure, "svg")
 
 
@@ -63,13 +64,11 @@ def _mean_curve(row: Row, metric: str) -> tuple[list[int], list[float]]:
     return rounds, [statistics.mean(found[round_]) for round_ in rounds]
 
 
-def _levels(axis: Axes, table: Table, metric: str) -> None:
-    known = [
-        (row.label, spread.mean) for row in table.controls if (spread := row.figures.get((table.headline, metric)))
-    ]
-    for label, level in sorted(known, key=lambda each: -each[1])[:_LEVELS]:
-        axis.axhline(level, color=GREY, linewidth=1, linestyle=":")
-        axis.annotate(label, (0.01, level), xycoords=("axes fraction", "data"), fontsize=8, color=INK, va="bottom")
+def _controls(table: Table, metric: str) -> dict[str, dict[str, float]]:
+    """As a summary has them."""
+    keys = {label: key for key, label in CONTROL_LABELS.items()}
+    found = ((keys[row.label], row.figures.get((table.headline, metric))) for row in table.controls)
+    return {key: {metric: spread.mean} for key, spread in found if spread is not None}
 
 
 def leak_ledger(paper: Table, strict: Table) -> bytes:
@@ -117,8 +116,8 @@ def accuracy_and_cost(table: Table) -> bytes:
 
     with panels(2) as (figure, axes):
         drawn = [
-            _pareto(axes[0], table, sent, "MB up and down a user, whole run"),
-            _pareto(axes[1], table, seconds, "seconds of training, whole run"),
+            _pareto(axes[0], table, sent, "bytes", "MB up and down a user, whole run"),
+            _pareto(axes[1], table, seconds, "time", "seconds of rounds, whole run"),
         ]
         if not any(drawn):
             raise NothingToDrawError("costs were not recorded")
@@ -126,8 +125,10 @@ def accuracy_and_cost(table: Table) -> bytes:
         return image_bytes(figure, "svg")
 
 
-def _pareto(axis: Axes, table: Table, cost: Callable[[Row], float | None], words: str) -> bool:
+def _pareto(axis: Axes, table: Table, cost: Callable[[Row], float | None], what: str, unit: str) -> bool:
     """Points with their names; those that no other beats in both are joined."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     points: list[tuple[float, float, str]] = []
     for row in table.methods:
         x, y = cost(row), row.figures.get((table.headline, "ndcg@10"))
@@ -140,7 +141,10 @@ def _pareto(axis: Axes, table: Table, cost: Callable[[Row], float | None], words
     axis.plot([each[0] for each in front], [each[1] for each in front], "-", color=BLUE, linewidth=1, alpha=0.6)
     if points:
         axis.set_xscale("log")
-    axis.set(title=f"Accuracy and {words.partition(' ')[0]}", xlabel=words, ylim=(0, None))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(title=f"Accuracy and {what}", xlabel=unit, ylim=(0, None))
     axis.margins(x=0.15)
     axis.grid(axis="y")
     return bool(points)

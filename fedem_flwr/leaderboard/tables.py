@@ -39,7 +39,8 @@ def size_text(spread: Spread | None) -> str:
 def terminal_table(table: Table) -> Shown:
     """A table for the terminal."""
     shown = Shown(title=Text(title_of(table), style="bold"), title_justify="left")
-    shown.add_column(Text("method"), overflow="fold")
+    longest = max((len(row.label) for row in table.rows), default=0)
+    shown.add_column(Text("method"), overflow="fold", min_width=min(longest, 16))
     shown.add_column(Text("seeds"), justify="right")
     for way, metric in SHOWN:
         short = "all items" if way == "full" else "99 neg."
@@ -60,5 +61,5 @@ def _cells(row: Row) -> list[str]:
 
 
 def _short(spread: Spread | None) -> str:
-    """As ``.517±.012``, so that a table fits a terminal."""
-    return spread_text(spread, 3).replace(" ± ", "±").replace("0.", ".")
+    """As .517 with ±.012 below it, so that a table fits a terminal."""
+    return spread_text(spread, 3).replace(" ± ", "\n±").replace("0.", ".")
