@@ -25,6 +25,7 @@ from fedem_flwr.leaderboard.folder import MARK, Folder
 from fedem_flwr.leaderboard.gather import tables_of
 from fedem_flwr.leaderboard.grid import Axes, cells_of
 from fedem_flwr.leaderboard.memory import cell_bytes
+from fedem_flwr.report.per_user import PerUser
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.prepared import PreparedRun
 
@@ -125,7 +126,8 @@ def small(methods: list[str], seeds: int = 1, **options: Any) -> list[Any]:
     return cells_of({}, {**OPTIONS, **options}, Axes(methods, seeds=seeds), origin="here")
 
 
-FINISH = 'echo "{}" > "$1/summary.json"; echo > "$1/report.html"'
+SUMMARY = '{"dataset": "synthetic", "protocol": "strict", "method": "m", "seed": 0}'
+FINISH = f"echo '{SUMMARY}' > $1/summary.json; echo > $1/report.html"
 
 
 def test_failures_are_named_and_the_others_go_on(tmp_path: Path, scripted: Any) -> None:
@@ -155,7 +157,8 @@ def test_cells_that_do_not_fit_wait_or_are_named(
 ) -> None:
     cells = small(["fedials"], seeds=3)
     counted: list[int] = []
-    scripted(f"sleep 0.3; {FINISH}")
+    go = tmp_path / "go"
+    scripted(f"while [ ! -e {go} ]; do sleep 0.05; done; {FINISH}")
     folder = Folder(tmp_path / "out")
     with folder.held():
         ready, _ = prepare(cells, folder)
@@ -167,6 +170,8 @@ def test_cells_that_do_not_fit_wait_or_are_named(
     class Quiet:
         def look(self, waiting: Any, running: Any, pace: Any) -> None:
             counted.append(len(running))
+            if len(running) == 3 or len(counted) > 8:
+                go.touch()
 
         def ended(self, *_: Any) -> None: ...
 
@@ -175,6 +180,7 @@ def test_cells_that_do_not_fit_wait_or_are_named(
     assert max(counted) == 3  # what runs has all it needs already, and is not counted again
     monkeypatch.setattr(schedule, "resident_bytes", lambda pid: 0)
     counted.clear()
+    go.unlink()
     fresh = small(["fedmf"], seeds=3)
     ready, _ = prepare(fresh, folder)
     with folder.held() as lock:
@@ -245,6 +251,10 @@ def test_runs_that_exist_already(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (table,) = compared.tables
     for row in table.methods:
         reported = done[f"{row.label} on synthetic, strict, seed 0"]["metrics"]["best_validation"]
+        kept = PerUser.load(row.records[0].directory.path)
+        assert kept is not None
+        (line,) = (line for line in row.records[0].directory.read_metrics() if line["round"] == kept.round)
+        assert kept.metric("full", "ndcg@10").mean() == pytest.approx(line["test"]["ndcg@10"], abs=1e-6)
         spread = row.figures["full", "ndcg@10"]
         assert spread is not None and (spread.mean, spread.deviation) == (reported["ndcg@10"], None)
     assert fedem("compare", *map(str, paths), "--out", str(tmp_path / "board")) == 0

@@ -47,7 +47,10 @@ def compare(
         list[str] | None, typer.Option("--set", help="any configuration value for all cells, as section.key=value")
     ] = None,
 ) -> None:
-    """Compare methods over data sets, protocols and seeds: a grid of runs, and a leaderboard of what is finished."""
+    """Compare methods over data sets, protocols and seeds: a grid of runs, and a leaderboard of what is finished.
+
+    WHAT is an experiment (a TOML file, or one that ships), or directories of finished runs.
+    """
     axes = _names(methods), _names(datasets), _names(protocols), _seeds(seeds)
     try:
         _compare(list(what or []), axes, settings or [], rounds, device, data_dir, jobs, out, dry=dry, quiet=quiet)

@@ -13,7 +13,7 @@ from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.leaderboard.cells import read_record
 from fedem_flwr.leaderboard.grid import Name
 from fedem_flwr.report.labels import CONTROL_LABELS
-from fedem_flwr.report.run_directory import METRICS, Json, RunDirectory, number_at
+from fedem_flwr.report.run_directory import METRICS, SUMMARY, Json, RunDirectory, number_at
 from fedem_flwr.report.tables import selected_key, text_at
 
 LISTS = ("full", "sampled99")
@@ -46,6 +46,8 @@ class Record:
         """
         summary = directory.open().read_summary()
         seed = number_at(summary, "seed")
+        if missing := [key for key in ("dataset", "protocol", "method") if not isinstance(summary.get(key), str)]:
+            raise FedemError(f"{directory.path / SUMMARY} is damaged: it does not say its {missing[0]}")
         words = [text_at(summary, key) for key in ("dataset", "protocol", "method")]
         name = Name(words[0], words[1], words[2], 0 if seed is None else int(seed))
         try:
@@ -87,7 +89,7 @@ def records_of(paths: Iterable[Path]) -> list[Record]:
     unfinished: list[str] = []
     for path in paths:
         directory = RunDirectory(path).open()
-        if not (directory.path / "summary.json").is_file():
+        if not (directory.path / SUMMARY).is_file():
             unfinished.append(f"{path} (round {_rounds_done(directory)})")
             continue
         record = Record.of(directory)

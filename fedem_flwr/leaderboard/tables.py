@@ -23,7 +23,7 @@ def spread_text(spread: Spread | None, digits: int = 4) -> str:
 
 def title_of(table: Table) -> str:
     """What stands above a table."""
-    return f"{table.dataset}, protocol '{table.protocol}', {RULES[table.protocol]}"
+    return f"{table.dataset}, protocol '{table.protocol}', {RULES.get(table.protocol, 'reported round')}"
 
 
 def seconds_text(spread: Spread | None) -> str:
@@ -46,7 +46,6 @@ def terminal_table(table: Table) -> Shown:
         short = "all items" if way == "full" else "99 neg."
         shown.add_column(Text(f"{metric.upper()}\n{short}"), justify="right")
     shown.add_column(Text("a\nround"), justify="right")
-    shown.add_column(Text("up +\ndown"), justify="right")
     for index, row in enumerate(table.rows):
         ends = not row.is_control and index + 1 < len(table.rows) and table.rows[index + 1].is_control
         shown.add_row(*(Text(cell) for cell in _cells(row)), end_section=ends)
@@ -55,9 +54,7 @@ def terminal_table(table: Table) -> Shown:
 
 def _cells(row: Row) -> list[str]:
     figures = [_short(row.figures.get(path)) for path in SHOWN]
-    up, down = row.costs.get("bytes_up"), row.costs.get("bytes_down")
-    both = bytes_text(up.mean + down.mean) if up and down else ABSENT
-    return [row.label, str(len(row.records)), *figures, seconds_text(row.costs.get("seconds_per_round")), both]
+    return [row.label, str(len(row.records)), *figures, seconds_text(row.costs.get("seconds_per_round"))]
 
 
 def _short(spread: Spread | None) -> str:
