@@ -24,6 +24,7 @@ from fedem_flwr.version import __version__
 
 if TYPE_CHECKING:
     from fedem_flwr.api import Result as Result
+    from fedem_flwr.api import compare as compare
     from fedem_flwr.api import load as load
     from fedem_flwr.api import resume as resume
     from fedem_flwr.api import run as run
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 
 find_rooms()
 
-__all__ = ["Recommender", "Result", "__version__", "load", "resume", "run"]
+__all__ = ["Recommender", "Result", "__version__", "compare", "load", "resume", "run"]
 
 _MODULES = {
     "Recommender": "fedem_flwr.serving.recommender",
-    **dict.fromkeys(("Result", "load", "resume", "run"), "fedem_flwr.api"),
+    **dict.fromkeys(("Result", "compare", "load", "resume", "run"), "fedem_flwr.api"),
 }
 
 

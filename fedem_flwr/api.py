@@ -1,4 +1,4 @@
-"""The program from Python: `run`, `resume`, `load`, and the `Result` that they give.
+"""The program from Python: `run`, `resume`, `load` and the `Result` that they give; `compare`.
 
 import fedem_flwr as fedem
 result = fedem.run(dataset="ml-100k", method="fedials", seed=1)
@@ -7,22 +7,22 @@ result.metrics["validation.ndcg@10"].plot()
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
-from fedem_flwr.config import Config, Tree, name_of_class, preset_names, renamed
+from fedem_flwr.arguments import RUN, call_text, class_path, options_of, plain
+from fedem_flwr.config import Config, Tree, name_of_class, preset_names
 from fedem_flwr.config.registry import find, names
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC, read_frame
-from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.errors import InputError
 from fedem_flwr.experiment import flow
 from fedem_flwr.experiment.plan import plan
 from fedem_flwr.experiment.remarks import opening
 from fedem_flwr.experiment.result import Result
+from fedem_flwr.leaderboard.call import compare_finished, compare_tree
+from fedem_flwr.leaderboard.grid import Axes
 from fedem_flwr.report.progress import progress_console
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import columns_of
@@ -30,19 +30,12 @@ from fedem_flwr.runtime.inputs import columns_of
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Result", "load", "method_section", "resume", "run"]
+__all__ = ["Result", "compare", "load", "method_section", "resume", "run"]
 
 Method: TypeAlias = "str | type[Any] | Mapping[str, Any]"
 
-_ORIGIN = "fedem_flwr.run"
+_COMPARE = "fedem_flwr.compare"
 _FRAME = "dataframe"  # what a DataFrame is called where nobody names it
-_PLACES = {  # of the arguments that stand for a setting
-    "dataset": ("data", "dataset"),
-    "protocol": ("data", "protocol"),
-    "rounds": ("run", "rounds"),
-    "seed": ("run", "seed"),
-}
-_ARGUMENTS = (*_PLACES, "method", "out", "against", "name", "overwrite", "progress")
 
 
 def run(
@@ -85,15 +78,15 @@ def run(
     called = _frame_name(name) if frame is not None else dataset
     given = {"dataset": called, "protocol": protocol, "rounds": rounds, "seed": seed}
     rivals: Sequence[Method] = [against] if isinstance(against, str | type | Mapping) else against
-    options = _options(given, method, settings)
-    asked = plan({}, options, [method_section(each) for each in rivals], origin=_ORIGIN)
+    options = options_of(given, None if method is None else method_section(method), settings)
+    asked = plan({}, options, [method_section(each) for each in rivals], origin=RUN)
     for config in (asked.config, *asked.others):
         _check_class(config)
     source = None if frame is None else read_frame(frame, columns_of(asked.config), asked.config.data.dataset)
     console = progress_console(progress)
     place = None if out is None else Path(out).expanduser()
     shown = {**given, "method": method, "out": place, "against": rivals or None, **settings}
-    command = _call(shown, framed=frame is not None)
+    command = call_text(shown, framed=frame is not None)
     with flow.prepare(asked, place, overwrite=overwrite, source=source, command=command, console=console) as runs:
         if console is not None:
             console.print(opening(runs.main), soft_wrap=True)
@@ -137,6 +130,58 @@ def load(run_dir: str | PathLike[str], *, trust: bool = False) -> Result:
     return Result(RunDirectory(Path(run_dir).expanduser()).open().path.absolute(), trust)
 
 
+def compare(
+    methods: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    *,
+    protocols: Sequence[str] = (),
+    seeds: int | Sequence[int] = 1,
+    rounds: int | None = None,
+    runs: Sequence[str | PathLike[str]] = (),
+    out: str | PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: bool | None = None,
+    **settings: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Compare methods over data sets, protocols and seeds, as `fedem compare` does; each cell is a process.
+
+    What has finished is not carried out again, and what was interrupted goes on: the same call continues.
+
+    Args:
+        methods: presets, or ``"package.module:Class"``. datasets: known names, or paths.
+        protocols: strict (the default), paper, or both.
+        seeds: how many, from 0 on, or which.
+        rounds: of training, instead of each method's own.
+        runs: directories of finished runs, instead of a grid.
+        out: the leaderboard's folder.
+        jobs: cells at a time, at most; None: one a core, as far as memory goes.
+        progress: as of `run`.
+        settings: dictionaries by section, for all cells.
+
+    Returns:
+        a row for each protocol, data set and method or control: means over seeds, and standard deviations.
+
+    Raises:
+        InputError: something that was given will not do. FedemError: cells failed; the others are in the folder.
+    """
+    place = None if out is None else Path(out).expanduser()
+    if runs:
+        return compare_finished([Path(run).expanduser() for run in runs], place)
+    options = options_of({"rounds": rounds}, None, settings, _COMPARE)
+    axes = Axes(list(methods), list(datasets), list(protocols), seeds)
+    shown = {"methods": axes.methods, "datasets": axes.datasets, "protocols": axes.protocols, "seeds": seeds}
+    return compare_tree(
+        {},
+        options,
+        axes,
+        origin=_COMPARE,
+        out=place,
+        jobs=jobs,
+        command=call_text({**shown, "rounds": rounds, **settings}, origin=_COMPARE),
+        console=progress_console(progress),
+    )
+
+
 def method_section(method: Method) -> Tree:
     """The `[method]` section of what a call names: a preset, a class or its path, or a section.
 
@@ -146,14 +191,14 @@ def method_section(method: Method) -> Tree:
         InputError: neither of these, a class that nobody else can import, or one named like a preset it is not.
     """
     if isinstance(method, Mapping):
-        section: Tree = _plain(method, "method")
+        section: Tree = plain(method, "method")
         return section
     if isinstance(method, type):
         presets = [name for name in names("strategies") if name in preset_names("methods")]
         known = [name for name in presets if find("strategies", name) is method]
         if known:
             return {"name": known[0]}
-        method = _class_path(method)
+        method = class_path(method)
     if not isinstance(method, str):
         raise InputError(f"method = {method!r}: give a name, 'package.module:Class', a class or a section")
     if ":" not in method:
@@ -165,13 +210,6 @@ def method_section(method: Method) -> Tree:
             f"give it another name, method={{'name': ..., 'strategy': '{method}'}}"
         )
     return {"name": name, "strategy": method}
-
-
-def _class_path(kind: type[Any]) -> str:
-    """Where a class is found again: "package.module:Class"."""
-    if "<locals>" in kind.__qualname__:
-        raise InputError(f"class {kind.__qualname__} is inside a function, where it cannot be found again; move it out")
-    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def _check_class(config: Config) -> None:
@@ -200,60 +238,3 @@ def _frame_name(name: str | None) -> str:
     if name in (SYNTHETIC, *KNOWN_DATASETS, *preset_names("datasets")):
         raise InputError(f"name = {name!r}: a known data set is called so; give the DataFrame another name")
     return name
-
-
-def _options(given: Mapping[str, Any], method: Method | None, settings: Mapping[str, Any]) -> Tree:
-    """The arguments as a configuration tree.
-
-    Raises:
-        InputError: an unknown argument, a section that is none, or something that is said twice.
-    """
-    tree: Tree = {}
-    for section, keys in renamed(settings).items():
-        if section not in Config.model_fields:
-            raise InputError(f"{_ORIGIN}: unknown argument '{section}'{suggest(section, _valid_arguments())}")
-        if not isinstance(keys, Mapping):
-            raise InputError(f"{_ORIGIN}: {section} = {keys!r}: a section's settings are a dictionary")
-        tree[section] = _plain(keys, section)
-    for argument, value in given.items():
-        section, key = _PLACES[argument]
-        if value is None:
-            continue
-        if key in tree.get(section, {}):
-            raise InputError(f"{_ORIGIN}: {argument} is given twice, as {argument}= and in {section}=; leave one out")
-        tree.setdefault(section, {})[key] = _plain(value, argument)
-    return tree if method is None else {**tree, "method": method_section(method)}
-
-
-def _valid_arguments() -> list[str]:
-    return [*_ARGUMENTS, *(section for section in Config.model_fields if section not in _ARGUMENTS)]
-
-
-def _plain(value: Any, where: str) -> Any:
-    """A value as TOML has it: NumPy's numbers, paths and classes in plain form.
-
-    Raises:
-        InputError: it has no such form.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each, f"{where}.{key}") for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each, where) for each in value]
-    if isinstance(value, type):
-        return _class_path(value)
-    if isinstance(value, PathLike):
-        return os.fspath(value)
-    if isinstance(value, str | bool | int | float) or (value is None and where.count(".") < 2):
-        return value  # None is a field that is not set; inside a field TOML could not say it
-    kind = type(value).__name__
-    raise InputError(f"{where} is a {kind}: a setting is text, a number, true or false, a list or a dictionary")
-
-
-def _call(arguments: Mapping[str, Any], *, framed: bool) -> str:
-    """The call as the report shows it."""
-    texts = {name: repr(_plain(value, name)) for name, value in arguments.items() if value is not None}
-    if framed:
-        texts["dataset"] = f"<DataFrame {texts['dataset']}>"
-    return f"{_ORIGIN}({', '.join(f'{name}={text}' for name, text in texts.items())})"

@@ -24,8 +24,8 @@ _FILE, _FOLDER = 0o600, 0o700
 log = logging.getLogger("fedem.files")
 
 
-def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
-    """Replace ``path`` by ``text`` so that a reader, or a crash, finds the old file or the new one whole.
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Replace ``path`` by a text, or bytes, so that a reader, or a crash, finds the old file or the new one whole.
 
     A link in the file's place is replaced, and what it leads to stays as it is. Who could not read the old file cannot
     read the new one.
@@ -38,8 +38,8 @@ def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(new_file(temporary, _FILE if private else _mode_of(path)), "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with open(new_file(temporary, _FILE if private else _mode_of(path)), "wb") as stream:
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

@@ -87,7 +87,8 @@ def data_dir() -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of reports stay empty, where they are not what is tested: encoding them takes most of the time."""
-    monkeypatch.setattr("fedem_flwr.report.plots.image_bytes", lambda figure, image_format: b"")
+    for module in ("report.plots", "leaderboard.pictures"):
+        monkeypatch.setattr(f"fedem_flwr.{module}.image_bytes", lambda figure, image_format: b"")
 
 
 @pytest.fixture(scope="module")

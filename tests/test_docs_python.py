@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     printed = carry_out(PAGE)
-    assert len(printed) == 9
+    assert len(printed) == 10
     for out, shown in printed:
         assert_agrees(out, shown or "")
     assert capsys.readouterr().err == ""  # no terminal, no progress

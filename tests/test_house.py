@@ -35,7 +35,7 @@ ROOMS = [
         "privacy",
     ),
     *("contract", "methods", "report", "messages", "nodes", "clients", "strategies", "runtime", "serving", "network"),
-    *("experiment", "cli", "apps"),
+    *("experiment", "leaderboard", "cli", "apps"),
 ]
 Graph = Mapping[str, set[str]]
 

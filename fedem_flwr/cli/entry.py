@@ -12,6 +12,7 @@ import click
 import typer
 
 from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
+from fedem_flwr.cli.compare import compare
 from fedem_flwr.cli.deploy import app as deploy_app
 from fedem_flwr.cli.tune import tune
 from fedem_flwr.errors import FedemError, InputError, Interrupted
@@ -28,6 +29,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Data sets: what is known, what a file holds, downloads, shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
+app.command()(compare)
 
 _INTERRUPTED = 130  # exit code
 

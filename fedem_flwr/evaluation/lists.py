@@ -29,10 +29,12 @@ class Served:
     Attributes:
         metrics: such as `full/ndcg@10`: (n,) test metrics of each user; NaN for users that nobody scored.
         recommended: (m,) how many users' top-10 lists hold an item.
+        ranks: list to (n,) int32 ranks of the test items, as of `held_out_ranks`; -1 for users that nobody scored.
     """
 
     metrics: dict[str, np.ndarray]
     recommended: IntArray
+    ranks: dict[str, np.ndarray]
 
 
 def served(split: Split, scorers: Iterable[Scorer]) -> Served:
@@ -43,6 +45,7 @@ def served(split: Split, scorers: Iterable[Scorer]) -> Served:
     """
     names = [f"{way}/{metric}" for way in ("full", "sampled99") for metric in ("hr@10", "ndcg@10")]
     metrics = {name: np.full(split.users, np.nan, np.float32) for name in names}
+    placed = {way: np.full(split.users, -1, np.int32) for way in ("full", "sampled99")}
     recommended = np.zeros(split.items, np.int64)
     for scorer in scorers:
 
@@ -53,10 +56,11 @@ def served(split: Split, scorers: Iterable[Scorer]) -> Served:
 
         for users, ranks, items in in_parallel(look, list(scorer.blocks()), scorer.device, "looking at lists"):
             for way, found in ranks.items():
+                placed[way][users] = found.numpy()
                 for metric, values in user_terms(found).items():
                     metrics[f"{way}/{metric}"][users] = values.numpy()
             recommended += np.bincount(items.flatten().numpy(), minlength=split.items + 1)[:-1]  # without m
-    return Served(metrics, recommended)
+    return Served(metrics, recommended, placed)
 
 
 def top_items(split: Split, users: IntArray, scores: Tensor) -> Tensor:

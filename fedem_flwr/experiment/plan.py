@@ -11,6 +11,7 @@ from fedem_flwr.experiment.rounds import check_run
 from fedem_flwr.protocol.shards import Federation
 
 SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
+GRID = ("datasets", "protocols", "seeds")  # what makes it a grid of runs beside its methods
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def plan(
     """
     options = _over(federation, options)
     tree = dict(tree)
+    if grid := sorted(set(GRID) & set(tree)):
+        raise InputError(f"{origin}: '{grid[0]}' makes it a grid of runs: carry it out with `fedem compare {origin}`")
     methods = tree.pop("methods", [])
     if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
         raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")

@@ -62,7 +62,7 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> lis
     return placed
 
 
-def _draw_controls(axis: Axes, controls: Mapping[str, object], metric: str) -> None:
+def draw_controls(axis: Axes, controls: Mapping[str, object], metric: str) -> None:
     """Draw a level for each control, named at the right edge; names move apart where levels are close."""
     found = {row.label: number_at(row.record, metric) for row in control_rows(controls)}
     levels = {label: level for label, level in found.items() if level is not None}
@@ -102,7 +102,7 @@ def convergence(curves: Sequence[Curve], controls: Mapping[str, object], *, imag
         axes[0].set(title="Training loss", ylabel="mean loss per sample")
         for axis, metric in zip(axes[1:], UNITS, strict=True):
             axis.set(title=metric.upper(), ylabel=UNITS[metric])
-            _draw_controls(axis, controls, metric)
+            draw_controls(axis, controls, metric)
         for axis in axes:
             axis.set_xlabel("round")
             axis.grid(axis="y")

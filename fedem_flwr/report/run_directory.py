@@ -28,7 +28,8 @@ CONFIG, METRICS, SUMMARY, DIAGNOSTICS = "config.toml", "metrics.jsonl", "summary
 REPORT, CHECKPOINT = "report.html", "checkpoint"
 COMMAND = "command.txt"  # what made the run; alone it is no run yet
 SEAL = "config.seal"  # says whose configuration it is (see `runtime.consent`)
-_FILES = (CONFIG, METRICS, SUMMARY, DIAGNOSTICS, REPORT)
+USERS = "users.npz"  # test figures of each user (see `report.per_user`)
+_FILES = (CONFIG, METRICS, SUMMARY, DIAGNOSTICS, REPORT, USERS)
 
 
 def number_at(record: object, *keys: str) -> float | None:

@@ -11,7 +11,7 @@ import numpy as np
 from fedem_flwr.config.registry import client_of
 from fedem_flwr.evaluation.bootstrap import best_control, paired_interval
 from fedem_flwr.evaluation.cohort import Scorer
-from fedem_flwr.evaluation.lists import list_diagnostics, served
+from fedem_flwr.evaluation.lists import Served, list_diagnostics, served
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.checkpoint import Checkpoint, served_checkpoint
 from fedem_flwr.runtime.inputs import build_strategy
@@ -78,18 +78,22 @@ def with_served(diagnostics: Mapping[str, Any], model: ServedModel) -> dict[str,
 
 
 def look_at(
-    model: ServedModel, controls: Mapping[str, Any], per_user: Mapping[str, Mapping[str, np.ndarray]]
+    model: ServedModel,
+    controls: Mapping[str, Any],
+    per_user: Mapping[str, Mapping[str, np.ndarray]],
+    found: Served | None = None,
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Compare the served model with the best control, user by user, and look at its lists.
 
     Args:
         controls: their figures. per_user: their test metrics of each user; empty where none was measured.
+        found: what the model serves, where that is known already.
 
     Returns:
         The comparison (None without controls) and the diagnostics of the lists.
     """
     run = model.run
-    found = served(run.split, model.scorers())
+    found = found or served(run.split, model.scorers())
     lists = list_diagnostics(run.split, found.recommended)
     first = "sampled99" if run.split.protocol == "paper" else "full"
     rivals = {name: figures for name, figures in controls.items() if name in per_user}

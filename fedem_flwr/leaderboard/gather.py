@@ -1,0 +1,234 @@
+"""Figures of finished runs, one record a run: what the tables, the pictures and leaderboard.json are made of."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.leaderboard.cells import read_record
+from fedem_flwr.leaderboard.grid import Name
+from fedem_flwr.report.labels import CONTROL_LABELS
+from fedem_flwr.report.run_directory import METRICS, SUMMARY, Json, RunDirectory, number_at
+from fedem_flwr.report.tables import selected_key, text_at
+
+LISTS = ("full", "sampled99")
+METRIC_NAMES = (*(f"{kind}@{cutoff}" for cutoff in (5, 10, 20) for kind in ("hr", "ndcg")), "mrr")
+COSTS = ("seconds_per_round", "bytes_up", "bytes_down", "peak_rss_bytes")
+BEYOND = ("coverage", "popularity_recommended")  # share of the catalogue in lists; mean share of users with an item
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A finished run.
+
+    Attributes:
+        summary: its summary.json. diagnostics: its diagnostics.json, empty where it has none.
+        seconds: that it took in all, as a cell; None where that is not known.
+    """
+
+    name: Name
+    directory: RunDirectory
+    summary: Json
+    diagnostics: Json
+    seconds: float | None
+
+    @classmethod
+    def of(cls, directory: RunDirectory) -> Record:
+        """Read a run that has finished.
+
+        Raises:
+            InputError: it has not, or is no run. FedemError: it is damaged.
+        """
+        summary = directory.open().read_summary()
+        seed = number_at(summary, "seed")
+        if missing := [key for key in ("dataset", "protocol", "method") if not isinstance(summary.get(key), str)]:
+            raise FedemError(f"{directory.path / SUMMARY} is damaged: it does not say its {missing[0]}")
+        words = [text_at(summary, key) for key in ("dataset", "protocol", "method")]
+        name = Name(words[0], words[1], words[2], 0 if seed is None else int(seed))
+        try:
+            diagnostics = directory.read_diagnostics()
+        except InputError:
+            diagnostics = {}
+        return cls(name, directory, summary, diagnostics, number_at(read_record(directory), "seconds"))
+
+    @property
+    def reported(self) -> Mapping[str, Any]:
+        """Test figures of the round that the protocol reports."""
+        found = self.summary.get("metrics", {}).get(selected_key(self.summary), {})
+        return found if isinstance(found, Mapping) else {}
+
+    def figure(self, way: str, metric: str) -> float | None:
+        """A test figure of the reported round, by list (`LISTS`) and name."""
+        return figure_of(self.reported, way, metric, self.name.protocol)
+
+    def control(self, control: str, way: str, metric: str) -> float | None:
+        """A control's test figure."""
+        found = self.summary.get("controls", {}).get(control)
+        return figure_of(found, way, metric, self.name.protocol) if isinstance(found, Mapping) else None
+
+
+def figure_of(record: Mapping[str, Any], way: str, metric: str, protocol: str) -> float | None:
+    """A figure of a summary's section: the headline's list stands at its top, either may stand under its name."""
+    headline = "sampled99" if protocol == "paper" else "full"
+    under = number_at(record, way, metric)
+    return number_at(record, metric) if under is None and way == headline else under
+
+
+def records_of(paths: Iterable[Path]) -> list[Record]:
+    """The records of runs that are given by their directories.
+
+    Raises:
+        InputError: some have not finished (all of these are named), or two are of one name.
+    """
+    found: dict[Name, Record] = {}
+    unfinished: list[str] = []
+    for path in paths:
+        directory = RunDirectory(path).open()
+        if not (directory.path / SUMMARY).is_file():
+            unfinished.append(f"{path} (round {_rounds_done(directory)})")
+            continue
+        record = Record.of(directory)
+        other = found.setdefault(record.name, record)
+        if other is not record:
+            raise InputError(f"{other.directory.path} and {path} are both '{record.name}': leave one out")
+    if unfinished:
+        raise InputError(
+            f"{len(unfinished)} of these runs have not finished: {', '.join(unfinished)}; wait for them, continue them "
+            "with `fedem resume`, or leave them out"
+        )
+    return list(found.values())
+
+
+def _rounds_done(directory: RunDirectory) -> int:
+    try:
+        return (directory.path / METRICS).read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds.
+
+    Attributes:
+        mean: over those that have it. deviation: standard deviation of the sample; None of one.
+        values: by seed.
+    """
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """None where no seed has the figure."""
+        found = tuple(value for value in values if value is not None)
+        if not found:
+            return None
+        return cls(statistics.mean(found), statistics.stdev(found) if len(found) > 1 else None, found)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A method, or a control, in a table.
+
+    Attributes:
+        records: of the method's seeds; of a control, of one run for each seed that has it.
+        figures: list and metric to its spread over seeds.
+        alone: the same for the method without federation.
+        costs: `COSTS` to their spread over seeds.
+        lists: `BEYOND` to their spread: what of the users' top 10 is no accuracy.
+    """
+
+    label: str
+    is_control: bool
+    records: tuple[Record, ...]
+    figures: Mapping[tuple[str, str], Spread | None]
+    alone: Mapping[tuple[str, str], Spread | None]
+    costs: Mapping[str, Spread | None]
+    lists: Mapping[str, Spread | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What was measured on one data set under one protocol: figures that can be set beside each other."""
+
+    dataset: str
+    protocol: str
+    rows: tuple[Row, ...]
+
+    @property
+    def headline(self) -> str:
+        """The list that the protocol reports first."""
+        return "sampled99" if self.protocol == "paper" else "full"
+
+    @property
+    def methods(self) -> list[Row]:
+        """Rows of methods."""
+        return [row for row in self.rows if not row.is_control]
+
+    @property
+    def controls(self) -> list[Row]:
+        """Rows of controls."""
+        return [row for row in self.rows if row.is_control]
+
+
+_PATHS = [(way, metric) for way in LISTS for metric in METRIC_NAMES]
+
+
+def tables_of(records: Sequence[Record]) -> list[Table]:
+    """A table for each data set and protocol, in the order in which they come; the best method first."""
+    places = list(dict.fromkeys((record.name.dataset, record.name.protocol) for record in records))
+    return [_table(*place, [r for r in records if (r.name.dataset, r.name.protocol) == place]) for place in places]
+
+
+def _table(dataset: str, protocol: str, records: Sequence[Record]) -> Table:
+    methods = [
+        _method_row(method, [record for record in records if record.name.method == method])
+        for method in dict.fromkeys(record.name.method for record in records)
+    ]
+    one_a_seed = list({record.name.seed: record for record in reversed(records)}.values())[::-1]
+    measured = {control for record in records for control in record.summary.get("controls", {})} - {"local_only"}
+    controls = [_control_row(control, one_a_seed) for control in CONTROL_LABELS if control in measured]
+    headline = ("sampled99" if protocol == "paper" else "full"), "ndcg@10"
+
+    def score(row: Row) -> float:
+        spread = row.figures.get(headline)
+        return -spread.mean if spread else 1.0
+
+    return Table(
+        dataset, protocol, (*sorted(methods, key=score), *(row for row in controls if any(row.figures.values())))
+    )
+
+
+def _method_row(method: str, records: Sequence[Record]) -> Row:
+    return Row(
+        method,
+        False,
+        tuple(records),
+        {path: Spread.of(record.figure(*path) for record in records) for path in _PATHS},
+        {path: Spread.of(record.control("local_only", *path) for record in records) for path in _PATHS},
+        {cost: Spread.of(number_at(record.summary, cost) for record in records) for cost in COSTS},
+        {name: Spread.of(number_at(record.diagnostics, "lists", name) for record in records) for name in BEYOND},
+    )
+
+
+def _control_row(control: str, records: Sequence[Record]) -> Row:
+    figures = {path: Spread.of(record.control(control, *path) for record in records) for path in _PATHS}
+    return Row(CONTROL_LABELS[control], True, tuple(records), figures, {}, {}, {})
+
+
+def readable(records: Sequence[RunDirectory]) -> tuple[list[Record], dict[str, str]]:
+    """The records of runs; and of those whose files are damaged, why."""
+    found, damaged = [], {}
+    for directory in records:
+        try:
+            found.append(Record.of(directory))
+        except (FedemError, json.JSONDecodeError) as error:
+            damaged[str(directory.path)] = str(error)
+    return found, damaged

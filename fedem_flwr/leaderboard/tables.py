@@ -1,0 +1,62 @@
+"""The tables of a leaderboard in text: for the terminal, Markdown, CSV and LaTeX. One protocol a table."""
+
+from __future__ import annotations
+
+from rich.table import Table as Shown
+from rich.text import Text
+
+from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.report.tables import ABSENT, bytes_text
+
+LIST_TITLES = {"full": "whole catalogue", "sampled99": "99 negatives"}
+SHOWN = tuple((way, metric) for way in ("full", "sampled99") for metric in ("hr@10", "ndcg@10"))
+RULES = {"strict": "best validation round", "paper": "best test round"}
+
+
+def spread_text(spread: Spread | None, digits: int = 4) -> str:
+    """Mean ± standard deviation; a dash where there is none."""
+    if spread is None:
+        return ABSENT
+    aside = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{aside}"
+
+
+def title_of(table: Table) -> str:
+    """What stands above a table."""
+    return f"{table.dataset}, protocol '{table.protocol}', {RULES.get(table.protocol, 'reported round')}"
+
+
+def seconds_text(spread: Spread | None) -> str:
+    """Seconds of a round."""
+    return ABSENT if spread is None else f"{spread.mean:.3g} s"
+
+
+def size_text(spread: Spread | None) -> str:
+    """Bytes."""
+    return bytes_text(None if spread is None else spread.mean)
+
+
+def terminal_table(table: Table) -> Shown:
+    """A table for the terminal."""
+    shown = Shown(title=Text(title_of(table), style="bold"), title_justify="left")
+    longest = max((len(row.label) for row in table.rows), default=0)
+    shown.add_column(Text("method"), overflow="fold", min_width=min(longest, 16))
+    shown.add_column(Text("seeds"), justify="right")
+    for way, metric in SHOWN:
+        short = "all items" if way == "full" else "99 neg."
+        shown.add_column(Text(f"{metric.upper()}\n{short}"), justify="right")
+    shown.add_column(Text("a\nround"), justify="right")
+    for index, row in enumerate(table.rows):
+        ends = not row.is_control and index + 1 < len(table.rows) and table.rows[index + 1].is_control
+        shown.add_row(*(Text(cell) for cell in _cells(row)), end_section=ends)
+    return shown
+
+
+def _cells(row: Row) -> list[str]:
+    figures = [_short(row.figures.get(path)) for path in SHOWN]
+    return [row.label, str(len(row.records)), *figures, seconds_text(row.costs.get("seconds_per_round"))]
+
+
+def _short(spread: Spread | None) -> str:
+    """As .517 with ±.012 below it, so that a table fits a terminal."""
+    return spread_text(spread, 3).replace(" ± ", "\n±").replace("0.", ".")
