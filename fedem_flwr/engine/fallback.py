@@ -1,0 +1,46 @@
+"""Whether a cohort's round can be trained by compiled functions, and if not, why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedem_flwr.engine.learner import Learner
+from fedem_flwr.engine.merge import ADAPTER
+
+if TYPE_CHECKING:
+    from fedem_flwr.engine.cohort import Cohort
+
+LONGEST = 1 << 24  # samples that a client goes through in a round: some seconds, in which nobody can stop it
+
+
+def method_fallback(learner: Learner, round_: int = 1) -> str:
+    """Why a method is not trained by compiled functions, on whatever data; empty: it is."""
+    if learner.engine not in ("auto", "fused"):
+        return f"run.engine = '{learner.engine}'"
+    products = learner.products(round_)
+    if products is None:
+        return "its steps are not known to compiled functions"
+    parts = learner.parts()
+    if parts.keys() - {products.user, products.items, ADAPTER}:
+        return "it has parts that compiled functions do not know"
+    through_merge = learner.merge.in_training and learner.merged == products.items
+    if through_merge and (products.ridge or products.optimiser != "adam"):
+        return "its steps through merged rows are not those of plain Adam"
+    return ""
+
+
+def fallback(cohort: Cohort, size: Tensor, round_: int) -> str:
+    """The same for a round of some of a cohort's users, with so many samples (k,)."""
+    learner = cohort.learner
+    if found := method_fallback(learner, round_):
+        return found
+    if cohort.device.type != "cpu":
+        return f"tensors are on {cohort.device.type}"
+    if any(values.dtype != torch.float32 or not values.is_contiguous() for values in cohort.state.values()):
+        return "its users' state is not in single precision"
+    if int(size.max()) * max(learner.local.epochs, learner.merge.epochs) > LONGEST:
+        return "a user has too many samples and epochs for one call that cannot be stopped"
+    return ""
