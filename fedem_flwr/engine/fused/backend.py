@@ -15,7 +15,9 @@ from torch import Tensor
 from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.fused.draws import Drawn, Items, Keys
+from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.keys import keys_of
+from fedem_flwr.engine.fused.lanes import LANES
 from fedem_flwr.engine.fused.rounds import merge_tables, train_plain, train_through_merge
 from fedem_flwr.engine.fused.space import ADAM, FREQUENCY_SGD, SGD, Result, Rules, Space, Values, drawn_room, space_for
 from fedem_flwr.engine.learner import Products
@@ -112,7 +114,8 @@ class FusedRound:
             )
         keys = keys_of(draws, self.round, data, who, rules)
         run = train_plain if kind == "plain" else train_through_merge
-        run(items_of(data), keys, rules, values, *rooms[kind], result)
+        with flushed():
+            run(items_of(data), keys, rules, values, *rooms[kind], result)
 
     def _rules(self, kind: str) -> Rules:
         learner, products = self.cohort.learner, self.products
@@ -144,7 +147,7 @@ class FusedRound:
             tables, slot = source.values, source.slot[who]
         merging = kind != "plain"
         received, received_slot = empty, nobody
-        theta, widths, pool = np.zeros((0, 0), np.float32), (1, 1), np.zeros((0, 0), np.float32)
+        theta, widths, pool = np.zeros((1, 0), np.float32), (1, 1), np.zeros((0, 0), np.float32)
         if merging:
             download = self.downloads[products.items]
             received, received_slot = flat(download.values), download.slot[who].numpy()
@@ -226,7 +229,9 @@ def merge_whole(
     def merged(part: slice) -> None:
         at = rho[part].numpy() if seen else np.empty((1, own.shape[1]), np.float32)
         places = (slot[part].numpy(), received, download.slot[who[part]].numpy(), parameters, who[part].numpy())
-        merge_tables(tables, *places, widths, at)
+        room = (np.empty(size * LANES, np.float32) for size in (widths[0], widths[1:-1].sum(), 1))
+        with flushed():
+            merge_tables(tables, *places, widths, at, *room)
 
     each = max(1, -(-len(who) // (4 * torch.get_num_threads())))
     parts = [slice(start, start + each) for start in range(0, len(who), each)]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
+from fedem_flwr.engine.fused.functions import fill
 
 _u = np.uint64
 _GOLDEN, _MIX_1, _MIX_2 = _u(0x9E3779B97F4A7C15), _u(0xBF58476D1CE4E5B9), _u(0x94D049BB133111EB)
@@ -151,7 +152,7 @@ def _rows(count: int, weighed: int, negatives: int, room: Drawn) -> int:
             room.slot[item] = 0
             room.touched[rows] = item
             rows += 1
-    room.touched[:rows].sort()
+    _ascending(room.touched, rows)
     for r in range(rows):
         room.slot[room.touched[r]] = r
         room.sign[r] = 1
@@ -166,6 +167,22 @@ def _rows(count: int, weighed: int, negatives: int, room: Drawn) -> int:
 
 
 @inner
+def _ascending(values: np.ndarray, count: int) -> None:
+    """Sort the first numbers (Shell's sort, with Knuth's gaps)."""
+    gap = 1
+    while gap < count // 3:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for s in range(gap, count):
+            value, k = values[s], s
+            while k >= gap and values[k - gap] > value:
+                values[k] = values[k - gap]
+                k -= gap
+            values[k] = value
+        gap //= 3
+
+
+@inner
 def shuffle(data: Items, client: int, epoch: int, keys: Keys, start: int, count: int, room: Drawn) -> None:
     """Leave in `room.sorted` the keys of the samples in an epoch's order; `at_of` has the samples.
 
@@ -176,7 +193,7 @@ def shuffle(data: Items, client: int, epoch: int, keys: Keys, start: int, count:
     bits, buckets = 0, 1
     while buckets < count:
         bits, buckets = bits + 1, buckets * 2
-    room.buckets[: buckets + 1] = 0
+    fill(room.buckets, buckets + 1, 0)
     shift = _u(_LEADING - bits)
     for s in range(count):
         drawn = keys.drawn[start + s] if keys.secret else keyed(state, s) >> _ONE

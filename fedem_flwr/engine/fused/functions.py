@@ -38,6 +38,13 @@ _EPSILON = _f(EPSILON)
 
 
 @inner
+def fill(array: np.ndarray, count: int, value: float) -> None:
+    """Put a number at the first places; a slice would take the compiler a second."""
+    for at in range(count):
+        array[at] = value
+
+
+@inner
 def exp_of_negative(x: Lanes) -> Lanes:
     """exp(x) of x <= 0 to 2e-7 of itself (the polynomial of Cephes); of less than −87 what it is there."""
     x = larger(x, every(_LOWEST))

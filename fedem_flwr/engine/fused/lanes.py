@@ -105,6 +105,21 @@ def _store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, LANES_TYPE), generate
 
 
+def _spread_at(typing: Any, array: Any, index: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return _spread(builder, _FLOATS, builder.load(builder.gep(data, [args[1]])))
+
+    return LANES_TYPE(array, types.intp), generate
+
+
+def _add_product(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fadd(args[0], builder.fmul(args[1], args[2], flags=_FAST), flags=_FAST)
+
+    return LANES_TYPE(LANES_TYPE, LANES_TYPE, LANES_TYPE), generate
+
+
 def _every(typing: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _spread(builder, _FLOATS, args[0])
@@ -154,6 +169,8 @@ class Lanes(Protocol):
 
 load: Callable[[Any, int], Lanes] = intrinsic(_load)
 store: Callable[[Any, int, Lanes], None] = intrinsic(_store)
+spread: Callable[[Any, int], Lanes] = intrinsic(_spread_at)
+add_product: Callable[[Lanes, Lanes, Lanes], Lanes] = intrinsic(_add_product)
 every: Callable[[Any], Lanes] = intrinsic(_every)
 total: Callable[[Lanes], Any] = intrinsic(_total)
 where_positive: Callable[[Lanes, Lanes, Lanes], Lanes] = intrinsic(_where_positive)

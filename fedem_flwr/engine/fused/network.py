@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
-from fedem_flwr.engine.fused.lanes import LANES, every, larger, load, store, total, where_positive
+from fedem_flwr.engine.fused.lanes import LANES, add_product, every, larger, load, spread, store, total, where_positive
 
 _f = np.float32
 _TOGETHER = 8  # outputs that are summed at the same time: as many as a processor can keep apart
@@ -35,40 +35,57 @@ def product(
     nought = every(_f(0))
     j = 0
     while j + _TOGETHER <= outputs:
-        a0, a1, a2, a3, a4, a5, a6, a7 = nought, nought, nought, nought, nought, nought, nought, nought
-        if bias >= 0:
-            b = bias + j
-            a0, a1, a2, a3 = every(weights[b]), every(weights[b + 1]), every(weights[b + 2]), every(weights[b + 3])
-            a4, a5, a6, a7 = every(weights[b + 4]), every(weights[b + 5]), every(weights[b + 6]), every(weights[b + 7])
+        b = bias + j
+        a0 = spread(weights, b) if bias >= 0 else nought
+        a1 = spread(weights, b + 1) if bias >= 0 else nought
+        a2 = spread(weights, b + 2) if bias >= 0 else nought
+        a3 = spread(weights, b + 3) if bias >= 0 else nought
+        a4 = spread(weights, b + 4) if bias >= 0 else nought
+        a5 = spread(weights, b + 5) if bias >= 0 else nought
+        a6 = spread(weights, b + 6) if bias >= 0 else nought
+        a7 = spread(weights, b + 7) if bias >= 0 else nought
         at = start + j * row
         for i in range(inputs):
             v = load(x, x_at + i * LANES)
-            a0 = a0 + every(weights[at]) * v
-            a1 = a1 + every(weights[at + row]) * v
-            a2 = a2 + every(weights[at + 2 * row]) * v
-            a3 = a3 + every(weights[at + 3 * row]) * v
-            a4 = a4 + every(weights[at + 4 * row]) * v
-            a5 = a5 + every(weights[at + 5 * row]) * v
-            a6 = a6 + every(weights[at + 6 * row]) * v
-            a7 = a7 + every(weights[at + 7 * row]) * v
+            w = at
+            a0 = add_product(a0, spread(weights, w), v)
+            w += row
+            a1 = add_product(a1, spread(weights, w), v)
+            w += row
+            a2 = add_product(a2, spread(weights, w), v)
+            w += row
+            a3 = add_product(a3, spread(weights, w), v)
+            w += row
+            a4 = add_product(a4, spread(weights, w), v)
+            w += row
+            a5 = add_product(a5, spread(weights, w), v)
+            w += row
+            a6 = add_product(a6, spread(weights, w), v)
+            w += row
+            a7 = add_product(a7, spread(weights, w), v)
             at += column
         to = out_at + j * LANES
         store(out, to, a0)
-        store(out, to + LANES, a1)
-        store(out, to + 2 * LANES, a2)
-        store(out, to + 3 * LANES, a3)
-        store(out, to + 4 * LANES, a4)
-        store(out, to + 5 * LANES, a5)
-        store(out, to + 6 * LANES, a6)
-        store(out, to + 7 * LANES, a7)
+        to += LANES
+        store(out, to, a1)
+        to += LANES
+        store(out, to, a2)
+        to += LANES
+        store(out, to, a3)
+        to += LANES
+        store(out, to, a4)
+        to += LANES
+        store(out, to, a5)
+        to += LANES
+        store(out, to, a6)
+        to += LANES
+        store(out, to, a7)
         j += _TOGETHER
     while j < outputs:
-        a0 = nought
-        if bias >= 0:
-            a0 = every(weights[bias + j])
+        a0 = spread(weights, bias + j) if bias >= 0 else nought
         at = start + j * row
         for i in range(inputs):
-            a0 = a0 + every(weights[at]) * load(x, x_at + i * LANES)
+            a0 = add_product(a0, spread(weights, at), load(x, x_at + i * LANES))
             at += column
         store(out, out_at + j * LANES, a0)
         j += 1
@@ -91,9 +108,7 @@ def forward(theta: np.ndarray, widths: np.ndarray, x: np.ndarray, hidden: np.nda
             inputs, outputs = widths[layer], widths[layer + 1]
             bias = start + inputs * outputs
             if layer == layers - 1:
-                product(
-                    theta, start, inputs, 1, bias, source, source_at, inputs, out, tile * outputs * LANES, outputs
-                )
+                product(theta, start, inputs, 1, bias, source, source_at, inputs, out, tile * outputs * LANES, outputs)
             else:
                 to = place + tile * outputs * LANES
                 product(theta, start, inputs, 1, bias, source, source_at, inputs, hidden, to, outputs)
@@ -174,32 +189,61 @@ def outer(
     x: np.ndarray,
     x_place: int,
     inputs: int,
-    u: np.ndarray,
-    u_place: int,
+    y: np.ndarray,
+    y_place: int,
     outputs: int,
     n: int,
     gradient: np.ndarray,
     start: int,
 ) -> None:
-    """gradient[start + j · inputs + i] += Σ over the samples u[j] x[i], in squares that stay in registers."""
+    """gradient[start + j · inputs + i] += Σ over the samples y[j] x[i], in squares that stay in registers."""
     nought = every(_f(0))
     whole_i, whole_j = inputs - inputs % _SIDE, outputs - outputs % _SIDE
     for j in range(0, whole_j, _SIDE):
         for i in range(0, whole_i, _SIDE):
-            a00, a01, a02, a03 = nought, nought, nought, nought
-            a10, a11, a12, a13 = nought, nought, nought, nought
-            a20, a21, a22, a23 = nought, nought, nought, nought
-            a30, a31, a32, a33 = nought, nought, nought, nought
-            at, to = x_place + i * LANES, u_place + j * LANES
+            a00 = nought
+            a01 = nought
+            a02 = nought
+            a03 = nought
+            a10 = nought
+            a11 = nought
+            a12 = nought
+            a13 = nought
+            a20 = nought
+            a21 = nought
+            a22 = nought
+            a23 = nought
+            a30 = nought
+            a31 = nought
+            a32 = nought
+            a33 = nought
+            at = x_place + i * LANES
+            to = y_place + j * LANES
             for _ in range(n // LANES):
-                x0, x1 = load(x, at), load(x, at + LANES)
-                x2, x3 = load(x, at + 2 * LANES), load(x, at + 3 * LANES)
-                u0, u1 = load(u, to), load(u, to + LANES)
-                u2, u3 = load(u, to + 2 * LANES), load(u, to + 3 * LANES)
-                a00, a01, a02, a03 = a00 + u0 * x0, a01 + u0 * x1, a02 + u0 * x2, a03 + u0 * x3
-                a10, a11, a12, a13 = a10 + u1 * x0, a11 + u1 * x1, a12 + u1 * x2, a13 + u1 * x3
-                a20, a21, a22, a23 = a20 + u2 * x0, a21 + u2 * x1, a22 + u2 * x2, a23 + u2 * x3
-                a30, a31, a32, a33 = a30 + u3 * x0, a31 + u3 * x1, a32 + u3 * x2, a33 + u3 * x3
+                x0 = load(x, at)
+                x1 = load(x, at + 1 * LANES)
+                x2 = load(x, at + 2 * LANES)
+                x3 = load(x, at + 3 * LANES)
+                u = load(y, to)
+                a00 = add_product(a00, u, x0)
+                a01 = add_product(a01, u, x1)
+                a02 = add_product(a02, u, x2)
+                a03 = add_product(a03, u, x3)
+                u = load(y, to + 1 * LANES)
+                a10 = add_product(a10, u, x0)
+                a11 = add_product(a11, u, x1)
+                a12 = add_product(a12, u, x2)
+                a13 = add_product(a13, u, x3)
+                u = load(y, to + 2 * LANES)
+                a20 = add_product(a20, u, x0)
+                a21 = add_product(a21, u, x1)
+                a22 = add_product(a22, u, x2)
+                a23 = add_product(a23, u, x3)
+                u = load(y, to + 3 * LANES)
+                a30 = add_product(a30, u, x0)
+                a31 = add_product(a31, u, x1)
+                a32 = add_product(a32, u, x2)
+                a33 = add_product(a33, u, x3)
                 at += inputs * LANES
                 to += outputs * LANES
             g = start + j * inputs + i
@@ -210,9 +254,10 @@ def outer(
     for j in range(outputs):
         for i in range(whole_i if j < whole_j else 0, inputs):
             found = nought
-            at, to = x_place + i * LANES, u_place + j * LANES
+            at = x_place + i * LANES
+            to = y_place + j * LANES
             for _ in range(n // LANES):
-                found = found + load(u, to) * load(x, at)
+                found = add_product(found, load(y, to), load(x, at))
                 at += inputs * LANES
                 to += outputs * LANES
             gradient[start + j * inputs + i] += total(found)

@@ -6,6 +6,7 @@ import numpy as np
 
 from fedem_flwr.engine.fused.compiled import entry, inner
 from fedem_flwr.engine.fused.draws import Drawn, Items, Keys, draw, shuffle
+from fedem_flwr.engine.fused.functions import fill
 from fedem_flwr.engine.fused.lanes import LANES
 from fedem_flwr.engine.fused.merged import adapter_batch, gather, merge_rows, merged_batch
 from fedem_flwr.engine.fused.rows import begin, load_rows, plain_batch, store_rows
@@ -28,8 +29,9 @@ def _drawn(data: Items, values: Values, number: int, rules: Rules, keys: Keys, r
     client = values.who[number]
     count, rows = draw(data, client, rules.negatives, keys, number, room)
     used = -(-rows // LANES) * LANES
-    room.sign[rows:used] = _f(1)
-    room.weight[:used] = _f(0)
+    for r in range(rows, used):
+        room.sign[r] = _f(1)
+    fill(room.weight, used, _f(0))
     start = 0
     if keys.secret:
         positives = data.positive_offsets[client + 1] - data.positive_offsets[client]
@@ -42,8 +44,8 @@ def _kept(result: Result, number: int, rows: int, count: int, weight: int, room:
     """Samples and trained rows, where somebody looks at them."""
     result.size[number], result.weight[number], result.touched_count[number] = count, weight, rows
     if result.touched.shape[1]:
-        result.touched[number, :rows] = room.touched[:rows]
-        result.sign[number, :rows] = room.sign[:rows]
+        for r in range(rows):
+            result.touched[number, r], result.sign[number, r] = room.touched[r], room.sign[r]
         _rows_of(space, rows, result.rows[number])
 
 
@@ -81,7 +83,8 @@ def train_plain(
             if _stands_still(mean, before, epoch, rules):
                 break
         result.loss[number] = mean
-        values.users[client] = space.p[:dim]
+        for c in range(dim):
+            values.users[client, c] = space.p[c]
         if values.own:
             store_rows(space.x, rows, table, room.touched)
         positives = data.positive_offsets[client + 1] - data.positive_offsets[client]
@@ -93,9 +96,8 @@ def train_through_merge(
     data: Items, keys: Keys, rules: Rules, values: Values, room: Drawn, space: Space, result: Result
 ) -> None:
     """Rounds through merged rows: of Θ alone (Eq. 11), of p and Q, or in each batch of Θ and then of p and Q."""
-    dim, learned = values.users.shape[1], len(values.theta) > 0
-    pool = np.zeros(2 * dim * LANES if len(values.pooled) else 0, _f)
-    nothing = np.zeros(0, _f)
+    dim = values.users.shape[1]
+    pool = space.pool[: 2 * dim * LANES if len(values.pooled) else 0]
     for number in range(len(values.who)):
         client = values.who[number]
         count, rows, start = _drawn(data, values, number, rules, keys, room)
@@ -105,9 +107,9 @@ def train_through_merge(
         if result.before.shape[1]:
             _rows_of(space, rows, result.before[number])
         begin(space, values.users[client], rows)
-        theta = values.theta[client] if learned else nothing
-        space.t_first[:] = _f(0)
-        space.t_second[:] = _f(0)
+        theta = values.theta[client if len(values.theta) > 1 else 0]
+        fill(space.t_first, len(space.t_first), _f(0))
+        fill(space.t_second, len(space.t_second), _f(0))
         for c in range(len(pool) // LANES):
             pool[c * LANES] = values.pooled[number, c]
         batch = rules.batch_size if rules.batch_size else max(1, count)
@@ -131,7 +133,8 @@ def train_through_merge(
         if not rules.trains:
             continue
         result.loss[number] = mean
-        values.users[client] = space.p[:dim]
+        for c in range(dim):
+            values.users[client, c] = space.p[c]
         if values.own:
             store_rows(space.x, rows, table, room.touched)
         positives = data.positive_offsets[client + 1] - data.positive_offsets[client]
@@ -148,17 +151,16 @@ def merge_tables(
     theta_slot: np.ndarray,
     widths: np.ndarray,
     rho: np.ndarray,
+    features: np.ndarray,
+    hidden: np.ndarray,
+    logits: np.ndarray,
 ) -> None:
     """Eq. 9–10 of k clients: tables own[slot] (m, d) in place, with received[received_slot] and theta[theta_slot].
 
     Args:
         rho: (k, m), or (1, m) if nobody looks at it; written.
+        features, hidden, logits: room for a tile.
     """
-    hidden_width = 0
-    for layer in range(1, len(widths) - 1):
-        hidden_width += widths[layer]
-    features, hidden = np.empty(widths[0] * LANES, _f), np.empty(hidden_width * LANES, _f)
-    logits = np.empty(LANES, _f)
     for number in range(len(slot)):
         merge_rows(
             own[slot[number]],

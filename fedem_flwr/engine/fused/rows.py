@@ -6,7 +6,15 @@ import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
 from fedem_flwr.engine.fused.draws import Drawn, row_of
-from fedem_flwr.engine.fused.functions import adam, adam_all, adam_scales, exp_of_negative, sigmoid_of, softplus_of
+from fedem_flwr.engine.fused.functions import (
+    adam,
+    adam_all,
+    adam_scales,
+    exp_of_negative,
+    fill,
+    sigmoid_of,
+    softplus_of,
+)
 from fedem_flwr.engine.fused.lanes import LANES, every, larger, load, magnitude, store, total
 from fedem_flwr.engine.fused.space import ADAM, FREQUENCY_SGD, Rules, Space
 
@@ -48,17 +56,17 @@ def begin(space: Space, user: np.ndarray, rows: int) -> None:
     """Fresh moments, and the user's vector."""
     dim = len(user)
     used = -(-rows // LANES) * LANES * dim
-    space.first[:used] = _f(0)
-    space.second[:used] = _f(0)
-    space.p[:] = _f(0)
-    space.p[:dim] = user
-    space.p_first[:] = _f(0)
-    space.p_second[:] = _f(0)
-    space.p_gradient[:] = _f(0)
+    fill(space.first, used, _f(0))
+    fill(space.second, used, _f(0))
+    for c in range(len(space.p)):
+        space.p[c] = user[c] if c < dim else _f(0)
+        space.p_first[c] = space.p_second[c] = space.p_gradient[c] = _f(0)
 
 
 @inner
-def plain_batch(start: int, end: int, rows: int, dim: int, steps: int, rules: Rules, room: Drawn, space: Space) -> float:
+def plain_batch(
+    start: int, end: int, rows: int, dim: int, steps: int, rules: Rules, room: Drawn, space: Space
+) -> float:
     """A step on p and on all touched rows, of the mean over the samples from `start` to `end` of an epoch.
 
     Scores, residuals, gradients and the optimiser are taken a tile of rows after the other, each row weighted by how
@@ -71,7 +79,7 @@ def plain_batch(start: int, end: int, rows: int, dim: int, steps: int, rules: Ru
         The sum of the samples' losses.
     """
     tiles = -(-rows // LANES)
-    room.weight[: tiles * LANES] = _f(0)
+    fill(room.weight, tiles * LANES, _f(0))
     for s in range(start, end):
         room.weight[row_of(room.sorted[s], room)] += _f(1)
     n = end - start

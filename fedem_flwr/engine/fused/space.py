@@ -48,7 +48,7 @@ class Values(NamedTuple):
         users: (n, d). tables: (r, m, d) what item rows start from. slot: (k,) the table of each client.
         own: whether the trained rows are written back there.
         received: (r', m, d) downloaded tables. received_slot: (k,).
-        theta: (n, P), or no rows. widths: of the adapter. pooled: (k, 2 d) its one input, where it has only one.
+        theta: (n, P), or (1, 0) where nothing is learned. widths: of the adapter. pooled: (k, 2 d) its one input, where it has only one.
     """
 
     who: np.ndarray
@@ -89,7 +89,7 @@ class Space(NamedTuple):
         p, p_first, p_second, p_gradient: (d,) in whole vectors. p_lanes: (d · 16,).
         t_first, t_second, t_gradient: (P,). folded: (d · h,) first layer for own rows.
         distinct: (b,) rows of a batch. features: (b · 2 d,). logits, upstream, sign, weight, plain, slope: (b,).
-        hidden, slopes: (b · Σ h,). inputs: (d · 16,).
+        hidden, slopes: (b · Σ h,). inputs: (d · 16,). pool: (2 d · 16,).
     """
 
     x: np.ndarray
@@ -117,6 +117,7 @@ class Space(NamedTuple):
     hidden: np.ndarray
     slopes: np.ndarray
     inputs: np.ndarray
+    pool: np.ndarray
 
 
 def whole(count: int) -> int:
@@ -157,6 +158,7 @@ def space_for(rows: int, batch: int, dim: int, widths: tuple[int, ...], paramete
         **dict.fromkeys(("gradient", "received"), rows * dim if merging else 0),
         **dict.fromkeys(("p", "p_first", "p_second", "p_gradient"), whole(dim)),
         **dict.fromkeys(("p_lanes", "inputs"), dim * LANES),
+        "pool": 2 * dim * LANES,
         **dict.fromkeys(("t_first", "t_second", "t_gradient"), parameters),
         "folded": dim * first_hidden,
         "features": batch * 2 * dim,
