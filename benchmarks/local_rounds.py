@@ -15,6 +15,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def flops(one: Work) -> float:
     if not merge.learned:
         return total
     widths = merge.adapter.mlp.widths
-    weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+    weights = sum(a * b for a, b in pairwise(widths))
     first = widths[0] * widths[1]
     each = np.minimum(rows, batch)  # distinct rows of a full batch, at most
     visits = np.minimum(samples, batches * each) * received
@@ -148,6 +149,8 @@ def main() -> None:
         for name, one in jobs.items():
             seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
             states = {}
+            for engine in ENGINES:  # warm
+                one.train(engine)
             for _ in range(args.turns):
                 for engine in ENGINES:
                     taken, states[engine] = one.train(engine)

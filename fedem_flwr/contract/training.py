@@ -16,6 +16,7 @@ from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.fields import Field, Named
 from fedem_flwr.contract.phases import Gathered, Sender, Task, Upload
 from fedem_flwr.engine.cohort import Cohort, TrainResult
+from fedem_flwr.engine.fallback import COMPILING
 from fedem_flwr.engine.parts import Part, State
 from fedem_flwr.engine.reach import longest, reach
 
@@ -86,7 +87,9 @@ class LocalTraining(Task):
                 kind = self._weight_field(part).dtype
                 arrays[_weight(name)] = found.weight.reshape(-1).cpu().numpy().astype(kind)
         loss = float((result.loss.double() * result.samples).sum())
-        return Upload(arrays, int(result.samples.sum()), loss)
+        wanted = self.method.engine in COMPILING
+        uncompiled = len(who) if result.uncompiled and wanted else 0
+        return Upload(arrays, int(result.samples.sum()), loss, uncompiled)
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """The means; what nobody contributed to stays as it was."""

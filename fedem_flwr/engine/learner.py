@@ -16,8 +16,7 @@ from fedem_flwr.engine.parts import Parts
 
 @dataclass(frozen=True)
 class Products:
-    """What a batch does of a method that scores z = p · q and minimises the cross-entropy: all that a compiled back end
-    needs to know of it.
+    """What a batch does of a method that scores z = p · q and minimises the cross-entropy, for a compiled back end.
 
     Attributes:
         user, items: names of the parts that hold p and q.

@@ -15,6 +15,7 @@ from fedem_flwr.engine.block import Block
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
+from fedem_flwr.engine.fallback import COMPILING
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merge import ADAPTER, Merge, pooled
 from fedem_flwr.engine.parts import State
@@ -70,7 +71,7 @@ class Merging:
 
     def compiled(self, own: Tensor, theta: Tensor) -> bool:
         """Whether whole tables are merged by a compiled function."""
-        wanted = self.learner.engine in ("auto", "fused") and self.learner.merge.mode == "elastic"
+        wanted = self.learner.engine in COMPILING and self.learner.merge.mode == "elastic"
         return wanted and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (own, theta))
 
     def overwrite(self, chunks: Sequence[Tensor], downloads: Downloads) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedem_flwr.config import Config, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
+from fedem_flwr.experiment.back_end import back_end_said
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.account import rows_text, short_text, ties_text
@@ -21,6 +22,7 @@ def opening(run: PreparedRun) -> str:
         f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
         f"{config.run.runtime}{_where(config)}",
         *_data_lines(run),
+        *back_end_said(run),
         *([_default_note(config)] if _is_default(config) else []),
         f"into {run.directory.path}",
     ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.fused.draws import Drawn, Items, Keys
+from fedem_flwr.engine.fused.draws import Drawn, Items
 from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.keys import keys_of
 from fedem_flwr.engine.fused.lanes import LANES
@@ -29,7 +29,7 @@ from fedem_flwr.engine.samples import RoundSamples, TrainingItems, blocks_of
 
 if TYPE_CHECKING:
     from fedem_flwr.engine.cohort import Cohort
-    from fedem_flwr.engine.downloads import Downloads
+    from fedem_flwr.engine.downloads import Download, Downloads
 
 _OPTIMISERS = {"adam": ADAM, "sgd": SGD, "frequency-sgd": FREQUENCY_SGD}
 _BLOCK_FLOATS = 1 << 18  # rows that a thread is given at a time: few enough that all have something to do to the end
@@ -147,7 +147,8 @@ class FusedRound:
             tables, slot = source.values, source.slot[who]
         merging = kind != "plain"
         received, received_slot = empty, nobody
-        theta, widths, pool = np.zeros((1, 0), np.float32), (1, 1), np.zeros((0, 0), np.float32)
+        theta, pool = np.zeros((1, 0), np.float32), np.zeros((0, 0), np.float32)
+        widths: tuple[int, ...] = (1, 1)
         if merging:
             download = self.downloads[products.items]
             received, received_slot = flat(download.values), download.slot[who].numpy()
@@ -207,11 +208,11 @@ def flat(values: Tensor) -> Any:
 
 
 def _result(k: int, width: int, dim: int, keep: bool) -> Result:
-    ints = (np.zeros(k, np.int64) for _ in range(3))
+    size, weight, count = (np.zeros(k, np.int64) for _ in range(3))
     before = np.zeros((k, width if keep else 0, dim), np.float32)
     rows = np.zeros((k, width, dim), np.float32)
     touched, sign = np.zeros((k, width), np.int64), np.ones((k, width), np.float32)
-    return Result(np.zeros(k), *ints, touched, sign, rows, before)
+    return Result(np.zeros(k), size, weight, count, touched, sign, rows, before)
 
 
 def _nothing(k: int) -> Result:

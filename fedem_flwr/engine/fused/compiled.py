@@ -16,18 +16,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 from numba.core.caching import NullCache
-from numba.core.dispatcher import Dispatcher
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_settings: Any = numba.config
 log = logging.getLogger("fedem.engine")
 # Nothing is allocated, so nothing is counted: that halves what the compiler has to do.
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
 _LONG = 2.0  # seconds
 _PRIVATE = 0o077  # what others may do with a folder: nothing
 
@@ -47,7 +48,7 @@ def entry(function: F) -> F:
 class _Entry:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.lock = function, threading.Lock()
-        self.compiled: Dispatcher | None = None
+        self.compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
         found = self.compiled
@@ -59,7 +60,7 @@ class _Entry:
                     self._prepare(found, kinds)
         return found(*args)
 
-    def _prepare(self, found: Dispatcher, kinds: tuple[Any, ...]) -> None:
+    def _prepare(self, found: Any, kinds: tuple[Any, ...]) -> None:
         began, name = time.monotonic(), self.function.__name__
         try:
             found.compile(kinds)
@@ -71,16 +72,20 @@ class _Entry:
             log.info("compiled '%s' for this machine in %.0f s", name, seconds)
 
 
-def _kept(function: Callable[..., Any]) -> Dispatcher:
+def _made(function: Callable[..., Any], **more: bool) -> Any:
+    return numba.njit(**_OPTIONS, **more)(function)
+
+
+def _kept(function: Callable[..., Any]) -> Any:
     """A function that looks for itself in the cache before it is compiled."""
-    folder, before = folder_for_compiled(), numba.config.CACHE_DIR
+    folder, before = folder_for_compiled(), _settings.CACHE_DIR
     if folder is None:
-        return numba.njit(**_OPTIONS)(function)
+        return _made(function)
     try:
-        numba.config.CACHE_DIR = str(folder)  # read while the function is made
-        return numba.njit(cache=True, **_OPTIONS)(function)
+        _settings.CACHE_DIR = str(folder)  # read while the function is made
+        return _made(function, cache=True)
     finally:
-        numba.config.CACHE_DIR = before
+        _settings.CACHE_DIR = before
 
 
 def folder_for_compiled() -> Path | None:
@@ -92,10 +97,8 @@ def folder_for_compiled() -> Path | None:
     name = Path("compiled") / _version()
     account = os.getuid() if hasattr(os, "getuid") else 0
     places = [Path(tempfile.gettempdir()) / f"fedem-flwr-{account}"]
-    try:
+    with suppress(RuntimeError):  # no home
         places.insert(0, (Path(root) if root else Path.home() / ".cache") / "fedem-flwr")
-    except RuntimeError:  # no home
-        pass
     for place in places:
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)

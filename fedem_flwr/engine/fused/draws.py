@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
 from fedem_flwr.engine.fused.functions import fill
+from fedem_flwr.engine.samples import POSITION_BITS
 
-_u = np.uint64
+_u: Any = np.uint64
 _GOLDEN, _MIX_1, _MIX_2 = _u(0x9E3779B97F4A7C15), _u(0xBF58476D1CE4E5B9), _u(0x94D049BB133111EB)
 _ONE, _27, _30, _31 = _u(1), _u(27), _u(30), _u(31)
-POSITION_BITS = 20  # of a sample, in the key by which it is shuffled; `engine.samples` has as many
 _POSITION = _u(POSITION_BITS)
 _AT = _u((1 << POSITION_BITS) - 1)
 _LEADING = 63  # bits of a draw
@@ -37,9 +37,8 @@ class Keys(NamedTuple):
     Attributes:
         negatives, shuffle: of the two purposes, the round included.
         secret: whether draws are given instead.
-        drawn: then (e + E, ·) a row: of each negative of a positive, and of each epoch. offsets: (k + 1,) of the rows of
-            each client, flat.
-        offsets: (k + 1,) starts of each client's numbers in `drawn`.
+        drawn: then, client by client, of each negative of all positives, and of each epoch of all samples.
+        offsets: (k + 1,) where each client's begin.
     """
 
     negatives: np.uint64
@@ -72,14 +71,14 @@ class Drawn(NamedTuple):
 
 
 @inner
-def _mix(x: np.uint64) -> np.uint64:
+def _mix(x: Any) -> Any:
     x = (x ^ (x >> _30)) * _MIX_1
     x = (x ^ (x >> _27)) * _MIX_2
     return x ^ (x >> _31)
 
 
 @inner
-def keyed(state: np.uint64, coordinate: int) -> np.uint64:
+def keyed(state: Any, coordinate: Any) -> Any:
     """One more coordinate of a draw; see `fedem_flwr.randomness`."""
     return _mix(state + (_u(coordinate) + _ONE) * _GOLDEN)
 
@@ -105,11 +104,9 @@ def draw(data: Items, client: int, negatives: int, keys: Keys, at: int, room: Dr
         count += 1
         of_positive = keyed(state, p)
         for j in range(negatives):
-            if keys.secret:
-                bits = keys.drawn[keys.offsets[at] + j * positives + p]
-            else:
-                bits = keyed(of_positive, j) >> _ONE
-            rank = np.int64(bits % _u(max(allowed - j, 1)))
+            given = keys.offsets[at] + j * positives + p
+            bits: Any = keys.drawn[given] if keys.secret else keyed(of_positive, j) >> _ONE
+            rank: Any = np.int64(bits % _u(max(allowed - j, 1)))
             for earlier in range(j):
                 if rank >= room.taken[earlier]:
                     rank += 1
@@ -144,7 +141,10 @@ def _allowed_item(forbidden: np.ndarray, rank: int) -> int:
 
 @inner
 def _rows(count: int, weighed: int, negatives: int, room: Drawn) -> int:
-    """Number the items of `count` samples in ascending order; returns how many differ. `slot` is −1 before and after."""
+    """Number the items of `count` samples in ascending order; returns how many differ.
+
+    `slot` is −1 everywhere before and after.
+    """
     rows = 0
     for s in range(count):
         item = room.items[s]
@@ -203,7 +203,7 @@ def shuffle(data: Items, client: int, epoch: int, keys: Keys, start: int, count:
     for b in range(buckets):
         room.buckets[b + 1] += room.buckets[b]
     for s in range(count):  # uniform keys: a bucket has about one, and neighbours are sorted by insertion
-        b = np.int64(room.keys[s] >> shift)
+        b: Any = np.int64(room.keys[s] >> shift)
         room.sorted[room.buckets[b]] = room.keys[s]
         room.buckets[b] += 1
     for s in range(1, count):
@@ -215,6 +215,6 @@ def shuffle(data: Items, client: int, epoch: int, keys: Keys, start: int, count:
 
 
 @inner
-def row_of(key: np.uint64, room: Drawn) -> int:
+def row_of(key: Any, room: Drawn) -> Any:
     """The touched row of a shuffled sample."""
     return room.row[np.int64(key & _AT)]

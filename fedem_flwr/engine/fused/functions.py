@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
@@ -20,7 +22,7 @@ from fedem_flwr.engine.fused.lanes import (
 )
 from fedem_flwr.engine.optimizer import BETA_1, BETA_2, EPSILON
 
-_f = np.float32
+_f: Any = np.float32
 _LOWEST = _f(-87.0)  # exp of less is no normal number
 _PER_LOG_2, _LOG_2_HIGH, _LOG_2_LOW = _f(1.44269504), _f(0.693359375), _f(-2.12194440e-4)
 _E2, _E3, _E4, _E5, _E6, _E7 = (
@@ -38,7 +40,7 @@ _EPSILON = _f(EPSILON)
 
 
 @inner
-def fill(array: np.ndarray, count: int, value: float) -> None:
+def fill(array: np.ndarray, count: int, value: Any) -> None:
     """Put a number at the first places; a slice would take the compiler a second."""
     for at in range(count):
         array[at] = value
@@ -84,14 +86,14 @@ def sigmoid(x: Lanes) -> Lanes:
 
 
 @inner
-def adam_scales(rate: float, steps: int) -> tuple[np.float32, np.float32]:
+def adam_scales(rate: float, steps: int) -> tuple[Any, Any]:
     """What a step of Adam multiplies the first moment with, and the root of the second."""
     return _f(rate / (1 - BETA_1**steps)), _f(1 / np.sqrt(1 - BETA_2**steps))
 
 
 @inner
 def adam(
-    values: np.ndarray, first: np.ndarray, second: np.ndarray, at: int, gradient: Lanes, scales: tuple[_f, _f]
+    values: np.ndarray, first: np.ndarray, second: np.ndarray, at: int, gradient: Lanes, scales: tuple[Any, Any]
 ) -> None:
     """One step of sixteen numbers from `at` on, in place."""
     m = every(_B1) * load(first, at) + every(_C1) * gradient
@@ -104,7 +106,7 @@ def adam(
 
 @inner
 def adam_all(
-    values: np.ndarray, first: np.ndarray, second: np.ndarray, gradient: np.ndarray, scales: tuple[_f, _f]
+    values: np.ndarray, first: np.ndarray, second: np.ndarray, gradient: np.ndarray, scales: tuple[Any, Any]
 ) -> None:
     """One step of (P,), whole vectors long, in place; the gradient is 0 afterwards."""
     for at in range(0, len(values), LANES):

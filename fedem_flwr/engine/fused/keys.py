@@ -17,8 +17,8 @@ def keys_of(draws: Draws, round_: int, data: TrainingItems, who: Tensor, rules: 
     """Of the run's seed the state that its draws go on from; of a secret the draws themselves, (k,) users at a time."""
     negatives, shuffle = f"{draws.prefix}train/negatives", f"{draws.prefix}train/shuffle"
     if not draws.secret:
-        states = (np.uint64(key_state(draws.seed, purpose, round_)) for purpose in (negatives, shuffle))
-        return Keys(*states, False, np.zeros(0, np.uint64), np.zeros(1, np.int64))
+        one, other = (np.uint64(key_state(draws.seed, purpose, round_)) for purpose in (negatives, shuffle))
+        return Keys(one, other, False, np.zeros(0, np.uint64), np.zeros(1, np.int64))
     found, offsets = [], [0]
     counts, sizes = data.counts()[who].tolist(), data.sizes(rules.negatives)[who].tolist()
     for user, positives, samples in zip(data.users[who].split(1), counts, sizes, strict=True):

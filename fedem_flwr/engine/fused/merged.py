@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
@@ -12,7 +14,7 @@ from fedem_flwr.engine.fused.network import back, forward, product, weight_gradi
 from fedem_flwr.engine.fused.rows import place, step_of_user
 from fedem_flwr.engine.fused.space import Rules, Space
 
-_f = np.float32
+_f: Any = np.float32
 
 
 @inner

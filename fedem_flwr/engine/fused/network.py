@@ -1,18 +1,31 @@
 """A small network of linear layers with ReLU between, for many samples: forward, and backward for weights and inputs.
 
-Of any widths. Samples lie in tiles of sixteen: feature f of sample l is `x[(l // 16) * width * 16 + f * 16 + l % 16]`, so
-that all a tile's features lie together, and a vector is one feature of sixteen samples. The weights are flat, in the
-order of `models.mlp.Mlp`. `widths` are from the inputs to the outputs.
+Of any widths, from the inputs to the outputs; the weights are flat, in the order of `models.mlp.Mlp`. Samples lie in
+tiles of sixteen: feature f of sample l is x[(l // 16) * width * 16 + f * 16 + l % 16], so that all features of a tile lie
+together, and a vector is one feature of sixteen samples.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
-from fedem_flwr.engine.fused.lanes import LANES, add_product, every, larger, load, spread, store, total, where_positive
+from fedem_flwr.engine.fused.lanes import (
+    LANES,
+    Lanes,
+    add_product,
+    every,
+    larger,
+    load,
+    spread,
+    store,
+    total,
+    where_positive,
+)
 
-_f = np.float32
+_f: Any = np.float32
 _TOGETHER = 8  # outputs that are summed at the same time: as many as a processor can keep apart
 _SIDE = 4  # of a square of weights whose gradients are summed at the same time
 
@@ -264,7 +277,7 @@ def outer(
 
 
 @inner
-def _add_four(gradient: np.ndarray, at: int, a: object, b: object, c: object, d: object) -> None:
+def _add_four(gradient: np.ndarray, at: int, a: Lanes, b: Lanes, c: Lanes, d: Lanes) -> None:
     gradient[at] += total(a)
     gradient[at + 1] += total(b)
     gradient[at + 2] += total(c)

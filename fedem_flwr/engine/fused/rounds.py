@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import entry, inner
@@ -12,7 +14,7 @@ from fedem_flwr.engine.fused.merged import adapter_batch, gather, merge_rows, me
 from fedem_flwr.engine.fused.rows import begin, load_rows, plain_batch, store_rows
 from fedem_flwr.engine.fused.space import Result, Rules, Space, Values
 
-_f = np.float32
+_f: Any = np.float32
 
 
 @inner

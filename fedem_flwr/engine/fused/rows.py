@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
@@ -18,7 +20,7 @@ from fedem_flwr.engine.fused.functions import (
 from fedem_flwr.engine.fused.lanes import LANES, every, larger, load, magnitude, store, total
 from fedem_flwr.engine.fused.space import ADAM, FREQUENCY_SGD, Rules, Space
 
-_f = np.float32
+_f: Any = np.float32
 
 
 @inner

@@ -48,7 +48,8 @@ class Values(NamedTuple):
         users: (n, d). tables: (r, m, d) what item rows start from. slot: (k,) the table of each client.
         own: whether the trained rows are written back there.
         received: (r', m, d) downloaded tables. received_slot: (k,).
-        theta: (n, P), or (1, 0) where nothing is learned. widths: of the adapter. pooled: (k, 2 d) its one input, where it has only one.
+        theta: (n, P), or (1, 0) where nothing is learned. widths: of the adapter.
+        pooled: (k, 2 d) its one input, where it has only one.
     """
 
     who: np.ndarray
