@@ -132,8 +132,8 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     engine: Literal["auto", "fused", "torch", "reference"] = Field(
         "auto",
-        description="back end of local training. fused: compiled functions, on a CPU and for what they know, else torch; "
-        "torch: batched; reference: one client at a time, slow; auto: fused",
+        description="back end of local training. fused: compiled functions, on a CPU and for what they know; "
+        "torch: batched, which the rest is trained by; reference: one client at a time, slow; auto: fused",
     )
     threads: int = Field(0, ge=0, description="torch threads; 0: torch's own choice")
     round_timeout: float = Field(

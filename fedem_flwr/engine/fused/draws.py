@@ -200,8 +200,8 @@ def shuffle(data: Items, client: int, epoch: int, keys: Keys, start: int, count:
         key = ((drawn >> _POSITION) << _POSITION) | _u(s)
         room.keys[s] = key
         room.buckets[np.int64(key >> shift) + 1] += 1
-    for b in range(buckets):
-        room.buckets[b + 1] += room.buckets[b]
+    for earlier in range(buckets):
+        room.buckets[earlier + 1] += room.buckets[earlier]
     for s in range(count):  # uniform keys: a bucket has about one, and neighbours are sorted by insertion
         b: Any = np.int64(room.keys[s] >> shift)
         room.sorted[room.buckets[b]] = room.keys[s]

@@ -23,7 +23,7 @@ _FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
 _FAST = ("contract", "nsz")  # a product and a sum may become one operation; nothing is reordered
 
 
-class LanesType(types.Type):  # type: ignore[misc]
+class LanesType(types.Type):
     """numba's name for sixteen float32."""
 
     def __init__(self) -> None:

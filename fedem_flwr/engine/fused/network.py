@@ -1,7 +1,7 @@
 """A small network of linear layers with ReLU between, for many samples: forward, and backward for weights and inputs.
 
 Of any widths, from the inputs to the outputs; the weights are flat, in the order of `models.mlp.Mlp`. Samples lie in
-tiles of sixteen: feature f of sample l is x[(l // 16) * width * 16 + f * 16 + l % 16], so that all features of a tile lie
+tiles of sixteen: feature f of sample l is x[(l // 16) * width * 16 + f * 16 + l % 16], so that a tile lies
 together, and a vector is one feature of sixteen samples.
 """
 
