@@ -129,7 +129,7 @@ def merge_compiled(
     Returns:
         ρ (r, m), or nothing of it.
     """
-    from fedem_flwr.engine.fused.backend import merge_whole  # the compiler takes half a second to import
+    from fedem_flwr.engine.fused.tables import merge_whole  # the compiler takes half a second to import
 
     return merge_whole(merge, own, slot, theta, who, download, seen=seen)
 

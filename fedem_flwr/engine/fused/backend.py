@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,11 +16,11 @@ from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.fused.draws import Drawn, Items
 from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.keys import keys_of
-from fedem_flwr.engine.fused.lanes import LANES
-from fedem_flwr.engine.fused.rounds import merge_tables, train_plain, train_through_merge
+from fedem_flwr.engine.fused.rounds import train_plain, train_through_merge
 from fedem_flwr.engine.fused.space import ADAM, FREQUENCY_SGD, SGD, Result, Rules, Space, Values, drawn_room, space_for
+from fedem_flwr.engine.fused.tables import flat
 from fedem_flwr.engine.learner import Products
-from fedem_flwr.engine.merge import ADAPTER, Merge, pooled
+from fedem_flwr.engine.merge import ADAPTER, pooled
 from fedem_flwr.engine.merging import GATE
 from fedem_flwr.engine.parallel import budget, in_parallel
 from fedem_flwr.engine.samples import LANES as PADDED
@@ -29,7 +28,7 @@ from fedem_flwr.engine.samples import RoundSamples, TrainingItems, blocks_of
 
 if TYPE_CHECKING:
     from fedem_flwr.engine.cohort import Cohort
-    from fedem_flwr.engine.downloads import Download, Downloads
+    from fedem_flwr.engine.downloads import Downloads
 
 _OPTIMISERS = {"adam": ADAM, "sgd": SGD, "frequency-sgd": FREQUENCY_SGD}
 _BLOCK_FLOATS = 1 << 18  # rows that a thread is given at a time: few enough that all have something to do to the end
@@ -201,12 +200,6 @@ def items_of(data: TrainingItems) -> Items:
     )
 
 
-def flat(values: Tensor) -> Any:
-    """The array behind a tensor, or a copy without gaps; integers as int64."""
-    array = np.ascontiguousarray(values.numpy())
-    return array if array.dtype.kind == "f" else array.astype(np.int64, copy=False)
-
-
 def _result(k: int, width: int, dim: int, keep: bool) -> Result:
     size, weight, count = (np.zeros(k, np.int64) for _ in range(3))
     before = np.zeros((k, width if keep else 0, dim), np.float32)
@@ -217,24 +210,3 @@ def _result(k: int, width: int, dim: int, keep: bool) -> Result:
 
 def _nothing(k: int) -> Result:
     return _result(k, 0, 1, keep=False)
-
-
-def merge_whole(
-    merge: Merge, own: Tensor, slot: Tensor, theta: Tensor, who: Tensor, download: Download, *, seen: bool
-) -> Tensor:
-    """See `engine.merging.merge_compiled`."""
-    rho = torch.empty((len(who), own.shape[1]) if seen else (0, 0))
-    received, widths = flat(download.values), np.array(merge.adapter.mlp.widths, np.int64)
-    tables, parameters = own.numpy(), theta.numpy()
-
-    def merged(part: slice) -> None:
-        at = rho[part].numpy() if seen else np.empty((1, own.shape[1]), np.float32)
-        places = (slot[part].numpy(), received, download.slot[who[part]].numpy(), parameters, who[part].numpy())
-        room = (np.empty(size * LANES, np.float32) for size in (widths[0], widths[1:-1].sum(), 1))
-        with flushed():
-            merge_tables(tables, *places, widths, at, *room)
-
-    each = max(1, -(-len(who) // (4 * torch.get_num_threads())))
-    parts = [slice(start, start + each) for start in range(0, len(who), each)]
-    deque(in_parallel(merged, parts, own.device), maxlen=0)
-    return rho
