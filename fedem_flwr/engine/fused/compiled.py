@@ -14,14 +14,12 @@ import os
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core.caching import NullCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,8 +27,6 @@ _settings: Any = numba.config
 log = logging.getLogger("fedem.engine")
 # Nothing is allocated, so nothing is counted: that halves what the compiler has to do.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
-_LONG = 2.0  # seconds
-_PRIVATE = 0o077  # what others may do with a folder: nothing
 
 
 def inner(function: F) -> F:
@@ -46,46 +42,52 @@ def entry(function: F) -> F:
 
 
 class _Entry:
+    """A function that is compiled, or loaded, for the kinds of arguments that it is first called with."""
+
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.lock = function, threading.Lock()
+        self.folder: Path | None = None
         self.compiled: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        found = self.compiled
-        if found is None or not found.overloads.get(kinds := tuple(map(numba.typeof, args))):
+        kinds = tuple(map(numba.typeof, args))
+        if self.compiled is None or kinds not in self.compiled.overloads:
             with self.lock:
-                found = self.compiled = self.compiled or _kept(self.function)
-                kinds = tuple(map(numba.typeof, args))
-                if kinds not in found.overloads:
-                    self._prepare(found, kinds)
-        return found(*args)
+                self._prepare(kinds)
+        return self.compiled(*args)
 
-    def _prepare(self, found: Any, kinds: tuple[Any, ...]) -> None:
-        began, name = time.monotonic(), self.function.__name__
+    def _prepare(self, kinds: tuple[Any, ...]) -> None:
+        name = self.function.__name__
+        if self.compiled is None:
+            self.folder = folder_for_compiled()
+            self.compiled = self._made()
+        if kinds in self.compiled.overloads:
+            return
+        if not self._files():
+            log.warning("compiling '%s' for this machine: once, some ten seconds", name)
         try:
-            found.compile(kinds)
+            self.compiled.compile(kinds)
         except Exception as problem:  # whatever a damaged, full or forbidden folder leads to
-            log.warning("the cache of compiled functions is of no use (%s): compiling '%s' anew", problem, name)
-            found._cache = NullCache()
-            found.compile(kinds)
-        if (seconds := time.monotonic() - began) > _LONG and not found.stats.cache_hits:
-            log.info("compiled '%s' for this machine in %.0f s", name, seconds)
+            log.warning("what was compiled of '%s' cannot be kept or read (%s): compiling it anew", name, problem)
+            for file in self._files():
+                with suppress(OSError):
+                    file.unlink()
+            self.folder = None
+            self.compiled = self._made()
+            self.compiled.compile(kinds)
 
+    def _files(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.rglob(f"*.{self.function.__name__}-*.nb?"))
 
-def _made(function: Callable[..., Any], **more: bool) -> Any:
-    return numba.njit(**_OPTIONS, **more)(function)
-
-
-def _kept(function: Callable[..., Any]) -> Any:
-    """A function that looks for itself in the cache before it is compiled."""
-    folder, before = folder_for_compiled(), _settings.CACHE_DIR
-    if folder is None:
-        return _made(function)
-    try:
-        _settings.CACHE_DIR = str(folder)  # read while the function is made
-        return _made(function, cache=True)
-    finally:
-        _settings.CACHE_DIR = before
+    def _made(self) -> Any:
+        if self.folder is None:
+            return numba.njit(**_OPTIONS)(self.function)
+        before = _settings.CACHE_DIR
+        try:
+            _settings.CACHE_DIR = str(self.folder)  # read while the function is made
+            return numba.njit(cache=True, **_OPTIONS)(self.function)
+        finally:
+            _settings.CACHE_DIR = before
 
 
 def folder_for_compiled() -> Path | None:
