@@ -61,6 +61,8 @@ class MethodClient(HostClient):
         if upload.loss is not None and not self._tells_loss(phase, permitted):
             upload = replace(upload, samples=0, loss=None)
             metrics[METRICS_WITHHELD] = max(float(len(permitted)), float(metrics.get(METRICS_WITHHELD, 0.0)))
+        if upload.uncompiled:
+            metrics["uncompiled"] = float(upload.uncompiled)
         if upload.loss is not None:
             metrics["loss-total"] = upload.loss
         if not self.method.stateless:

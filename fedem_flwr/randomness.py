@@ -63,6 +63,14 @@ def keyed_bits(seed: int, purpose: str, *coordinates: Coordinate) -> Tensor:
     return _shift_right(state, 1)
 
 
+def key_state(seed: int, purpose: str, *coordinates: int) -> int:
+    """What `keyed_bits` makes of its first coordinates: the unsigned state that draws with more of them go on from."""
+    state = torch.tensor(_key(seed, purpose), dtype=torch.int64)
+    for coordinate in coordinates:
+        state = _mix(state + (torch.tensor(coordinate) + 1) * _GOLDEN)
+    return int(state) % (1 << 64)
+
+
 def label_bits(labels: NDArray[np.str_]) -> Tensor:
     """Integers that stand for texts: coordinates of draws that are to depend on names, not on how they are numbered.
 

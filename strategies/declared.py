@@ -140,7 +140,7 @@ class Declared:
         return cannot_be("group-…/users", inside, behind) if inside > metrics.get("users", 0.0) else ""
 
 
-_WHOLE = frozenset({"num-examples", "withheld", "metrics-withheld"})
+_WHOLE = frozenset({"num-examples", "withheld", "metrics-withheld", "uncompiled"})
 _ALWAYS = (*sorted(_WHOLE), "loss-total")
 
 

@@ -138,8 +138,10 @@ class RunConfig(Section):
         0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray, network: two nodes)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
-    engine: Literal["auto", "torch", "reference"] = Field(
-        "auto", description="back end of local training; auto: torch, batched. reference: one client at a time, slow"
+    engine: Literal["auto", "fused", "torch", "reference"] = Field(
+        "auto",
+        description="back end of local training. fused: compiled functions, on a CPU and for what they know; "
+        "torch: batched, which the rest is trained by; reference: one client at a time, slow; auto: fused",
     )
     threads: int = Field(0, ge=0, description="torch threads; 0: torch's own choice")
     round_timeout: float = Field(

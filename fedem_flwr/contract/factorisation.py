@@ -11,6 +11,7 @@ from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.block import Batch, Block
 from fedem_flwr.engine.epochs import Step
 from fedem_flwr.engine.gradients import Gradients
+from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merged_steps import AdapterStep, MergedStep
 from fedem_flwr.engine.optimizer import Update
 from fedem_flwr.engine.parts import Mean, Part, Up
@@ -81,6 +82,16 @@ class Factorisation(Method):
     def steps_by_updates(self) -> bool:
         """Also what is written out here does what the updates say."""
         return type(self).step is Factorisation.step and not self.stages()
+
+    def products(self, round_: int) -> Products | None:
+        """Itself, where no subclass scores, loses or trains otherwise."""
+        own, local = type(self), self.config.local
+        here = (Factorisation.step, Factorisation.gradients, Factorisation.adapter_step)
+        as_here = self._written_out and (own.step, own.gradients, own.adapter_step) == here
+        written = [Update({"user": local.lr_user, "items": local.lr_item}, local.optimiser)]
+        if not as_here or self.sharpness or self.updates(round_) != written:
+            return None
+        return Products("user", "items", local.optimiser, local.lr_user, local.lr_item, local.ridge)
 
     def step(self, block: Block, round_: int) -> Step:
         """Written out for merged rows, too, where no subclass trains otherwise."""

@@ -25,6 +25,7 @@ from fedem_flwr.engine.contribution import Stage
 from fedem_flwr.engine.downloads import Downloads
 from fedem_flwr.engine.epochs import LocalSettings, Step
 from fedem_flwr.engine.gradients import Gradients, GradientStep, automatic
+from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merge import REPLACE, Merge
 from fedem_flwr.engine.merged_gradients import AdapterGradientStep, MergedGradientStep
 from fedem_flwr.engine.optimizer import Update
@@ -144,6 +145,10 @@ class Method:
         parts = self.parts()
         groups = ([name for name in names if parts[name].private == private] for private in (False, True))
         return [group for group in groups if group]
+
+    def products(self, round_: int) -> Products | None:
+        """What a batch does, where compiled functions know it; None: `step` does it."""
+        return None
 
     def step(self, block: Block, round_: int) -> Step:
         """What takes a block's batches; through merged rows where the block has downloaded ones beside its own."""

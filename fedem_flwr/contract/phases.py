@@ -27,11 +27,13 @@ class Upload:
     Attributes:
         arrays: by name, as the task's fields say.
         samples: behind the loss. loss: summed over them; None where nothing has one.
+        uncompiled: participants whom compiled functions were to train, and batched torch trained.
     """
 
     arrays: Named
     samples: int
     loss: float | None = None
+    uncompiled: int = 0
 
 
 @dataclass(frozen=True)

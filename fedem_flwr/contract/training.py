@@ -16,6 +16,7 @@ from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.fields import Field, Named
 from fedem_flwr.contract.phases import Gathered, Sender, Task, Upload
 from fedem_flwr.engine.cohort import Cohort, TrainResult
+from fedem_flwr.engine.fallback import COMPILING
 from fedem_flwr.engine.parts import Part, State
 from fedem_flwr.engine.reach import longest, reach
 
@@ -73,7 +74,8 @@ class LocalTraining(Task):
         who = torch.from_numpy(np.asarray(asked.who)).to(asked.place)
         result = self.trained(self.cohort(device, asked), who, device, asked)
         loss = float((result.loss.double() * result.samples).sum())
-        return Upload(self.packed(result, device, asked), int(result.samples.sum()), loss)
+        uncompiled = len(who) if result.uncompiled and self.method.engine in COMPILING else 0
+        return Upload(self.packed(result, device, asked), int(result.samples.sum()), loss, uncompiled)
 
     def trained(self, cohort: Cohort, who: Tensor, device: Device, asked: Asked) -> TrainResult:
         """Train users `who` of the cohort; what they give has gone through the method's stages."""

@@ -13,6 +13,7 @@ from fedem_flwr.engine.contribution import Collector, PartSum, Stage, contributi
 from fedem_flwr.engine.downloads import Download, Downloads, alike
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
+from fedem_flwr.engine.fallback import fallback
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merging import Merging
 from fedem_flwr.engine.parallel import budget, in_parallel
@@ -35,6 +36,7 @@ class TrainResult:
         each: (k', ...) each user's own of the parts that go up so, as the stages leave it, float64; empty without.
         factor: (k',) what the stages let each user count for; see `engine.contribution.Contribution`.
         extra: what else goes up, by name, beside the parts.
+        uncompiled: why not the compiled back end trained; empty: it did.
     """
 
     loss: Tensor
@@ -43,6 +45,7 @@ class TrainResult:
     each: dict[str, Tensor]
     factor: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
+    uncompiled: str = ""
 
 
 class Cohort:
@@ -92,7 +95,7 @@ class Cohort:
         found, rho = {}, None
         for name, part in self.parts.items():
             if not part.own:
-                found[name] = self._common(name, downloads).of(who)
+                found[name] = self.common(name, downloads).of(who)
                 continue
             found[name] = self.state[name][who]
             if not merge or name not in downloads:
@@ -136,7 +139,10 @@ class Cohort:
         shrunk = {name: torch.ones_like(loss) for name in self._going_up()}
         collector = Collector(self.parts, self.data.items, self.device, round_, stages) if sums else None
         keep = collector is not None and collector.needs_before
-        train = self._one_by_one if learner.engine == "reference" else self._in_blocks
+        why_not = fallback(self, size, round_)
+        train = (
+            self._compiled if not why_not else self._one_by_one if learner.engine == "reference" else self._in_blocks
+        )
         for index, trained in train(who, size, merging, downloads, round_, keep):
             loss[index.to(loss.device)] = trained.loss
             if collector is None:
@@ -158,7 +164,7 @@ class Cohort:
         if collector is not None:
             for name in collector.whole():
                 collector.complete(name, self._whole(name, who, size, shrunk[name], downloads))
-        return TrainResult(loss, size, collector.sums if collector else {}, each, factor)
+        return TrainResult(loss, size, collector.sums if collector else {}, each, factor, uncompiled=why_not)
 
     def known(self, name: str, who: Tensor, downloads: Downloads) -> Tensor:
         """(k', ...) what the server knows users `who` to start from: what it sent of a part, or the initial values."""
@@ -181,7 +187,7 @@ class Cohort:
         """Compact copies of the users' parts, with the downloaded rows where merging looks at them."""
         values = {}
         for name, part in self.parts.items():
-            source = None if part.own else self._common(name, downloads)
+            source = None if part.own else self.common(name, downloads)
             if part.axis != "item":
                 values[name] = self.state[name][who] if source is None else source.of(who).clone()
             elif source is None:
@@ -216,6 +222,16 @@ class Cohort:
         if len(first):
             self.overwrite(first, downloads)
         return merging
+
+    def _compiled(
+        self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
+    ) -> Iterator[tuple[Tensor, Trained]]:
+        from fedem_flwr.engine.fused.backend import FusedRound  # the compiler takes half a second to import
+
+        products = self.learner.products(round_)
+        assert products is not None
+        reported = any(part.up == "sum" for part in self.parts.values())
+        return FusedRound(self, products, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
@@ -263,7 +279,7 @@ class Cohort:
             part = self.parts[name]
             if part.own:
                 table = self.state[name][who]
-                anchor = self._common(to, downloads).of(who) if to else torch.zeros(())
+                anchor = self.common(to, downloads).of(who) if to else torch.zeros(())
                 self.state[name][who] = torch.lerp(anchor.to(table), table, left.view(-1, 1, 1))
             elif to or part.change:
                 raise ValueError(f"'{name}' is pulled to '{to}', and clients keep no table of it")
@@ -275,8 +291,12 @@ class Cohort:
     def _going_up(self) -> list[str]:
         return [name for name, part in self.parts.items() if part.up == "sum"]
 
-    def _common(self, name: str, downloads: Downloads) -> Download:
-        """Values of a part of which users have none of their own."""
+    def common(self, name: str, downloads: Downloads) -> Download:
+        """The values of a part of which users have none of their own: downloaded, or initial.
+
+        Raises:
+            ValueError: some were not sent it.
+        """
         if self.parts[name].group:
             return Download.for_all(self.state[name][0], len(self.data.users))
         if name in downloads:
@@ -295,7 +315,7 @@ class Cohort:
             for chunk, weight in zip(who.split(sizes), samples.split(sizes), strict=True):
                 yield self.state[name][chunk], weight, torch.ones_like(weight, dtype=torch.float64)
             return
-        download = self._common(name, downloads)
+        download = self.common(name, downloads)
         for slot, value in enumerate(download.values):
             inside = download.slot[who] == slot
             if bool(inside.any()):

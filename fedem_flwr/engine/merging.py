@@ -15,12 +15,13 @@ from fedem_flwr.engine.block import Block
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
+from fedem_flwr.engine.fallback import COMPILING
 from fedem_flwr.engine.learner import Learner
-from fedem_flwr.engine.merge import ADAPTER, pooled
+from fedem_flwr.engine.merge import ADAPTER, Merge, pooled
 from fedem_flwr.engine.parts import State
 from fedem_flwr.engine.samples import RoundSamples, TrainingItems, draw_samples
 
-_GATE = "gate/"  # prefix of the draws that Θ's own samples are made with
+GATE = "gate/"  # prefix of the draws that Θ's own samples are made with
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +62,27 @@ class Merging:
         if merge.mode == "none" or not bool(got.any()):
             return None
         receivers = who[got]
-        theta = self.state[ADAPTER][receivers] if merge.learned else None
+        theta = self.state[ADAPTER] if merge.learned else None
+        if theta is not None and self.compiled(own, theta):
+            return merge_compiled(merge, own, got.nonzero().squeeze(1), theta, receivers, download)
+        theta = None if theta is None else theta[receivers]
         own[got], rho = merge.tables(theta, own[got], download.of(receivers))
         return rho
+
+    def compiled(self, own: Tensor, theta: Tensor) -> bool:
+        """Whether whole tables are merged by a compiled function."""
+        wanted = self.learner.engine in COMPILING and self.learner.merge.mode == "elastic"
+        return wanted and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (own, theta))
 
     def overwrite(self, chunks: Sequence[Tensor], downloads: Downloads) -> None:
         """Write the merged tables of receivers, chunk by chunk, over their own."""
         name = self.learner.merged
         for part in chunks:
+            if self.learner.merge.learned and self.compiled(self.state[name], self.state[ADAPTER]):
+                receivers = part[downloads[name].received[part]]
+                args = self.state[ADAPTER], receivers, downloads[name]
+                merge_compiled(self.learner.merge, self.state[name], receivers, *args, seen=False)
+                continue
             table = self.state[name][part]
             self.merge(table, part, downloads[name])
             self.state[name][part] = table
@@ -85,7 +99,7 @@ class Merging:
         if self.gate is None:
             return None
         learner = self.learner
-        draws = Draws(learner.seed, self.gate.secret, _GATE)
+        draws = Draws(learner.seed, self.gate.secret, GATE)
         return draw_samples(self.gate, who, learner.local.negatives, draws, round_), draws
 
     def gate_batches(self, who: Tensor) -> Tensor | int:
@@ -102,6 +116,22 @@ class Merging:
             step = self.learner.adapter_step(block)
             train_epochs(step, block, local, epochs=merge.epochs, first_epoch=local.epochs, draws=draws, round_=round_)
         self.state[ADAPTER][who] = block.parts[ADAPTER]
+
+
+def merge_compiled(
+    merge: Merge, own: Tensor, slot: Tensor, theta: Tensor, who: Tensor, download: Download, *, seen: bool = True
+) -> Tensor:
+    """Merge whole tables (Eq. 9–10) in place: tables own[slot] of users `who`, with theta[who].
+
+    Args:
+        seen: whether ρ is looked at.
+
+    Returns:
+        ρ (r, m), or nothing of it.
+    """
+    from fedem_flwr.engine.fused.tables import merge_whole  # the compiler takes half a second to import
+
+    return merge_whole(merge, own, slot, theta, who, download, seen=seen)
 
 
 def as_gate(data: TrainingItems, offsets: Tensor, items: Tensor) -> TrainingItems:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.errors import InputError
 
-_POSITION_BITS = 20  # a user's samples in one round: at most 2**20
+POSITION_BITS = 20  # a user's samples in one round: at most 2**20
 LANES = (
     64  # touched rows are padded to a multiple: vector units then see no remainder, which they would round otherwise
 )
@@ -178,18 +178,18 @@ def _sorted_with_positions(values: Tensor) -> tuple[Tensor, Tensor]:
         InputError: a row is longer than those bits can number.
     """
     s = values.shape[1]
-    if s > 1 << _POSITION_BITS:
-        raise InputError(f"a user has {s} samples a round, at most {1 << _POSITION_BITS} fit: lower local.negatives")
-    keys = (values << _POSITION_BITS) | torch.arange(s, device=values.device)
+    if s > 1 << POSITION_BITS:
+        raise InputError(f"a user has {s} samples a round, at most {1 << POSITION_BITS} fit: lower local.negatives")
+    keys = (values << POSITION_BITS) | torch.arange(s, device=values.device)
     ordered = torch.from_numpy(np.sort(keys.numpy(), axis=-1)) if keys.device.type == "cpu" else keys.sort(-1).values
-    return ordered >> _POSITION_BITS, ordered & ((1 << _POSITION_BITS) - 1)
+    return ordered >> POSITION_BITS, ordered & ((1 << POSITION_BITS) - 1)
 
 
 def shuffled_rows(samples: RoundSamples, users: Tensor, draws: Draws, round_: int, epoch: int) -> Tensor:
     """(k, s) touched rows in the epoch's sample order; the real samples come first, padding stays behind them."""
     position = torch.arange(samples.row.shape[1], device=users.device)
-    drawn = draws.bits("train/shuffle", (round_, epoch), users, len(position)) >> _POSITION_BITS
-    padding = 1 << (63 - _POSITION_BITS)  # above every draw
+    drawn = draws.bits("train/shuffle", (round_, epoch), users, len(position)) >> POSITION_BITS
+    padding = 1 << (63 - POSITION_BITS)  # above every draw
     _, order = _sorted_with_positions(drawn.masked_fill_(position >= samples.size[:, None], padding - 1))
     return samples.row.gather(1, order)
 

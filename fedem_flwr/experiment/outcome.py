@@ -13,6 +13,7 @@ from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested
 from fedem_flwr.evaluation.sample import sample_size
+from fedem_flwr.experiment.back_end import back_end
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.account import DATA
 from fedem_flwr.report.run_directory import RunDirectory
@@ -63,6 +64,7 @@ def summarise(
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "failures": len(outcome.failures),
         "device": str(resolve_device(config.run.device)),
+        "engine": {**back_end(run), "uncompiled": sum(line.get("uncompiled", 0) for line in lines)},
         "command": run.directory.read_command(),
         "comparison": comparison,
         "warnings": [*outcome.caveats, *_withheld(lines), *_unmeasured(lines, outcome.final_sums)],

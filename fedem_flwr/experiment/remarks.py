@@ -8,6 +8,7 @@ from typing import Any
 from fedem_flwr.config import Config, resolve
 from fedem_flwr.data import KNOWN_DATASETS, SYNTHETIC
 from fedem_flwr.evaluation.sample import sample_size
+from fedem_flwr.experiment.back_end import back_end_said
 from fedem_flwr.experiment.guarantee import promised
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.protocol.split import Split
@@ -24,6 +25,7 @@ def opening(run: PreparedRun) -> str:
         f"{split.interactions:,} interactions), protocol {split.protocol}, {config.run.rounds} rounds, "
         f"{config.run.runtime}{_where(config)}",
         *_data_lines(run),
+        *back_end_said(run),
         *([_default_note(config)] if _is_default(config) else []),
         *([_sample_line(sampled, split.users)] if (sampled := sample_size(config, split.users)) else []),
         *filter(None, [promised(run)]),

@@ -51,8 +51,10 @@ def trained_line(round_: int, sums: Sums, participants: int, seconds: float) -> 
     known = "loss-total" in sums
     loss = sums["loss-total"] / max(1.0, sums.get("num-examples", 0.0)) if known else sums.get("train-loss")
     withheld = {"withheld": int(sums["withheld"])} if sums.get("withheld") else {}
+    uncompiled = {"uncompiled": int(sums["uncompiled"])} if sums.get("uncompiled") else {}
     return {
         **withheld,
+        **uncompiled,
         "round": round_,
         "train_loss": loss,
         "seconds": seconds,

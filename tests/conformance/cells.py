@@ -22,6 +22,7 @@ CELLS: dict[str, Cell] = {
     "bad uploads": refusals.refused,
     "bad metrics": refusals.boasting,
     "slow twin": numbers.twin,
+    "both back ends": numbers.back_ends,
     "gradients": numbers.gradients,
     "several tables": numbers.downloads,
     "contribution stages": stages.stages,

@@ -17,6 +17,7 @@ from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.contribution import Stage
 from fedem_flwr.engine.downloads import Download
 from fedem_flwr.engine.draws import Draws
+from fedem_flwr.engine.fallback import method_fallback
 from fedem_flwr.engine.gradients import automatic
 from fedem_flwr.engine.samples import draw_samples, shuffled_rows
 
@@ -41,6 +42,20 @@ def twin(subject: Subject, runs: Runs) -> None:
         if not fast.method.stateless:
             kept = {name: x.numpy() for name, x in fast.host.cohort(0, round_).state.items()}
             close(kept, whole.noted.users(round_), 0.0, f"what is kept after round {round_}, answered again")
+
+
+def back_ends(subject: Subject, runs: Runs) -> None:
+    """The last round by batched torch, from where compiled functions stood; of what these do not know, to the bit."""
+    whole = runs.whole(subject, 0)
+    fast, round_ = whole.client(), whole.rounds[-1]
+    assert trains_by_engine(fast.method), "no part of it is trained by the engine"
+    client = whole.client()
+    whole.until(client, round_)
+    client.method.engine = "torch"
+    near = 0.0 if method_fallback(fast.method, round_) else TWIN_NEAR
+    close(whole.answer(fast, round_), whole.answer(client, round_), near, f"round {round_}")
+    kept = {name: x.numpy() for name, x in client.host.cohort(0, round_).state.items()}
+    close(kept, whole.noted.users(round_), near, f"what is kept after round {round_}")
 
 
 def one_by_one(whole: Whole, round_: int) -> Named:

@@ -1,0 +1,173 @@
+"""Local rounds of a cohort: the compiled back end against batched torch, in turns in one process.
+
+    python -m benchmarks.local_rounds --data DIR/ml-100k --methods fedem-released fedem fedmf --threads 1 2
+
+One round is trained first, so that all users have tables of their own; then every one that a method aggregates has
+received a table, and the same round is trained again and again, by one back end and the other. What is timed is the
+training of all users, merging included, and nothing else of a round. Beside each time: the operations of the arithmetic
+that the method asks for (see `flops`), and the share of the machine's measured peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.config import resolve
+from fedem_flwr.contract import Method
+from fedem_flwr.contract.finding import method_of
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.downloads import Download, Downloads
+from fedem_flwr.nodes.host import slice_histories
+from fedem_flwr.protocol.split import Split
+from fedem_flwr.randomness import keyed_normal
+from fedem_flwr.runtime.inputs import load_interactions, split_of
+
+ENGINES = ("torch", "fused")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One round, ready to be trained over and over."""
+
+    split: Split
+    method: Method
+    state: dict[str, Tensor]
+    downloads: Downloads
+
+    def train(self, engine: str) -> tuple[float, dict[str, Tensor]]:
+        """CPU seconds of a round, and what the users keep."""
+        self.method.engine = engine
+        data = slice_histories(self.split, np.arange(self.split.users), torch.device("cpu"))
+        cohort = Cohort(data, {name: x.clone() for name, x in self.state.items()}, self.method)
+        began = time.process_time()
+        result = cohort.train(cohort.everyone, self.downloads, 2, sums=not self.each)
+        seconds = time.process_time() - began
+        assert (engine == "fused") == (not result.uncompiled), result.uncompiled
+        return seconds, cohort.state
+
+    @property
+    def each(self) -> bool:
+        """Whether users send their own tables."""
+        return any(part.up == "each" for part in self.method.parts().values())
+
+
+def work(data: Path, name: str) -> Work:
+    """A method's second round on a data set."""
+    config = resolve({}, {"data": {"dataset": str(data)}, "method": {"name": name}})
+    split = split_of(config, load_interactions(config))
+    method = method_of(config, split.items)
+    n, items, dim = split.users, split.items, config.model.dim
+    cohort = method.cohort(
+        slice_histories(split, np.arange(n), torch.device("cpu")), method.initial_state(n, torch.device("cpu"))
+    )
+    method.engine = "fused"
+    each = any(part.up == "each" for part in method.parts().values())
+    result = cohort.train(cohort.everyone, {}, 1, sums=not each)
+    if not each:
+        sums = result.sums["items"]
+        weight = sums.weight.clamp(min=1)
+        table = (sums.total / (weight.unsqueeze(1) if weight.ndim else weight)).float()
+        return Work(split, method, cohort.state, {"items": Download.for_all(table, n)})
+    chosen = torch.arange(0, n, max(1, round(1 / config.aggregate.fraction)))
+    slot = torch.full((n,), -1)
+    slot[chosen] = torch.arange(len(chosen))
+    mean = cohort.state["items"].mean(0, keepdim=True)
+    noise = keyed_normal(0, "benchmark", torch.arange(items)[:, None], torch.arange(dim)) * 0.1
+    tables = torch.lerp(cohort.state["items"][chosen], mean, 0.5) + noise
+    return Work(split, method, cohort.state, {"items": Download(tables, slot)})
+
+
+def flops(one: Work) -> float:
+    """Floating-point operations of a round, roots and divisions as one each, exponentials not counted.
+
+    A row of Adam: 14 a number, each batch on all touched rows. A score with its gradient by p: 4 d. The adapter with W
+    weights and a first layer of F: 2 W forward, 4 W − 2 F backward for the weights, 2 (W − F) + F backward for own
+    rows. Samples of one row in a batch count once; a batch's distinct rows are estimated from the round's.
+    """
+    method, config = one.method, one.method.config
+    local, merge, d = config.local, method.merge, config.model.dim
+    positives = np.diff(one.split.train_offsets)
+    samples = positives * (1 + local.negatives)
+    free = one.split.items - positives
+    rows = positives + free * (1 - (1 - 1 / np.maximum(1, free)) ** (positives * local.negatives))
+    batch = local.batch_size or samples.max()
+    batches = -(-samples // batch)
+    total = float((local.epochs * batches * rows * d * (14 + 4)).sum())
+    received = one.downloads["items"].slot.numpy() >= 0
+    if not merge.learned:
+        return total
+    widths = merge.adapter.mlp.widths
+    weights = sum(a * b for a, b in pairwise(widths))
+    first = widths[0] * widths[1]
+    each = np.minimum(rows, batch)  # distinct rows of a full batch, at most
+    visits = np.minimum(samples, batches * each) * received
+    adapter, main = 6 * weights - 2 * first, 4 * weights - 2 * first + first
+    whole = float(received.sum()) * one.split.items * 2 * weights
+    if merge.in_batches:
+        return total + whole + float((local.epochs * visits * (adapter + main)).sum())
+    return total + whole + float((merge.epochs * visits * adapter).sum())
+
+
+def peak(threads: int) -> tuple[float, float]:
+    """GFLOP/s of a large product in single precision, and GB/s of a copy, by torch on so many threads."""
+    torch.set_num_threads(threads)
+    a = torch.randn(1536, 1536)
+    target, source = torch.empty(1 << 26), torch.randn(1 << 26)
+    products, copies = [], []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        products.append(2 * 1536**3 / (time.perf_counter() - began) / 1e9)
+        began = time.perf_counter()
+        target.copy_(source)
+        copies.append(8 * len(source) / (time.perf_counter() - began) / 1e9)
+    return max(products), max(copies)
+
+
+def main() -> None:
+    """Print medians, their ratio, and the share of the peak."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=["fedem-released", "fedem", "fedmf"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--turns", type=int, default=3)
+    args = parser.parse_args()
+    jobs = {name: work(args.data, name) for name in args.methods}
+    for threads in args.threads:
+        fastest, bandwidth = peak(threads)
+        print(f"{date.today()}: {args.data.name}, {threads} threads, peak {fastest:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
+        for name, one in jobs.items():
+            seconds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+            states = {}
+            for engine in ENGINES:  # warm
+                one.train(engine)
+            for _ in range(args.turns):
+                for engine in ENGINES:
+                    taken, states[engine] = one.train(engine)
+                    seconds[engine].append(taken)
+            slow, fast = (statistics.median(seconds[engine]) for engine in ENGINES)
+            done = flops(one) / 1e9
+            gaps = [
+                (x - states["torch"][part]).abs().flatten(1).amax(1).quantile(0.99)
+                for part, x in states["fused"].items()
+            ]
+            print(
+                f"{name}: torch {slow:.2f} s, fused {fast:.2f} s, {slow / fast:.1f} times as fast; {done:.1f} GFLOP, "
+                f"{done / fast:.1f} GFLOP/s, {done / fast / fastest:.0%} of the peak; 99 % of users within "
+                f"{max(map(float, gaps)):.1g}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

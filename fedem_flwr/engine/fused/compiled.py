@@ -1,0 +1,127 @@
+"""Which functions are compiled, and where what was compiled is kept.
+
+Compiling takes seconds, once: what comes of it is kept in the user's cache (`$XDG_CACHE_HOME/fedem-flwr/compiled`, else
+below `~/.cache`), or where that cannot be written in a folder of this account below the system's temporary one. The
+folder's name stands for the sources here and the compiler's version, so that none is ever taken for another's; the
+processor's kind is in numba's own index. A cache that cannot be read or written costs time, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_settings: Any = numba.config
+log = logging.getLogger("fedem.engine")
+# Nothing is allocated, so nothing is counted: that halves what the compiler has to do.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+
+
+def inner(function: F) -> F:
+    """Compile a function that others here call; it is compiled with them, and kept with them."""
+    found: F = numba.njit(**_OPTIONS)(function)
+    return found
+
+
+def entry(function: F) -> F:
+    """Compile a function that the interpreter calls, when it is first called, or take it from the cache."""
+    made: F = _Entry(function)  # type: ignore[assignment]
+    return made
+
+
+class _Entry:
+    """A function that is compiled, or loaded, for the kinds of arguments that it is first called with."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.lock = function, threading.Lock()
+        self.folder: Path | None = None
+        self.compiled: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        kinds = tuple(map(numba.typeof, args))
+        if self.compiled is None or kinds not in self.compiled.overloads:
+            with self.lock:
+                self._prepare(kinds)
+        return self.compiled(*args)
+
+    def _prepare(self, kinds: tuple[Any, ...]) -> None:
+        name = self.function.__name__
+        if self.compiled is None:
+            self.folder = folder_for_compiled()
+            self.compiled = self._made()
+        if kinds in self.compiled.overloads:
+            return
+        if not self._files():
+            log.warning("compiling '%s' for this machine: once, some ten seconds", name)
+        try:
+            self.compiled.compile(kinds)
+        except Exception as problem:  # whatever a damaged, full or forbidden folder leads to
+            log.warning("what was compiled of '%s' cannot be kept or read (%s): compiling it anew", name, problem)
+            for file in self._files():
+                with suppress(OSError):
+                    file.unlink()
+            self.folder = None
+            self.compiled = self._made()
+            self.compiled.compile(kinds)
+
+    def _files(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.rglob(f"*.{self.function.__name__}-*.nb?"))
+
+    def _made(self) -> Any:
+        if self.folder is None:
+            return numba.njit(**_OPTIONS)(self.function)
+        before = _settings.CACHE_DIR
+        try:
+            _settings.CACHE_DIR = str(self.folder)  # read while the function is made
+            return numba.njit(cache=True, **_OPTIONS)(self.function)
+        finally:
+            _settings.CACHE_DIR = before
+
+
+def folder_for_compiled() -> Path | None:
+    """Where what is compiled is kept: a folder that exists and is this account's alone, or None.
+
+    What lies there is executed, so nobody else may have made it.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    name = Path("compiled") / _version()
+    account = os.getuid() if hasattr(os, "getuid") else 0
+    places = [Path(tempfile.gettempdir()) / f"fedem-flwr-{account}"]
+    with suppress(RuntimeError):  # no home
+        places.insert(0, (Path(root) if root else Path.home() / ".cache") / "fedem-flwr")
+    for place in places:
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (place / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            if all(_own(folder) for folder in (place, place / "compiled", place / name)):
+                return place / name
+        except OSError:
+            continue
+    return None
+
+
+def _own(folder: Path) -> bool:
+    found = folder.lstat()
+    ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    writable_by_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(found.st_mode) and ours and not writable_by_others and os.access(folder, os.W_OK)
+
+
+def _version() -> str:
+    """Stands for the sources of this folder, and for what compiles them."""
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
