@@ -47,9 +47,12 @@ def plan(
     """
     options = _over(federation, options)
     tree = dict(tree)
-    methods = tree.pop("methods", [])
+    named = tree.pop("methods", None)
+    methods = [] if named is None else named
     if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
         raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")
+    if named == []:
+        raise InputError(f"{origin}: methods = [] names no method: name one or more, or leave it out for the default")
     variants = _variants(tree.pop("variants", {}), methods, origin)
     if methods and "name" not in options.get("method", {}):
         options = merge_trees(options, {"method": {"name": methods[0]}})
