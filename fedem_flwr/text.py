@@ -8,6 +8,7 @@ terminal (`terminal.py`), logs (`SafeFormatter`) and the report (`report/html.py
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 
@@ -30,6 +31,44 @@ def visible(text: str, keep: str = "") -> str:
     return _UNSAFE.sub(
         lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode("ascii"), text
     )
+
+
+def plain(text: str, encoding: str) -> str:
+    """The text as an encoding can write it: what it lacks is written with plainer characters, or as an escape."""
+    return text.encode(encoding, PLAIN).decode(encoding)
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """See `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start : error.end]
+    return "".join(_PLAINER.get(each) or each.encode("ascii", "backslashreplace").decode() for each in found), error.end
+
+
+def _plainer() -> dict[str, str]:
+    same = {"-": "–—―‐‑−─━═╌╍┄┅╴╶", "|": "│┃║╎╏┆┇", "'": "‘’‚′", '"': "“”„″", "*": "•●✓★", "#": "█▇▆▅▄▃▂▁▉▊▋▌▐▓▒░■"}
+    known = {each: sign for sign, signs in same.items() for each in signs}
+    known |= {chr(code): "+" for code in range(0x250C, 0x2580) if chr(code) not in known}  # corners and crossings
+    words = {
+        "…": "...",
+        "×": "x",
+        "·": ".",
+        "≥": ">=",
+        "≤": "<=",
+        "≠": "!=",
+        "±": "+-",
+        "→": "->",
+        "←": "<-",
+        "∞": "inf",
+    }
+    names = ("alpha", "beta", "gamma", "eta", "theta", "kappa", "lambda", "rho", "sigma", "tau", "Theta")
+    return known | words | dict(zip("αβγηθκλρστΘ", names, strict=True))
+
+
+_PLAINER = _plainer()
+PLAIN = "fedem-plain"  # what becomes of characters that an encoding lacks: a name of `codecs`
+codecs.register_error(PLAIN, _in_plain_characters)
 
 
 def one_line(text: str, longest: int = LONGEST_REASON) -> str:

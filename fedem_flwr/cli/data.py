@@ -33,7 +33,13 @@ _out = console()
 
 
 def show_list(data_dir: Path | None) -> None:
-    """The known data sets, and where each was found."""
+    """The known data sets, and where each was found.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if data_dir is not None and not data_dir.is_dir():
+        raise InputError(f"data folder {data_dir} does not exist; create it or name another")
     table = Table(title="known data sets")
     for column, justify in (
         ("name", "left"),

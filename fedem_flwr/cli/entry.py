@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from fedem_flwr.cli.compare import compare
 from fedem_flwr.cli.deploy import app as deploy_app
 from fedem_flwr.cli.tune import tune
 from fedem_flwr.errors import FedemError, InputError, Interrupted
-from fedem_flwr.terminal import console
+from fedem_flwr.terminal import console, write_what_can_be_written
 from fedem_flwr.version import __version__
 
 app = typer.Typer(
@@ -25,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 data_app = typer.Typer(help="Data sets: what is known, what a file holds, downloads, shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -40,7 +43,7 @@ Protocol = Annotated[str | None, typer.Option(help="strict (default) or paper, t
 DataDir = Annotated[
     Path | None, typer.Option(help="folder with known data sets; default: $FEDEM_DATA, the cache, a download")
 ]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="any configuration value, as section.key=value")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="a setting, as section.key=value; may be repeated")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
 Trust = Annotated[
     bool,
@@ -64,7 +67,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="of every draw, the split's included")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,
     out: Annotated[Path | None, typer.Option(help="run directory; default: a new one under runs/")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="another method to run beside it on the same split")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="another method, on the same split; may be repeated")
+    ] = None,
     data_dir: DataDir = None,
     superlink: Annotated[str | None, typer.Option(help="host:port of a SuperLink that runs already; nodes too")] = None,
     federation: Annotated[
@@ -91,7 +96,7 @@ def run(
                 "seed": seed,
                 "device": device,
             },
-            "network": {"superlink": superlink, "certs": certs and str(certs.resolve()), "insecure": insecure or None},
+            "network": {"superlink": superlink, "certs": _text(certs), "insecure": insecure or None},
         },
         settings or [],
     )
@@ -121,7 +126,7 @@ app.command()(tune)
 def audit(
     dataset: Dataset = None,
     rounds: Annotated[int, typer.Option(min=1, help="rounds of each trained row")] = 20,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of every draw, the split's included")] = 0,
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="also write the table there, as audit.md and audit.json")] = None,
     quiet: Quiet = False,
@@ -236,6 +241,27 @@ def _root(
     """`fedem` finds what it needs when a command runs, so that help is instant."""
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """An option without a value, as of a variable that is not set, is not the same as no option: a path would be `.`.
+
+    Raises:
+        InputError: there is one.
+    """
+    for at, given in enumerate(arguments):
+        if not given.strip() or re.fullmatch("--[a-z-]+=", given):
+            name = given.rstrip("=") or (arguments[at - 1] if at and arguments[at - 1][:1] == "-" else "an argument")
+            raise InputError(f"{name} is empty: give it a value, or leave it out")
+
+
+def _usage(error: click.ClickException) -> str:
+    """What was typed wrong; both Typer and Click may have added what was meant, and one of them is enough."""
+    words = error.format_message()
+    first, *meant = re.split(r" (?=\(?Did you mean)", words)
+    words = " ".join([first, *meant[:1]])
+    context = getattr(error, "ctx", None)
+    return f"{words} (see {context.command_path if context else 'fedem'} --help)"
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -256,8 +282,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(code)
 
     try:
+        write_what_can_be_written()
+        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         with ended_like_ctrl_c(), warnings_shown():
-            code = app(args=arguments, standalone_mode=False)
+            code = app(args=arguments, prog_name="fedem", standalone_mode=False)
     except InputError as error:
         stop(str(error), 2, error if error.__cause__ else None)
     except Interrupted as error:
@@ -267,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError:
         sys.exit(2)  # the help was shown
     except click.ClickException as error:
-        stop(f"{error.format_message()} (see fedem --help)", 2)
+        stop(_usage(error), 2)
     except (KeyboardInterrupt, click.exceptions.Abort):
         stop("interrupted", _INTERRUPTED)
     except OSError as error:

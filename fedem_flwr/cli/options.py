@@ -12,6 +12,8 @@ from fedem_flwr.config import Tree, merge_trees, read_toml
 from fedem_flwr.errors import InputError
 from fedem_flwr.rooms import presets
 
+_FOLDERS = (("data", "data_dir"), ("network", "certs"), ("evaluation", "cache_dir"))
+
 
 def options_tree(given: Mapping[str, Mapping[str, Any]], settings: Sequence[str]) -> Tree:
     """Command-line options as a configuration tree; options that were not given are left out.
@@ -36,17 +38,46 @@ def options_tree(given: Mapping[str, Mapping[str, Any]], settings: Sequence[str]
         for part in reversed(key.split(".")):
             value = {part: value}
         tree = merge_trees(tree, {section: value})
-    return {section: keys for section, keys in tree.items() if keys}
+    return located({section: keys for section, keys in tree.items() if keys})
+
+
+def located(tree: Tree, folder: Path | None = None) -> Tree:
+    """A tree in which folders have their whole path, so that a run can be resumed from anywhere; `~` is one's own.
+
+    Args:
+        folder: where the tree's file lies, to which its paths are relative, the data set's too; None: they are options,
+            and relative to where we are.
+    """
+    tree = {section: dict(keys) if isinstance(keys, Mapping) else keys for section, keys in tree.items()}
+    base = folder or Path()
+    for section, key in _FOLDERS:
+        keys = tree.get(section)
+        if isinstance(keys, dict) and isinstance(value := keys.get(key), str) and value:
+            keys[key] = str((base / Path(value).expanduser()).absolute())
+    data = tree.get("data")
+    if folder is not None and isinstance(data, dict) and isinstance(name := data.get("dataset"), str):
+        path = Path(name).expanduser()
+        if path.suffix or len(path.parts) > 1 or (folder / path).is_file():  # else it is a name
+            data["dataset"] = str(folder / path)
+    if isinstance(variants := tree.get("variants"), dict):
+        tree["variants"] = {
+            name: located(dict(each), folder) if isinstance(each, Mapping) else each for name, each in variants.items()
+        }
+    return tree
 
 
 def experiment_tree(experiment: str | None) -> tuple[Tree, str]:
-    """An experiment file's tree and name: a path, or the name of an experiment that ships with the package."""
+    """An experiment file's tree and name: a path, or the name of an experiment that ships with the package.
+
+    Paths in a file are relative to the folder that it lies in.
+    """
     if experiment is None:
         return {}, "options"
     shipped = presets() / "experiments" / f"{experiment}.toml"
     if not Path(experiment).exists() and shipped.is_file():
         return read_toml(shipped), experiment
-    return read_toml(Path(experiment)), experiment
+    path = Path(experiment)
+    return located(read_toml(path), path.parent), experiment
 
 
 def quiet_libraries() -> None:

@@ -58,6 +58,11 @@ class Audit:
         Raises:
             InputError: the audit would not come to its end.
         """
+        for section, keys in {"method": ("name", "strategy", "base"), "data": ("protocol",)}.items():
+            if given := [key for key in keys if key in options.get(section, {})]:
+                raise InputError(
+                    f"{section}.{given[0]}: an audit has its own methods, under both protocols; leave it out"
+                )
         base = resolve({}, options, "options")
         rows = itertools.product(TRAINED, PROTOCOLS)
         configs = {(name, protocol): _config(options, name, protocol) for name, protocol in rows}

@@ -50,9 +50,12 @@ def plan(
     tree = dict(tree)
     if grid := sorted(set(GRID) & set(tree)):
         raise InputError(f"{origin}: '{grid[0]}' makes it a grid of runs: carry it out with `fedem compare {origin}`")
-    methods = tree.pop("methods", [])
+    named = tree.pop("methods", None)
+    methods = [] if named is None else named
     if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
         raise InputError(f"{origin}: methods = {methods!r}: write a list of method names")
+    if named == []:
+        raise InputError(f"{origin}: methods = [] names no method: name one or more, or leave it out for the default")
     variants = _variants(tree.pop("variants", {}), methods, origin)
     if methods and "name" not in options.get("method", {}):
         options = merge_trees(options, {"method": {"name": methods[0]}})

@@ -9,6 +9,7 @@ from dataclasses import replace
 from flwr.serverapp import Grid
 
 from fedem_flwr.config import Config
+from fedem_flwr.config.sections import NetworkConfig
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import trained_configs
@@ -36,8 +37,24 @@ def check_run(config: Config) -> None:
 
         check_network(config.network)
         check_privacy(config)
-    elif config.network.superlink:
-        raise InputError("--superlink goes with --runtime network")
+    else:
+        _refuse_unused(config)
+
+
+def _refuse_unused(config: Config) -> None:
+    """What only a network has use for is not passed over in silence elsewhere.
+
+    Raises:
+        InputError: it was given.
+    """
+    default = NetworkConfig()
+    given = [name for name in NetworkConfig.model_fields if getattr(config.network, name) != getattr(default, name)]
+    if given:
+        option = f" (--{given[0]})" if given[0] in ("superlink", "certs", "insecure") else ""
+        raise InputError(
+            f"network.{given[0]}{option} goes with --runtime network, and this run's is {config.run.runtime}: "
+            "leave it out, or give that"
+        )
 
 
 def carry_out_rounds(run: PreparedRun, on_line: Callable[[Line], None], *, resume: bool = False) -> Outcome:

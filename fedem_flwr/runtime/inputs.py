@@ -72,8 +72,10 @@ def _kept(config: Config) -> dict[str, Any]:
 
 
 def _where(config: Config) -> tuple[str, Path | None]:
-    data = config.data
-    return data.dataset, Path(data.data_dir) if data.data_dir else None
+    folder = Path(config.data.data_dir) if config.data.data_dir else None
+    if folder is not None and not folder.is_dir():  # also where the data set is not looked for there
+        raise InputError(f"data folder {folder} does not exist; create it or name another")
+    return config.data.dataset, folder
 
 
 def columns_of(config: Config) -> Columns:
