@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def mf(v: Values, u: Tensor, i: Tensor) -> Tensor:
 
 def layers(theta: Tensor, x: Tensor, widths: list[int], last: bool) -> tuple[Tensor, int]:
     at = 0
-    for layer, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for layer, (n_in, n_out) in enumerate(pairwise(widths)):
         weight, bias = theta[at : at + n_in * n_out].view(n_out, n_in), theta[at + n_in * n_out :][:n_out]
         x, at = weight @ x + bias, at + (n_in + 1) * n_out
         x = x if last and layer == len(widths) - 2 else torch.relu(x)
@@ -194,7 +195,7 @@ def test_a_run_and_the_control_on_request_are_the_same_and_nothing_crosses(tmp_p
     assert controls_of(done.run.split, beside, steps.append) == controls and len(steps) == 40, "remembered"
     labels = [row.label for row in result_rows({**summary, "controls": controls})]
     assert "mf-central (centralised)" in labels
-    items = Recommender.load(done.run.directory.path).recommend(done.run.split.user_ids[0], top=3)
+    items = Recommender.load(done.run.directory.path).recommend_user(done.run.split.user_ids[0], top=3)
     assert len(items) == 3
 
 
