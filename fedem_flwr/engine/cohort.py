@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
-from fedem_flwr.engine.contribution import Collector, PartSum, Stage, contribution_of
-from fedem_flwr.engine.downloads import Download, Downloads, alike
+from fedem_flwr.engine.contribution import Collector, Stage, TrainResult, contribution_of
+from fedem_flwr.engine.downloads import Download, Downloads, alike, rows_of
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
 from fedem_flwr.engine.learner import Learner
@@ -23,26 +23,6 @@ from fedem_flwr.engine.samples import RoundSamples, TrainingItems, blocks_of, dr
 BLOCK_FLOATS = 1 << 19  # compact rows trained together: 2 MiB, so that rows, gradient and moments stay in the cache
 MERGE_FLOATS = 1 << 22  # merged rows held at a time
 _BATCH_BITS = 20  # of a user's number of batches
-
-
-@dataclass
-class TrainResult:
-    """What a cohort's training leaves.
-
-    Attributes:
-        loss: (k',) mean training loss a sample. samples: (k',) positives + negatives.
-        sums: of the parts that go up as sums, where they were asked for.
-        each: (k', ...) each user's own of the parts that go up so, as the stages leave it, float64; empty without.
-        factor: (k',) what the stages let each user count for; see `engine.contribution.Contribution`.
-        extra: what else goes up, by name, beside the parts.
-    """
-
-    loss: Tensor
-    samples: Tensor
-    sums: dict[str, PartSum]
-    each: dict[str, Tensor]
-    factor: Tensor
-    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Cohort:
@@ -300,11 +280,6 @@ class Cohort:
             inside = download.slot[who] == slot
             if bool(inside.any()):
                 yield alike(value, int(inside.sum())), samples[inside], shrunk[inside]
-
-
-def rows_of(tables: Tensor, items: Tensor) -> Tensor:
-    """(k, t, width) rows of items (k, t) of tables (k, m, width)."""
-    return tables[torch.arange(len(tables), device=tables.device).unsqueeze(1), items]
 
 
 def _replace(own: Tensor, who: Tensor, download: Download) -> None:

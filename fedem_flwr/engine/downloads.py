@@ -53,3 +53,8 @@ Downloads = Mapping[str, Download]
 def alike(value: Tensor, k: int) -> Tensor:
     """A value (...) seen as (k, ...) without a copy: its leading stride is 0, also for k = 1."""
     return value.as_strided((k, *value.shape), (0, *value.stride()))
+
+
+def rows_of(tables: Tensor, items: Tensor) -> Tensor:
+    """(k, t, width) rows of items (k, t) of tables (k, m, width)."""
+    return tables[torch.arange(len(tables), device=tables.device).unsqueeze(1), items]
