@@ -195,7 +195,7 @@ def test_a_run_and_the_control_on_request_are_the_same_and_nothing_crosses(tmp_p
     assert controls_of(done.run.split, beside, steps.append) == controls and len(steps) == 40, "remembered"
     labels = [row.label for row in result_rows({**summary, "controls": controls})]
     assert "mf-central (centralised)" in labels
-    items = Recommender.load(done.run.directory.path).recommend(done.run.split.user_ids[0], top=3)
+    items = Recommender.load(done.run.directory.path).recommend_user(done.run.split.user_ids[0], top=3)
     assert len(items) == 3
 
 

@@ -19,7 +19,8 @@ from scipy import stats
 from test_samples import everyone, histories_of, items_of, worlds
 from worlds import carry_out, carry_out_watched, config_of, done, figures, largest_difference, prepare
 
-from fedem_flwr.engine.cohort import Cohort, TrainResult
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.contribution import TrainResult
 from fedem_flwr.engine.decoys import with_decoys
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.samples import TrainingItems, draw_samples, shuffled_rows

@@ -22,7 +22,8 @@ from fedem_flwr.contract.fields import Field, Named
 from fedem_flwr.contract.phases import Gathered, Sender
 from fedem_flwr.contract.training import LocalTraining, along, weight_name
 from fedem_flwr.engine.clipping import Clipping
-from fedem_flwr.engine.cohort import Cohort, TrainResult
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.contribution import TrainResult
 from fedem_flwr.engine.noise import Kind, NoiseStream, Noising, deviation, farthest, fresh_key, seeded_key
 from fedem_flwr.engine.parts import Part, State
 from fedem_flwr.pulse import beat

@@ -15,7 +15,8 @@ from fedem_flwr.aggregation import average_rows
 from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.fields import Field, Named
 from fedem_flwr.contract.phases import Gathered, Sender, Task, Upload
-from fedem_flwr.engine.cohort import Cohort, TrainResult
+from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.contribution import TrainResult
 from fedem_flwr.engine.fallback import COMPILING
 from fedem_flwr.engine.parts import Part, State
 from fedem_flwr.engine.reach import longest, reach

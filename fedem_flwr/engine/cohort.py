@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
-from fedem_flwr.engine.contribution import Collector, PartSum, Stage, contribution_of
-from fedem_flwr.engine.downloads import Download, Downloads, alike
+from fedem_flwr.engine.contribution import Collector, Stage, TrainResult, contribution_of
+from fedem_flwr.engine.downloads import Download, Downloads, alike, rows_of
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
 from fedem_flwr.engine.fallback import fallback
@@ -24,28 +24,6 @@ from fedem_flwr.engine.samples import RoundSamples, TrainingItems, blocks_of, dr
 BLOCK_FLOATS = 1 << 19  # compact rows trained together: 2 MiB, so that rows, gradient and moments stay in the cache
 MERGE_FLOATS = 1 << 22  # merged rows held at a time
 _BATCH_BITS = 20  # of a user's number of batches
-
-
-@dataclass
-class TrainResult:
-    """What a cohort's training leaves.
-
-    Attributes:
-        loss: (k',) mean training loss a sample. samples: (k',) positives + negatives.
-        sums: of the parts that go up as sums, where they were asked for.
-        each: (k', ...) each user's own of the parts that go up so, as the stages leave it, float64; empty without.
-        factor: (k',) what the stages let each user count for; see `engine.contribution.Contribution`.
-        extra: what else goes up, by name, beside the parts.
-        uncompiled: why not the compiled back end trained; empty: it did.
-    """
-
-    loss: Tensor
-    samples: Tensor
-    sums: dict[str, PartSum]
-    each: dict[str, Tensor]
-    factor: Tensor
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    uncompiled: str = ""
 
 
 class Cohort:
@@ -103,7 +81,7 @@ class Cohort:
             if name == self.learner.merged:
                 rho = self.merging.merge(found[name], who, downloads[name])
             else:
-                _replace(found[name], who, downloads[name])
+                downloads[name].write_over(found[name], who)
         return found, rho
 
     def scores(self, who: Tensor, downloads: Downloads) -> tuple[Tensor, Tensor | None]:
@@ -174,7 +152,7 @@ class Cohort:
         if bool(downloads[name].received[who].all()):
             return downloads[name].of(who)
         found = start.clone()
-        _replace(found, who, downloads[name])
+        downloads[name].write_over(found, who)
         return found
 
     def overwrite(self, who: Tensor, downloads: Downloads) -> None:
@@ -216,7 +194,7 @@ class Cohort:
         """Replace own values where the method does so first; returns (k',) who trains through a merge, on the CPU."""
         for other in self.state.keys() & downloads.keys() - {self.learner.merged}:
             values = self.state[other][who]
-            _replace(values, who, downloads[other])
+            downloads[other].write_over(values, who)
             self.state[other][who] = values
         first, merging = self.merging.begin(who, downloads)
         if len(first):
@@ -320,14 +298,3 @@ class Cohort:
             inside = download.slot[who] == slot
             if bool(inside.any()):
                 yield alike(value, int(inside.sum())), samples[inside], shrunk[inside]
-
-
-def rows_of(tables: Tensor, items: Tensor) -> Tensor:
-    """(k, t, width) rows of items (k, t) of tables (k, m, width)."""
-    return tables[torch.arange(len(tables), device=tables.device).unsqueeze(1), items]
-
-
-def _replace(own: Tensor, who: Tensor, download: Download) -> None:
-    """Overwrite users' own values (k', ...) with what they received, in place."""
-    got = download.received[who]
-    own[got] = download.of(who[got])

@@ -76,6 +76,28 @@ class PartSum:
     weight: Tensor
 
 
+@dataclass
+class TrainResult:
+    """What a cohort's training leaves.
+
+    Attributes:
+        loss: (k',) mean training loss a sample. samples: (k',) positives + negatives.
+        sums: of the parts that go up as sums, where they were asked for.
+        each: (k', ...) each user's own of the parts that go up so, as the stages leave it, float64; empty without.
+        factor: (k',) what the stages let each user count for; see `engine.contribution.Contribution`.
+        extra: what else goes up, by name, beside the parts.
+        uncompiled: why not the compiled back end trained; empty: it did.
+    """
+
+    loss: Tensor
+    samples: Tensor
+    sums: dict[str, PartSum]
+    each: dict[str, Tensor]
+    factor: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    uncompiled: str = ""
+
+
 class Collector:
     """Adds up contributions block by block.
 

@@ -46,6 +46,11 @@ class Download:
             return alike(self.values[0], len(who))
         return self.values[self.slot[who]]
 
+    def write_over(self, own: Tensor, who: Tensor) -> None:
+        """Overwrite users' own values (k', ...) with what they received, in place."""
+        got = self.received[who]
+        own[got] = self.of(who[got])
+
 
 Downloads = Mapping[str, Download]
 
@@ -53,3 +58,8 @@ Downloads = Mapping[str, Download]
 def alike(value: Tensor, k: int) -> Tensor:
     """A value (...) seen as (k, ...) without a copy: its leading stride is 0, also for k = 1."""
     return value.as_strided((k, *value.shape), (0, *value.stride()))
+
+
+def rows_of(tables: Tensor, items: Tensor) -> Tensor:
+    """(k, t, width) rows of items (k, t) of tables (k, m, width)."""
+    return tables[torch.arange(len(tables), device=tables.device).unsqueeze(1), items]

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
-from fedem_flwr.engine.cohort import TrainResult
+from fedem_flwr.engine.contribution import TrainResult
 from fedem_flwr.engine.parts import Parts
 
 Kind = Literal["laplace", "gaussian"]
