@@ -53,6 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     printed = carry_out(PAGE)
     assert len(printed) == 10

@@ -6,20 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from worlds import TINY_OPTIONS, config_of
 
 from fedem_flwr.cli import deployments, main
 from fedem_flwr.config import build
 from fedem_flwr.contract.finding import uploads_single_users
-from fedem_flwr.errors import InputError
+from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.network import node
 from fedem_flwr.network.deployment import Deployment
 from fedem_flwr.network.launch import check_privacy
 from fedem_flwr.network.link import Address
 from fedem_flwr.network.node import NodeOptions
 from fedem_flwr.nodes.bounds import DEFAULT, Bound
-from fedem_flwr.nodes.policy import NodePolicy
+from fedem_flwr.nodes.policy import NodePolicy, fixed_groups
 from fedem_flwr.runtime.inputs import build_strategy
 
 FLAG, ALLOW = "--allow-individual-uploads", {"privacy": {"individual_uploads": True}}
@@ -161,3 +162,29 @@ def test_up_writes_it_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert f"holds a deployment with {FLAG} False" in refused(
         capsys, "deploy", "up", "--dir", str(tmp_path / "1"), FLAG
     )
+
+
+def test_a_node_that_says_what_it_carries_out_names_clients_too() -> None:
+    """A strategy that it knows may have any client."""
+    told = config_of("fedmf", method={"strategy": "flwr.FedAvg", "client": "table"})
+    with pytest.raises(FedemError, match=r"carries out 'table': this node carries out flwr\.FedAvg"):
+        NodePolicy.networked(methods=["flwr.FedAvg"]).check(told)
+    NodePolicy.networked(methods=["flwr.FedAvg", "table"]).check(told)
+    NodePolicy.networked(methods=["fedmf"]).check(config_of("fedmf"))
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [
+        ([5, 5, 5, 5], [0, 0, 1, 1]),
+        ([5, 5, 5, 5, 5, 9, 9], [0, 0, 1, 1, 1, 2, 2]),
+        ([9, 5, 5, 9], [1, 0, 0, 1]),
+        ([0, 0, 5, 5, 5, 5], [0, 0, 0, 0, 1, 1]),
+        ([1, 2, 3, 4, 5], [0, 0, 1, 1, 1]),
+        ([7, 0, 0], [0, 0, 0]),
+        ([], []),
+    ],
+    ids=["alike", "a rest stays", "by activity", "without data nobody hides", "a rest at the end", "too few", "nobody"],
+)
+def test_fixed_groups_of_two_or_more(counts: list[int], groups: list[int]) -> None:
+    assert fixed_groups(np.array(counts, np.int64), 2).tolist() == groups
