@@ -27,6 +27,7 @@ from fedem_flwr.text import one_line
 
 RUN_LOCK = "run.lock"  # in a run's directory, while something writes there
 WAIT = "wait until it has ended, or stop it"
+WRITABLE = "give a folder that you may write to"
 _HANDED_ON = "FEDEM_LOCK"  # environment: the number of the file that the parent holds locked
 _PATIENCE = 15.0  # seconds for what a dead process has started, which ends with it, if not at once
 _PAUSE = 0.05
@@ -84,19 +85,19 @@ class Lock:
         self._handed_on = handed_on
 
     @classmethod
-    def take(cls, file: Path, subject: str, mend: str = WAIT) -> Lock:
+    def take(cls, file: Path, subject: str, mend: str = WAIT, elsewhere: str = WRITABLE) -> Lock:
         """Take a lock, or say who has it. The folder of the file is made.
 
         Args:
             subject: what is written to, in messages.
-            mend: what somebody can do who does not get it.
+            mend: what somebody can do who does not get it. elsewhere: what, where nothing can be written.
 
         Raises:
             InputError: another process has it, or the file cannot be written.
         """
         deadline = time.monotonic() + _PATIENCE
         while True:
-            handle = _opened(file, subject)
+            handle = _opened(file, subject, elsewhere)
             if _locks(handle, file):
                 if _is_still(handle, file):
                     os.truncate(handle, 0)
@@ -149,13 +150,13 @@ class Lock:
         self.release()
 
 
-def lock_run(folder: Path, mend: str = WAIT) -> Lock:
+def lock_run(folder: Path, mend: str = WAIT, elsewhere: str = WRITABLE) -> Lock:
     """Hold a run's directory: one process at a time writes there.
 
     Raises:
         InputError: see `Lock.take`.
     """
-    return Lock.take(folder / RUN_LOCK, f"the run directory {folder}", mend)
+    return Lock.take(folder / RUN_LOCK, f"the run directory {folder}", mend, elsewhere)
 
 
 def run_of_parent(folder: Path) -> Lock:
@@ -177,7 +178,7 @@ def lock_beside(folder: Path) -> Lock:
     return Lock.take(whole.with_name(f".{whole.name}.lock"), str(folder))
 
 
-def _opened(file: Path, subject: str) -> int:
+def _opened(file: Path, subject: str, elsewhere: str) -> int:
     try:
         for _ in range(_TRIES):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +186,7 @@ def _opened(file: Path, subject: str) -> int:
                 return unlinked(str(file), os.O_RDWR | os.O_CREAT)
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     except OSError as error:
-        raise InputError(f"cannot write {subject}: {error.strerror}; give another") from error
+        raise InputError(f"cannot write {subject}: {error.strerror}; {elsewhere}") from error
 
 
 def _locks(handle: int, file: Path) -> bool:

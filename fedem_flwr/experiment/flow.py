@@ -115,7 +115,7 @@ def _claim(config: Config, out: Path | None, held: ExitStack, *, overwrite: bool
     """
     directory = RunDirectory(out or new_run_path(config.data.dataset, config.method.name, config.data.protocol))
     held.callback(remove_if_empty, directory.path)
-    lock = held.enter_context(lock_run(directory.path, f"{WAIT}, or choose another --out"))
+    lock = held.enter_context(lock_run(directory.path, f"{WAIT}, or choose another --out", "give another with --out"))
     held_run = directory.holds_run()
     directory.create(resume=overwrite)
     for name in (SPLIT_FOLDER, AGAINST):
