@@ -60,7 +60,10 @@ def test_a_method_has_the_same_width_under_both_protocols(ratings: Path, tmp_pat
     [
         (["--set=model.dim=64"], ["model.dim = 64", "the 37 items of ratings"]),
         (["--set=aggregate.fraction=0.5"], ["aggregate.fraction", "run.participants"]),
-        (["--set=evaluation.cache_dir=ratings.tsv/cache"], ["cannot write to /", "ratings.tsv/cache", "evaluation.cache_dir"]),
+        (
+            ["--set=evaluation.cache_dir=ratings.tsv/cache"],
+            ["cannot write to /", "ratings.tsv/cache", "evaluation.cache_dir"],
+        ),
         (["--out=ratings.tsv/audit"], ["cannot write to ratings.tsv", "--out"]),
         (["--set=network.superlink=there:1"], ["superlink"]),
         (
