@@ -24,6 +24,7 @@ from fedem_flwr.leaderboard.compare import compare_cells, compare_runs
 from fedem_flwr.leaderboard.folder import MARK, Folder
 from fedem_flwr.leaderboard.gather import tables_of
 from fedem_flwr.leaderboard.grid import Axes, cells_of
+from fedem_flwr.leaderboard.keys import cell_key, said
 from fedem_flwr.leaderboard.memory import cell_bytes
 from fedem_flwr.report.per_user import PerUser
 from fedem_flwr.report.run_directory import RunDirectory
@@ -214,6 +215,15 @@ def test_a_key_holds_what_results_depend_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cells_module, "cell_key", lambda config, content: content)
     assert key() == key(local={"epochs": 2}) != key(data={"synthetic": {**SYNTHETIC, "users": 41}})
     assert len({key(), *others}) == 4
+    config = small(["fedmf"])[0].config
+    assert cell_key(config, "one split") != cell_key(config, "another")
+
+
+def test_sources_count_by_what_they_say_to_python() -> None:
+    plain = "def f(x):\n    return x + 1\n"
+    told = '"""A module."""\n\n\ndef f(x):  # why\n    """Add one."""\n    return (x + 1)\n'
+    assert said(plain) == said(told) != said(plain.replace("1", "2"))
+    assert said('x = """text"""') != said('x = """another"""')
 
 
 def test_a_damaged_or_unfinished_directory_is_made_again(tmp_path: Path) -> None:
