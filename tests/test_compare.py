@@ -24,6 +24,7 @@ from fedem_flwr.leaderboard.compare import compare_cells, compare_runs
 from fedem_flwr.leaderboard.folder import MARK, Folder
 from fedem_flwr.leaderboard.gather import tables_of
 from fedem_flwr.leaderboard.grid import Axes, cells_of
+from fedem_flwr.leaderboard.keys import cell_key, said
 from fedem_flwr.leaderboard.memory import cell_bytes
 from fedem_flwr.report.per_user import PerUser
 from fedem_flwr.report.run_directory import RunDirectory
@@ -197,6 +198,15 @@ def test_a_key_holds_what_results_depend_on(tmp_path: Path, monkeypatch: pytest.
         return ready[0].key
 
     assert key() == key() == key(run={**OPTIONS["run"], "threads": 3, "checkpoint_every": 2})
+    found = []
+    for place in ("here", "there"):
+        file = tmp_path / place / "log.csv"
+        file.parent.mkdir()
+        rows = (f"u{u},i{(u + t) % 15},{t}\n" for u in range(12) for t in range(11))
+        file.write_text("user,item,time\n" + "".join(rows))
+        moved = cells_of({}, {}, Axes(["fedmf"], [str(file)]), origin="here")
+        found += prepare(moved, Folder(tmp_path / "out"))[0]
+    assert found[0].key == found[1].key  # the same file elsewhere
     others = [
         key(local={"epochs": 2}),
         key(run={**OPTIONS["run"], "rounds": 4}),
@@ -205,6 +215,15 @@ def test_a_key_holds_what_results_depend_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(cells_module, "cell_key", lambda config, content: content)
     assert key() == key(local={"epochs": 2}) != key(data={"synthetic": {**SYNTHETIC, "users": 41}})
     assert len({key(), *others}) == 4
+    config = small(["fedmf"])[0].config
+    assert cell_key(config, "one split") != cell_key(config, "another")
+
+
+def test_sources_count_by_what_they_say_to_python() -> None:
+    plain = "def f(x):\n    return x + 1\n"
+    told = '"""A module."""\n\n\ndef f(x):  # why\n    """Add one."""\n    return (x + 1)\n'
+    assert said(plain) == said(told) != said(plain.replace("1", "2"))
+    assert said('x = """text"""') != said('x = """another"""')
 
 
 def test_a_damaged_or_unfinished_directory_is_made_again(tmp_path: Path) -> None:
@@ -266,6 +285,11 @@ def test_runs_that_exist_already(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert fedem("compare", *map(str, paths), "--out", str(tmp_path / "board")) == 2
     said = capsys.readouterr().err
     assert "1 of these runs have not finished" in said and "(round 3)" in said and len(said.splitlines()) == 1
+    lines = (paths[1] / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (paths[1] / "metrics.jsonl").write_text("".join(lines[:-1]))  # as of one that goes on from an earlier checkpoint
+    with pytest.raises(InputError, match=r"1 of these runs have not finished: .*round 2"):
+        compare_runs([paths[1]], tmp_path / "board")
+    (paths[1] / "metrics.jsonl").write_text("".join(lines))
     with pytest.raises(InputError, match="are both 'fedials on synthetic"):
         compare_runs([paths[1], paths[1]], tmp_path / "board")
 

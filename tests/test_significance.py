@@ -76,18 +76,18 @@ def test_holm_rejects_as_its_steps_do(p: list[float], level: float) -> None:
     assert {at for at, adjusted in enumerate(holm(p)) if adjusted < level} == rejected
 
 
-def kept(path: Path, seed: int, ranks: np.ndarray, method: str, control: float = 0.3, people: str = "p") -> Record:
+def kept(path: Path, seed: int, ranks: np.ndarray, method: str, people: str = "p", split: str = "") -> Record:
     directory = RunDirectory(path / f"{method}-{seed}").create()
     directory.write_config("")
     best = {"full": {"ndcg@10": 0.5}, "ndcg@10": 0.5}
-    controls = {"popularity": {"full": {"ndcg@10": 0.1}}, "ease": {"full": {"ndcg@10": control}}}
+    controls = {"popularity": {"full": {"ndcg@10": 0.1}}, "ease": {"full": {"ndcg@10": 0.3}}}
     summary = {"dataset": "d", "protocol": "strict", "method": method, "seed": seed, "controls": controls}
     directory.write_summary({**summary, "metrics": {"best_validation": best}})
     of_controls = {name: {"full/ndcg@10": np.full(len(ranks), 0.3, np.float32)} for name in controls}
     sampled = ranks.astype(np.int32)
-    PerUser(f"split {seed}", people, 1, {"full": ranks.astype(np.int32), "sampled99": sampled}, of_controls).save(
-        directory.path
-    )
+    PerUser(
+        split or f"split {seed}", people, 1, {"full": ranks.astype(np.int32), "sampled99": sampled}, of_controls
+    ).save(directory.path)
     return Record.of(directory)
 
 
@@ -112,7 +112,7 @@ def test_users_are_averaged_over_seeds_before_they_are_drawn(tmp_path: Path) -> 
 
 def test_what_is_on_another_split_or_was_not_kept_is_not_compared(tmp_path: Path) -> None:
     ranks = np.arange(1, 21)
-    one, other = kept(tmp_path, 0, ranks, "one"), kept(tmp_path, 1, ranks, "other")
+    one, other = kept(tmp_path, 0, ranks, "one"), kept(tmp_path, 0, ranks, "other", split="another of that seed")
     (table,) = tables_of([one, other])
     assert {(c.method, c.against) for c in contrasts_of(table).found} == {("one", "EASE"), ("other", "EASE")}
     (one.directory.path / "users.npz").unlink()

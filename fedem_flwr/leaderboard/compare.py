@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from fedem_flwr.leaderboard.gather import Record, Table, readable, records_of, t
 from fedem_flwr.leaderboard.grid import Cell, Name
 from fedem_flwr.leaderboard.pace import Pace
 from fedem_flwr.leaderboard.probe import Estimate, estimates
-from fedem_flwr.leaderboard.schedule import Schedule
+from fedem_flwr.leaderboard.schedule import Schedule, cores, threads_of
 from fedem_flwr.leaderboard.writing import write_leaderboard
 from fedem_flwr.report.progress import task_progress
 
@@ -41,7 +40,7 @@ class Compared:
 
 def default_jobs() -> int:
     """Cells at a time where nobody says: as many as this process may use cores; memory may allow fewer."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def compare_cells(
@@ -83,13 +82,12 @@ def dry_run(
     folder = Folder(path)
     with folder.held():
         ready, left_out = _prepared(cells, folder, console)
-        threads = max(1, default_jobs() // jobs)
 
         def tell(what: str) -> None:
             if console is not None:
                 console.print(f"probing {what} ...", soft_wrap=True)
 
-        return estimates(ready, Pace.of(ready), threads, tell), left_out
+        return estimates(ready, Pace.of(ready), threads_of(jobs), tell), left_out
 
 
 def compare_runs(paths: Sequence[Path], path: Path, command: str = "") -> Compared:

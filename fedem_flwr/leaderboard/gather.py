@@ -89,7 +89,7 @@ def records_of(paths: Iterable[Path]) -> list[Record]:
     unfinished: list[str] = []
     for path in paths:
         directory = RunDirectory(path).open()
-        if not (directory.path / SUMMARY).is_file():
+        if not _is_finished(directory):
             unfinished.append(f"{path} (round {_rounds_done(directory)})")
             continue
         record = Record.of(directory)
@@ -102,6 +102,14 @@ def records_of(paths: Iterable[Path]) -> list[Record]:
             "with `fedem resume`, or leave them out"
         )
     return list(found.values())
+
+
+def _is_finished(directory: RunDirectory) -> bool:
+    """Whether a run has a result, and has not been gone on with since (from an earlier checkpoint)."""
+    if not (directory.path / SUMMARY).is_file():
+        return False
+    rounds = number_at(directory.read_summary(), "rounds")
+    return rounds is None or _rounds_done(directory) >= rounds
 
 
 def _rounds_done(directory: RunDirectory) -> int:

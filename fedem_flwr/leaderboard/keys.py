@@ -30,7 +30,7 @@ ROOMS = (
 # How a run is carried out, and where things lie; these change no figure.
 _ASIDE = {
     "run": {"threads", "round_timeout", "patience", "checkpoint_every", "checkpoints_kept"},
-    "data": {"data_dir"},
+    "data": {"data_dir", "dataset"},  # the split has its name and its content
     "evaluation": {"cache_dir"},
     "method": {"title"},
     "network": None,

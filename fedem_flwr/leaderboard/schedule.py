@@ -17,7 +17,7 @@ from fedem_flwr.leaderboard.cells import Prepared, read_record, write_record
 from fedem_flwr.leaderboard.folder import Folder
 from fedem_flwr.leaderboard.memory import cell_bytes, free_bytes, resident_bytes
 from fedem_flwr.leaderboard.pace import Pace
-from fedem_flwr.network.processes import FEDEM, Child, require_linux, stop_all
+from fedem_flwr.network.processes import FEDEM, Child, stop_all
 from fedem_flwr.nodes.machine import memory_here
 
 _LOOK = 0.1  # seconds between two looks at the processes
@@ -32,6 +32,16 @@ class Watcher(Protocol):
 
     def ended(self, cell: Prepared, seconds: float, failure: str) -> None:
         """A cell has ended; `failure` is empty where it has finished."""
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(jobs: int) -> int:
+    """Of a cell: the cores, shared among the jobs."""
+    return max(1, cores() // jobs)
 
 
 @dataclass
@@ -52,7 +62,6 @@ class Schedule:
 
     Attributes:
         jobs: how many at a time, at most: fewer where memory is short.
-        threads: of a cell; 0 where the cells' configurations say.
         command: what reports say made the runs.
         lock: an open file that the processes keep.
     """
@@ -64,11 +73,7 @@ class Schedule:
     pace: Pace = field(default_factory=Pace)
     failed: dict[Prepared, str] = field(default_factory=dict)
     _running: list[_Running] = field(default_factory=list)
-
-    @property
-    def threads(self) -> int:
-        """Of a cell: the machine's cores, shared among the jobs."""
-        return max(1, len(os.sched_getaffinity(0)) // self.jobs)
+    _needs: dict[Prepared, int] = field(default_factory=dict)
 
     def carry_out(self, cells: Sequence[Prepared], watcher: Watcher) -> None:
         """Carry out cells in their order; those that fail are named in `failed`, and the others go on.
@@ -76,7 +81,6 @@ class Schedule:
         Raises:
             FedemError: there is no space left, so that all others would fail, too; what is finished stays.
         """
-        require_linux()
         waiting = list(cells)
         try:
             while waiting or self._running:
@@ -95,7 +99,7 @@ class Schedule:
 
     def _fits(self, cell: Prepared, watcher: Watcher) -> bool:
         """Whether there is memory for one more cell; one that is larger than the machine fails here."""
-        needs, has = cell_bytes(cell.config, cell.facts), memory_here()
+        needs, has = self._needed(cell), memory_here()
         if needs > has:
             self.failed[cell] = (
                 f"it needs about {needs / 1e9:.1f} GB of memory, and this machine has {has / 1e9:.1f} GB"
@@ -103,6 +107,11 @@ class Schedule:
             watcher.ended(cell, 0.0, self.failed[cell])
             return True
         return not self._running or needs <= free_bytes() - sum(one.missing() for one in self._running)
+
+    def _needed(self, cell: Prepared) -> int:
+        if cell not in self._needs:  # it is asked several times a second
+            self._needs[cell] = cell_bytes(cell.config, cell.facts)
+        return self._needs[cell]
 
     def _start(self, cell: Prepared) -> None:
         cell.lay_out(self.command)
@@ -113,11 +122,11 @@ class Schedule:
             str(cell.name),
             [*FEDEM, "resume", place, "--quiet", *trust],
             log,
-            {"OMP_NUM_THREADS": str(self.threads)},
+            {"OMP_NUM_THREADS": str(threads_of(self.jobs))},
             open_files=(self.lock,),
         )
         child.start()
-        self._running.append(_Running(cell, child, time.monotonic(), cell_bytes(cell.config, cell.facts)))
+        self._running.append(_Running(cell, child, time.monotonic(), self._needed(cell)))
 
     def _ended(self, one: _Running, watcher: Watcher) -> None:
         cell, code, seconds = one.cell, one.child.ended(), time.monotonic() - one.began

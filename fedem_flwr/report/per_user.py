@@ -91,6 +91,9 @@ class PerUser:
                     elif kind == _CONTROLS:
                         control, _, metric = rest.partition("/")
                         controls.setdefault(control, {})[metric] = arrays[name]
+            lengths = {len(values) for values in (*ranks.values(), *(v for m in controls.values() for v in m.values()))}
+            if set(ranks) != {"full", "sampled99"} or len(lengths) != 1:
+                raise ValueError("not a figure for each user")
             return cls(str(about["split"]), str(about["people"]), int(about["round"]), ranks, controls)
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise FedemError(f"{place} is damaged ({error}): delete it, and compare without it") from error
