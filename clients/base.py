@@ -11,9 +11,10 @@ from flwr.client import NumPyClient
 
 from fedem_flwr.contract.asked import Setting, as_tensor
 from fedem_flwr.engine.cohort import Cohort
-from fedem_flwr.evaluation.cohort import Scorer, Sums, evaluate_cohort
+from fedem_flwr.evaluation.cohort import Scorer, Sums, evaluate_cohort, groups_of
 from fedem_flwr.evaluation.sample import OfSome, sample_size
 from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.nodes.sampling import METRICS
 
 Scalar = Setting
 Arrays = list[np.ndarray]
@@ -87,9 +88,16 @@ class HostClient(NumPyClient):
         if some is not None and not config.get("everybody"):
             return evaluate_cohort(OfSome(scorer, some), split) if len(some) else {}
         whole = self.host.whole_groups(self.node) if edges else None
+        edges = edges if whole is None or self._tells_groups(scorer, edges, whole) else ()
         if some is None and sample_size(self.host.config, split.users):
             some = np.arange(len(self.users))  # this node's part of it: see `NodeHost.sampled`
         return evaluate_cohort(scorer, split, edges, whole, some if config.get("everybody") else None)
+
+    def _tells_groups(self, scorer: Scorer, edges: Sequence[float], whole: np.ndarray) -> bool:
+        """Whether metrics of groups go up: none is nearly the sample of this run or another, and then is remembered."""
+        place, has_data = groups_of(scorer.counts(), edges, whole), self.host.interactions(self.node) > 0
+        groups = (np.flatnonzero((place == group) & has_data) for group in range(len(edges) + 1))
+        return all(self.host.admits(self.node, METRICS, members) for members in groups if len(members))
 
     @property
     def with_data(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from fedem_flwr.protocol.splits import Split
 from fedem_flwr.runtime.prepared import PreparedRun
 
 METHODS = ["fedem", "fedem-released", "fedsim-dm", "fedmf", "fedmf-sr", "local-only", "stock"]
-ORDERS = {"server-round", "upload", "evaluate", "persist", "keep-from", "final", "group-edges"}
+ORDERS = {"server-round", "upload", "evaluate", "everybody", "persist", "keep-from", "final", "group-edges"}
 RANKED = r"(validation|test)/(full|sampled99)/((hr|ndcg)@(5|10|20)|mrr)"
 SUMS = re.compile(
     rf"(group-\d/)?(users|nonfinite|interactions|{RANKED})|rho/(total|squares|count|bin-\d\d)|loss-total|num-examples"

@@ -10,7 +10,9 @@ import pytest
 from worlds import USERS, Done, carry_out, carry_out_watched, config_of, figures, prepare
 
 from fedem_flwr.config import Config
+from fedem_flwr.evaluation.controls import measure_controls
 from fedem_flwr.evaluation.sample import is_candidate, sample_size, sampled_users
+from fedem_flwr.experiment.controls import local_only
 from fedem_flwr.experiment.outcome import summarise
 from fedem_flwr.experiment.remarks import notes_of, opening
 from fedem_flwr.experiment.rounds import carry_out_rounds
@@ -149,3 +151,21 @@ def test_what_a_sample_means_is_said(tmp_path: Path) -> None:
     notes = notes_of(run, controls)
     assert f"item-kNN on those {SAMPLE} users." in notes[-2] and notes[-1] == "Control ease was left out: too large."
     assert not any("drawn by the seed" in note for note in notes_of(prepare(tmp_path / "0", sampled("fedials", 0)), {}))
+
+
+def test_controls_on_the_sample_say_so_and_are_those_users_figures(tmp_path: Path) -> None:
+    split = prepare(tmp_path, sampled("fedmf", rounds=2)).split
+    alone = local_only(split, sampled("fedmf", rounds=2), lambda _: None)
+    assert alone["users"] == SAMPLE and "users" not in local_only(split, sampled("fedmf", 0, rounds=2), lambda _: None)
+    chosen = sampled_users(sampled("fedmf"), split.users)
+    assert chosen is not None
+    some, everybody = measure_controls(split, 100.0, sample=chosen), measure_controls(split, 100.0)
+    for name in ("item_knn", "ease"):
+        assert some.results[name]["users"] == SAMPLE and "users" not in everybody.results[name]
+        values = some.per_user[name]["full/ndcg@10"]
+        assert np.flatnonzero(np.isfinite(values)).tolist() == chosen.tolist()
+        assert some.results[name]["full"]["ndcg@10"] == pytest.approx(float(values[chosen].mean()))
+    np.testing.assert_array_equal(
+        some.per_user["ease"]["full/ndcg@10"][chosen], everybody.per_user["ease"]["full/ndcg@10"][chosen]
+    )
+    assert some.results["popularity"] == everybody.results["popularity"], "which takes no sample"

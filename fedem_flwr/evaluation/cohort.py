@@ -70,7 +70,7 @@ def evaluate_cohort(
         some: positions of users whose sums are also returned apart, as `sample/...`.
     """
     activity = scorer.counts()
-    place = _groups(activity, group_edges, whole)
+    place = groups_of(activity, group_edges, whole)
     apart = np.zeros(len(activity), np.bool_)
     apart[[] if some is None else some] = True
 
@@ -97,7 +97,7 @@ def evaluate_cohort(
     return total
 
 
-def _groups(activity: np.ndarray, edges: Sequence[float], whole: np.ndarray | None) -> np.ndarray:
+def groups_of(activity: np.ndarray, edges: Sequence[float], whole: np.ndarray | None) -> np.ndarray:
     """(k,) the group of each user; -1: none."""
     place = np.searchsorted(np.asarray(edges), activity)
     if whole is None:

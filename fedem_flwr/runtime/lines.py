@@ -10,6 +10,7 @@ from flwr.app import Message, MetricRecord
 
 from fedem_flwr.evaluation.cohort import SAMPLE, means_of, nested, rho_statistics
 from fedem_flwr.messages.wire import number, payload_bytes
+from fedem_flwr.pulse import tell
 
 Line = dict[str, Any]
 Sums = dict[str, float]
@@ -39,6 +40,8 @@ class Meter:
                 told = reply.content.metric_records.get("metrics", MetricRecord()).get("num-examples", 0)
                 examples = number(told) if isinstance(told, int | float) else 0.0
                 self.examples += np.nan_to_num(examples, posinf=0.0, neginf=0.0)
+            if self.messages > 1:
+                tell("answers of nodes", self.replies, self.messages)
             yield reply
 
     def each(self) -> tuple[float, float]:

@@ -111,7 +111,7 @@ def test_groups_of_activity_set_nobody_apart(shard: Path, tmp_path: Path) -> Non
 def test_a_node_of_too_few_users_sends_no_metrics(shard: Path, tmp_path: Path) -> None:
     node = met(Node(shard, tmp_path, NodePolicy.networked(USERS + 1)), "fedials")
     assert metrics(node.evaluate(np.zeros((0, 8)))) == {"metrics-withheld": USERS, "num-examples": USERS}
-    told = metrics(node.train(EVERYBODY, evaluate=1, **{"tune-fold-in": 1}))
+    told = metrics(node.train(EVERYBODY, evaluate=1, **{"tune-fold-in": "0,1"}))
     assert told == {"metrics-withheld": USERS, "withheld": USERS, "num-examples": 0}
 
 

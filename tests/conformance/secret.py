@@ -17,7 +17,7 @@ from fedem_flwr.engine.ials import FoldIn
 from fedem_flwr.methods.fedials import Fedials
 
 RUN = 4  # so many consecutive numbers of a private array are not there by chance
-ORDERS = {"server-round", "upload", "evaluate", "persist", "keep-from", "final", "group-edges"}
+ORDERS = {"server-round", "upload", "evaluate", "everybody", "persist", "keep-from", "final", "group-edges"}
 RANKED = r"(validation|test)/(full|sampled99)/((hr|ndcg)@(5|10|20)|mrr)"
 SUMS = re.compile(
     rf"(group-\d/)?(users|nonfinite|interactions|{RANKED})|rho/(total|squares|count|bin-\d\d)|loss-total|num-examples"
