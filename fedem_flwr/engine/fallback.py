@@ -25,9 +25,9 @@ def method_fallback(learner: Learner, round_: int = 1) -> str:
     products = learner.products(round_)
     if products is None:
         return "its steps are not known to compiled functions"
-    parts = learner.parts()
-    if parts.keys() - {products.user, products.items, ADAPTER}:
-        return "it has parts that compiled functions do not know"
+    known = (products.user, products.items, ADAPTER)
+    if any(part.up == "sum" for name, part in learner.parts().items() if name not in known):
+        return "it sends up parts that compiled functions do not know"
     through_merge = learner.merge.in_training and learner.merged == products.items
     if through_merge and (products.ridge or products.optimiser != "adam"):
         return "its steps through merged rows are not those of plain Adam"
