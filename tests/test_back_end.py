@@ -22,7 +22,7 @@ from fedem_flwr.experiment.back_end import back_end, back_end_said
     ],
 )
 def test_a_run_says_what_trains_it(name: str, engine: str, used: str, why: str, tmp_path: Path) -> None:
-    config = config_of(name, run={"engine": engine})
+    config = config_of(name, run={"engine": engine, "rounds": 100})
     run = prepare(tmp_path / "run", config)
     assert back_end(run) == {"asked": engine, "used": used, "why": why}
     (line,) = back_end_said(run)
