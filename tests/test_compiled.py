@@ -23,6 +23,7 @@ from fedem_flwr.engine.fallback import LONGEST, fallback, method_fallback
 from fedem_flwr.engine.fused.backend import FusedRound
 from fedem_flwr.engine.merge import MergeMode, Schedule
 from fedem_flwr.engine.merging import as_gate
+from fedem_flwr.engine.parts import Part
 from fedem_flwr.engine.samples import TrainingItems, draw_samples
 
 M, D = 90, 5
@@ -216,9 +217,9 @@ def test_what_compiled_functions_do_not_know_is_said() -> None:
 
     class More(type(method("elastic"))):  # type: ignore[misc]
         def parts(self) -> Any:
-            return {**super().parts(), "bias": super().parts()["user"]}
+            return {**super().parts(), "bias": Part("model", 3, up="sum", mean="users")}
 
-    assert why(More(method("elastic").config, M)) == "it has parts that compiled functions do not know"
+    assert why(More(method("elastic").config, M)) == "it sends up parts that compiled functions do not know"
     one = method("elastic")
     doubled = Cohort(world(), {name: x.double() for name, x in start(one).items()}, one)
     assert fallback(doubled, size_of(4), 1).startswith("its users' state is not in single precision")

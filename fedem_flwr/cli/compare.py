@@ -42,7 +42,8 @@ def compare(
     dry: Annotated[bool, typer.Option("--dry-run", help="only say what it would take, from quick probes")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")] = False,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="any configuration value for all cells, as section.key=value")
+        list[str] | None,
+        typer.Option("--set", help="a setting of all cells, as section.key=value; may be repeated"),
     ] = None,
 ) -> None:
     """Compare methods over data sets, protocols and seeds: a grid of runs, and a leaderboard of what is finished.

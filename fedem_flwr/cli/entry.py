@@ -15,7 +15,9 @@ import typer
 
 from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
 from fedem_flwr.cli.compare import compare
+from fedem_flwr.cli.data_sets import app as data_app
 from fedem_flwr.cli.deploy import app as deploy_app
+from fedem_flwr.cli.shared import DataDir, Dataset, Protocol, Quiet, Settings, Trust, text
 from fedem_flwr.cli.tune import tune
 from fedem_flwr.errors import FedemError, InputError, Interrupted
 from fedem_flwr.terminal import console, write_what_can_be_written
@@ -29,28 +31,11 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Data sets: what is known, what a file holds, downloads, shards.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
 app.command()(compare)
 
 _INTERRUPTED = 130  # exit code
-
-Dataset = Annotated[
-    str | None, typer.Option(help="a known name (see `fedem data list`) or the path of a delimited file")
-]
-Protocol = Annotated[str | None, typer.Option(help="strict (default) or paper, the literature's leaky evaluation")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="folder with known data sets; default: $FEDEM_DATA, the cache, a download")
-]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="a setting, as section.key=value; may be repeated")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")]
-Trust = Annotated[
-    bool,
-    typer.Option(
-        "--trust", help="let a run that was not made here import code, write elsewhere, start processes as it says"
-    ),
-]
 
 
 @app.command()
@@ -87,7 +72,7 @@ def run(
 
     options = options_tree(
         {
-            "data": {"dataset": dataset, "protocol": protocol, "data_dir": _text(data_dir)},
+            "data": {"dataset": dataset, "protocol": protocol, "data_dir": text(data_dir)},
             "method": {"name": method},
             "run": {
                 "runtime": runtime or ("network" if superlink else None),
@@ -96,7 +81,7 @@ def run(
                 "seed": seed,
                 "device": device,
             },
-            "network": {"superlink": superlink, "certs": _text(certs), "insecure": insecure or None},
+            "network": {"superlink": superlink, "certs": text(certs), "insecure": insecure or None},
         },
         settings or [],
     )
@@ -137,7 +122,7 @@ def audit(
     from fedem_flwr.cli.options import options_tree
 
     options = options_tree(
-        {"data": {"dataset": dataset, "data_dir": _text(data_dir)}, "run": {"rounds": rounds, "seed": seed}},
+        {"data": {"dataset": dataset, "data_dir": text(data_dir)}, "run": {"rounds": rounds, "seed": seed}},
         settings or [],
     )
     commands.audit(options, out, quiet=quiet)
@@ -170,60 +155,6 @@ def recommend(
     commands_recommend.recommend(
         run_dir, user, history, top, exclude_seen=exclude_seen, names=names, as_json=as_json, trusted=trust
     )
-
-
-@data_app.command("list")
-def data_list(data_dir: DataDir = None) -> None:
-    """List the known data sets, and whether they are at hand."""
-    from fedem_flwr.cli import data as commands_data
-
-    commands_data.show_list(data_dir)
-
-
-@data_app.command("info")
-def data_info(
-    dataset: Annotated[str, typer.Argument(help="a known name or a path")],
-    data_dir: DataDir = None,
-    settings: Settings = None,
-) -> None:
-    """Describe a data set: sizes, times, duplicates, what each protocol keeps."""
-    from fedem_flwr.cli import data as commands_data
-    from fedem_flwr.cli.options import options_tree
-
-    options = options_tree({"data": {"dataset": dataset, "data_dir": _text(data_dir)}}, settings or [])
-    commands_data.show_info(options)
-
-
-@data_app.command("fetch")
-def data_fetch(
-    dataset: Annotated[str, typer.Argument(help="a known name")],
-    data_dir: Annotated[Path | None, typer.Option(help="where to put it; default: the cache")] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Download a known data set and check it."""
-    from fedem_flwr.cli import data as commands_data
-
-    commands_data.fetch(dataset, data_dir, quiet=quiet)
-
-
-@data_app.command("shard")
-def data_shard(
-    dataset: Dataset = None,
-    nodes: Annotated[int, typer.Option(min=1, help="how many shards, of consecutive users")] = 2,
-    out: Annotated[Path, typer.Option(help="folder that is made: federation/ and shards/node-0 ...")] = Path("shards"),
-    protocol: Protocol = None,
-    seed: Annotated[int | None, typer.Option(help="of the split")] = None,
-    data_dir: DataDir = None,
-    quiet: Quiet = False,
-    settings: Settings = None,
-) -> None:
-    """Split a data set and cut it into one shard a node, so that no node holds another's users."""
-    from fedem_flwr.cli import data as commands_data
-    from fedem_flwr.cli.options import options_tree
-
-    data = {"dataset": dataset, "protocol": protocol, "data_dir": _text(data_dir)}
-    options = options_tree({"data": data, "run": {"seed": seed}}, settings or [])
-    commands_data.shard(options, nodes, out, quiet=quiet)
 
 
 def _version(wanted: bool) -> None:
@@ -260,10 +191,6 @@ def _usage(error: click.ClickException) -> str:
     words = " ".join([first, *meant[:1]])
     context = getattr(error, "ctx", None)
     return f"{words} (see {context.command_path if context else 'fedem'} --help)"
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,7 +25,8 @@ def tune(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress, only the result")] = False,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="a value that is not looked for, as section.key=value")
+        list[str] | None,
+        typer.Option("--set", help="a fixed value, as section.key=value; may be repeated"),
     ] = None,
 ) -> None:
     """Look for a method's settings on validation, and write an experiment for `fedem run`.

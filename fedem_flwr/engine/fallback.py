@@ -26,9 +26,10 @@ def method_fallback(learner: Learner, round_: int = 1) -> str:
     products = learner.products(round_)
     if products is None:
         return "its steps are not known to compiled functions"
+    known = (products.user, products.items, ADAPTER)
     parts = learner.parts()
-    if parts.keys() - {products.user, products.items, ADAPTER}:
-        return "it has parts that compiled functions do not know"
+    if any(part.up == "sum" for name, part in parts.items() if name not in known):
+        return "it sends up parts that compiled functions do not know"
     if any(learner.clipped(name) < math.inf for name in parts):
         return "its gradients are clipped"
     through_merge = learner.merge.in_training and learner.merged == products.items

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fedem_flwr.config.registry import is_method
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.device import resolve_device
@@ -19,13 +18,10 @@ def back_end(run: PreparedRun) -> dict[str, str]:
     asked, why = config.run.engine, ""
     used = asked if asked not in COMPILING else "fused"
     if used == "fused":
-        if not is_method(config.method):
-            why = "the method is not one of this project"
-        else:
-            method = method_of(config, run.facts.items)
-            trains = any(isinstance(phase.task, LocalTraining) for phase in method.phases())
-            by_device = device_fallback(resolve_device(config.run.device))
-            why = (method_fallback(method) or by_device) if trains else "clients train nothing in steps"
+        method = method_of(config, run.facts.items)
+        trains = any(isinstance(phase.task, LocalTraining) for phase in method.phases())
+        by_device = device_fallback(resolve_device(config.run.device))
+        why = (method_fallback(method) or by_device) if trains else "clients train nothing in steps"
     return {"asked": asked, "used": "torch" if why else used, "why": why}
 
 

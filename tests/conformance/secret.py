@@ -20,7 +20,7 @@ RUN = 4  # so many consecutive numbers of a private array are not there by chanc
 ORDERS = {"server-round", "upload", "evaluate", "everybody", "persist", "keep-from", "final", "group-edges"}
 RANKED = r"(validation|test)/(full|sampled99)/((hr|ndcg)@(5|10|20)|mrr)"
 SUMS = re.compile(
-    rf"(group-\d/)?(users|nonfinite|interactions|{RANKED})|rho/(total|squares|count|bin-\d\d)|loss-total|num-examples"
+    rf"(group-\d/)?(users|nonfinite|interactions|{RANKED})|rho/(total|squares|count|bin-\d\d)|loss-total|num-examples|uncompiled"
 )
 LENGTHS_NEAR = 0.15  # of an average user's upload with rows under an index
 

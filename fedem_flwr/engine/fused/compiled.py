@@ -21,6 +21,16 @@ from typing import Any, TypeVar
 
 import numba
 
+
+def _version() -> str:
+    """Stands for the sources of this folder, and for what compiles them."""
+    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+_VERSION = _version()  # now: later they could be others than those that were loaded
 F = TypeVar("F", bound=Callable[..., Any])
 
 _settings: Any = numba.config
@@ -96,7 +106,7 @@ def folder_for_compiled() -> Path | None:
     What lies there is executed, so nobody else may have made it.
     """
     root = os.environ.get("XDG_CACHE_HOME")
-    name = Path("compiled") / _version()
+    name = Path("compiled") / _VERSION
     account = os.getuid() if hasattr(os, "getuid") else 0
     places = [Path(tempfile.gettempdir()) / f"fedem-flwr-{account}"]
     with suppress(RuntimeError):  # no home
@@ -117,11 +127,3 @@ def _own(folder: Path) -> bool:
     ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     writable_by_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return stat.S_ISDIR(found.st_mode) and ours and not writable_by_others and os.access(folder, os.W_OK)
-
-
-def _version() -> str:
-    """Stands for the sources of this folder, and for what compiles them."""
-    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

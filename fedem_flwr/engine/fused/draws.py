@@ -183,12 +183,18 @@ def _ascending(values: np.ndarray, count: int) -> None:
 
 
 @inner
-def shuffle(data: Items, client: int, epoch: int, keys: Keys, start: int, count: int, room: Drawn) -> None:
-    """Leave in `room.sorted` the keys of the samples in an epoch's order; `at_of` has the samples.
+def shuffle(data: Items, client: int, epoch: int, keys: Keys, start: int, count: int, batch: int, room: Drawn) -> None:
+    """Leave in `room.sorted` the keys of the samples in an epoch's order; `row_of` has their rows.
+
+    Where one batch takes them all their order is nobody's business, and they stay as they are.
 
     Args:
         epoch: number in the key. start: of the epoch's draws in `keys.drawn`.
     """
+    if count <= batch:
+        for s in range(count):
+            room.sorted[s] = _u(s)
+        return
     state = keyed(keyed(keys.shuffle, epoch), data.users[client])
     bits, buckets = 0, 1
     while buckets < count:

@@ -77,7 +77,7 @@ def train_plain(
         batch = rules.batch_size if rules.batch_size else max(1, count)
         total, mean, steps = 0.0, 0.0, 0
         for epoch in range(rules.epochs if count else 0):
-            shuffle(data, client, rules.first_epoch + epoch, keys, start + epoch * count, count, room)
+            shuffle(data, client, rules.first_epoch + epoch, keys, start + epoch * count, count, batch, room)
             for first in range(0, count, batch):
                 steps += 1
                 total += plain_batch(first, min(first + batch, count), rows, dim, steps, rules, room, space)
@@ -117,7 +117,7 @@ def train_through_merge(
         batch = rules.batch_size if rules.batch_size else max(1, count)
         total, mean, steps = 0.0, 0.0, 0
         for epoch in range(rules.epochs if count else 0):
-            shuffle(data, client, rules.first_epoch + epoch, keys, start + epoch * count, count, room)
+            shuffle(data, client, rules.first_epoch + epoch, keys, start + epoch * count, count, batch, room)
             for first in range(0, count, batch):
                 steps += 1
                 end = min(first + batch, count)
