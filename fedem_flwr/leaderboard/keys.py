@@ -13,11 +13,10 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import clients
-import strategies
 from fedem_flwr.config import Config
 from fedem_flwr.config.registry import find
 
@@ -27,6 +26,7 @@ ROOMS = (
     *("aggregation", "contract", "engine", "evaluation", "methods/tasks", "messages", "models", "nodes", "runtime"),
     *("experiment/controls.py", "experiment/outcome.py", "serving/served.py", "report/selection.py"),
 )
+_FLOWER = ("fedem_flwr.strategies", "fedem_flwr.clients")
 # How a run is carried out, and where things lie; these change no figure.
 _ASIDE = {
     "run": {"threads", "round_timeout", "patience", "checkpoint_every", "checkpoints_kept"},
@@ -52,7 +52,7 @@ def cell_key(config: Config, split: str) -> str:
 def sources(rooms: tuple[str, ...]) -> str:
     """Hex digest of the rooms' modules; with all rooms, also of the Flower strategies and clients."""
     root = Path(__file__).resolve().parents[1]
-    tops = [Path(top.__path__[0]) for top in (strategies, clients)] if rooms == ROOMS else []
+    tops = [Path(str(import_module(name).__file__)).parent for name in _FLOWER] if rooms == ROOMS else []
     return _digest(_modules([*(root / room for room in rooms), *tops]))
 
 

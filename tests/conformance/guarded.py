@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from strategies.uploads import problem_of
 
 from clients.method import MethodClient
 from conformance.methods import Subject
@@ -19,6 +18,7 @@ from fedem_flwr.contract.guarded_training import LIMIT
 from fedem_flwr.contract.phases import Sender
 from fedem_flwr.contract.training import weight_name
 from fedem_flwr.errors import InputError
+from fedem_flwr.messages.uploads import problem_of
 
 LDP = {"noise": "gaussian", "clip": 0.5, "multiplier": 0.3, "quantile": 0.5, "seeded": True}
 
