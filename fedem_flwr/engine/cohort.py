@@ -208,7 +208,7 @@ class Cohort:
 
         products = self.learner.products(round_)
         assert products is not None
-        reported = any(part.up == "sum" for part in self.parts.values())
+        reported = bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
         return FusedRound(self, products, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(

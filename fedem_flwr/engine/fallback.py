@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.engine.learner import Learner
-from fedem_flwr.engine.merge import ADAPTER
 from fedem_flwr.engine.samples import POSITION_BITS
 
 if TYPE_CHECKING:
@@ -26,9 +25,8 @@ def method_fallback(learner: Learner, round_: int = 1) -> str:
     products = learner.products(round_)
     if products is None:
         return "its steps are not known to compiled functions"
-    known = (products.user, products.items, ADAPTER)
     parts = learner.parts()
-    if any(part.up == "sum" for name, part in parts.items() if name not in known):
+    if any(part.up == "sum" for name, part in parts.items() if name != products.items):
         return "it sends up parts that compiled functions do not know"
     if any(learner.clipped(name) < math.inf for name in parts):
         return "its gradients are clipped"

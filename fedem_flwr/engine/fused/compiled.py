@@ -23,9 +23,9 @@ import numba
 
 
 def _version() -> str:
-    """Stands for the sources of this folder, and for what compiles them."""
+    """Stands for the sources here, for those beside that have constants of theirs, and for what compiles them."""
     digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _settings: Any = numba.config
 log = logging.getLogger("fedem.engine")
-# Nothing is allocated, so nothing is counted: that halves what the compiler has to do.
+# Nothing is allocated, so no references are counted: less to compile.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
 
 
