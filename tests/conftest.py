@@ -18,6 +18,8 @@ from security_page import shown_attacks
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before anything imports Flower, which decides then
 _ACCOUNT = tempfile.TemporaryDirectory(prefix="fedem-tests-")
 os.environ["XDG_STATE_HOME"] = _ACCOUNT.name  # not where whoever runs the tests keeps a key
+# Compiled once, and not in every test that has a cache of its own.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache"))
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_OF_SEVERAL = "PYTEST_XDIST_WORKER" in os.environ  # processes that run tests

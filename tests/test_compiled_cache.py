@@ -21,6 +21,7 @@ def doubled(x: int) -> int:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, and another temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     return tmp_path
@@ -70,6 +71,12 @@ def test_another_folder_is_taken_where_one_will_not_do(what: str, home: Path, mo
     found = folder_for_compiled()
     assert found is not None and found.is_relative_to(home / "temporary")
     assert found.stat().st_mode & 0o077 == 0
+
+
+def test_the_compilers_own_setting_comes_first(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "chosen"))
+    found = folder_for_compiled()
+    assert found is not None and found.is_relative_to(home / "chosen" / "fedem-flwr")
 
 
 def test_without_any_folder_it_still_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
