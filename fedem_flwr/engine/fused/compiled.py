@@ -1,10 +1,10 @@
 """Which functions are compiled, and where what was compiled is kept.
 
 Compiling takes seconds, once: what comes of it is kept in the user's cache (below `$NUMBA_CACHE_DIR`, the compiler's
-own setting, else `$XDG_CACHE_HOME`, else `~/.cache`: `fedem-flwr/compiled`), or where that cannot be written in a folder
-of this account below the system's temporary one. The
-folder's name stands for the sources here and the compiler's version, so that none is ever taken for another's; the
-processor's kind is in numba's own index. A cache that cannot be read or written costs time, and nothing else.
+own setting, else `$XDG_CACHE_HOME`, else `~/.cache`: `fedem-flwr/compiled`), or where that cannot be written in a
+folder of this account below the system's temporary one. The folder's name stands for the sources here and the
+compiler's version, so that none is ever taken for another's; the processor's kind is in numba's own index. A cache
+that cannot be read or written costs time, and nothing else.
 """
 
 from __future__ import annotations
