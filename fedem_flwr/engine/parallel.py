@@ -57,8 +57,10 @@ def _in_parallel(function: Callable[[Item], Result], items: Sequence[Item], devi
         yield from map(one, items)
         return
     try:
+        # Here, too, as in the pool: so that operations are split, and rounded, the same way whatever the number of
+        # blocks, and so that what is made of the results meanwhile does not wait for cores that the pool has taken.
+        torch.set_num_threads(1)
         if workers <= 1:
-            torch.set_num_threads(1)  # as in the pool, so that operations are split, and rounded, the same way
             yield from map(one, items)
             return
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
