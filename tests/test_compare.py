@@ -256,7 +256,7 @@ def test_a_folder_that_is_no_leaderboard_of_this_version(tmp_path: Path, name: s
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with Folder(tmp_path / "out").held(), pytest.raises(InputError, match="another `fedem compare` is at work"):
+    with Folder(tmp_path / "out").held(), pytest.raises(InputError, match="in use by process"):
         compare_cells(small(["fedmf"]), tmp_path / "out", jobs=1)
 
 

@@ -7,9 +7,7 @@ splits/, logs/                                                          the cell
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from typing import Any
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import private_folder, quoted, unlinked_private, write_atomically
+from fedem_flwr.locking import WRITABLE, Lock
 from fedem_flwr.version import __version__
 
 FORMAT = 1  # of the folder; raise it when what lies in it changes
@@ -64,24 +63,12 @@ class Folder:
             InputError: it holds something else, is of another version, is not writable, or is in use.
         """
         self.check()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror}; give another folder with --out") from None
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"another `fedem compare` is at work in {self.path}, or cells of one that died: wait for them, or "
-                    "give another folder with --out"
-                ) from None
+        mend = "wait until it has ended, or give another folder with --out"
+        with Lock.take(self.path / _LOCK, f"the leaderboard {self.path}", mend, WRITABLE) as lock:
             if not (self.path / MARK).exists():
                 self.write(MARK, {"format": FORMAT, "version": __version__})
+            _, (handle,) = lock.hand_on()
             yield handle
-        finally:
-            os.close(handle)
 
     def check(self) -> None:
         """Find out whether a leaderboard may be written there.
