@@ -111,6 +111,8 @@ class MethodClient(HostClient):
         """The message, as a method sees it."""
         arrays = dict(zip(self.DOWNLOAD, parameters, strict=True))
         who, uploaders = side.positions(arrays.pop("participants")), np.asarray(arrays.pop("uploaders"))
+        if not np.isin(uploaders, self.users[who]).all():
+            raise FedemError("the server asks for uploads of users who do not take part: refused")
         if len(arrays.get("receivers", ())) and not self.host.policy.single_users:
             raise FedemError("the server sends tables to single users, whose metrics would tell them apart: refused")
         round_, phase = int(config.get("server-round", 0)), str(config.get("upload", ""))

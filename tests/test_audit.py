@@ -98,5 +98,5 @@ def forbid(patch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> None:
         raise AssertionError("it began")
 
-    for name in ("carry_out_rounds", "cached_controls"):
+    for name in ("carry_out_rounds", "remembered_controls"):
         patch.setattr(audit, name, fail)

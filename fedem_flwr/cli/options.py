@@ -56,14 +56,20 @@ def located(tree: Tree, folder: Path | None = None) -> Tree:
             keys[key] = str((base / Path(value).expanduser()).absolute())
     data = tree.get("data")
     if folder is not None and isinstance(data, dict) and isinstance(name := data.get("dataset"), str):
-        path = Path(name).expanduser()
-        if path.suffix or len(path.parts) > 1 or (folder / path).is_file():  # else it is a name
-            data["dataset"] = str(folder / path)
+        data["dataset"] = _beside(name, folder)
+    if folder is not None and isinstance(names := tree.get("datasets"), list):
+        tree["datasets"] = [_beside(name, folder) if isinstance(name, str) else name for name in names]
     if isinstance(variants := tree.get("variants"), dict):
         tree["variants"] = {
             name: located(dict(each), folder) if isinstance(each, Mapping) else each for name, each in variants.items()
         }
     return tree
+
+
+def _beside(dataset: str, folder: Path) -> str:
+    """A data set of a file in `folder`: a known name, or a path."""
+    path = Path(dataset).expanduser()
+    return str(folder / path) if path.suffix or len(path.parts) > 1 or (folder / path).is_file() else dataset
 
 
 def experiment_tree(experiment: str | None) -> tuple[Tree, str]:

@@ -220,7 +220,7 @@ class EvaluationConfig(Section):
         10.0, gt=0, description="time that item-kNN and EASE may take each, by an estimate for two cores; else left out"
     )
     local_only: bool = Field(True, description="train the same method without federation, as a control")
-    trained: list[str] = Field(
+    trained: list[Annotated[str, Field(pattern=_NAME)]] = Field(
         [],
         description="centralised controls to train on the same split, with their presets: `mf-central`, `mlp-central`, "
         "`neumf-central`, `lightgcn-central`",

@@ -37,4 +37,9 @@ def method_of(config: Config, items: int) -> Method:
             )
         kind = find("strategies", TRAINED_UNDER_FLOWER)
         config = config.changed("aggregate", weights="average", fraction=1.0)
+    if config.ldp.active and config.method.client:
+        raise InputError(
+            f"[ldp] guards what a method's own client sends: method.client = '{config.method.client}' is another; "
+            "leave either out"
+        )
     return guarded(plugged(kind, config), config)(config, items)

@@ -63,6 +63,13 @@ class GuardedTraining(LocalTraining):
         """The device's side: clipped, and with noise from entropy of its own."""
         ldp, downloads = self._ldp, self.method.downloads(device, asked)
         limit = _positive(asked.number(LIMIT) if ldp.quantile else ldp.clip)
+        for name, download in downloads.items():
+            if not bool(download.values.isfinite().all()):
+                raise ValueError(f"the server sent a '{name}' that is not finite: no noise would hide what comes of it")
+            if asked.round > 1 and not bool(download.received[who].all()):
+                self._require_start(name)
+        for name in self._up.keys() - downloads.keys() if asked.round > 1 else ():
+            self._require_start(name)
         if self._noisy and math.isinf(limit):
             raise ValueError("the server asks for noise without a norm that uploads are clipped to")
         stages = self.method.stages()
@@ -80,6 +87,16 @@ class GuardedTraining(LocalTraining):
                 beat()
             noising.finish({name: cohort.known(name, who[:1], downloads)[0] for name in noising.counts})
         return replace(result, extra={BELOW: told}) if ldp.quantile else result
+
+    def _require_start(self, name: str) -> None:
+        """Whole tables go up as they are: what the server does not send of one, it would not know the start of.
+
+        Raises:
+            ValueError: the part is such a one.
+        """
+        part = self._up.get(name)
+        if part is not None and part.up == "sum" and part.stays and not part.by_row:
+            raise ValueError(f"the server did not send '{name}', and asks for all of it: nothing would bound that")
 
     def problem(self, arrays: Named, users: int, samples: int) -> str:
         """Weights of whole tensors, which are no secret; the rest is in `impossible`."""

@@ -21,7 +21,9 @@ class Clipping:
 
     A user's upload is one vector: the changes of all parts that go up since what the server knows, and `count` for each
     row that it is behind in a mean of rows. Shortened by a factor f, such a user counts f in the means of rows, so that
-    sums of rows and of counts both shrink; of other parts it sends f times the change.
+    sums of rows and of counts both shrink; of other parts it sends f times the change. An upload that is not finite
+    goes up as if nothing had changed, since no noise would hide where it is not; and so do untouched rows, whatever
+    weight decay took from them.
 
     Attributes:
         parts: of the method.
@@ -37,9 +39,18 @@ class Clipping:
     def __call__(self, given: Contribution, round_: int) -> Contribution:
         """See `engine.contribution.Stage`."""
         norm = self.norms(given)
+        sane = norm.isfinite()
         factor = torch.where(norm > self.limit, self.limit / norm * _ROUNDED, 1.0)
+        factor = torch.where(sane, factor, 0.0)
+        given = replace(given, shrunk={})
         if bool((factor == 1).all()):
             return replace(given, factor=factor)
+        if not bool(sane.all()):
+            given = replace(
+                given,
+                rows={name: self._kept(x, given.before[name], sane) for name, x in given.rows.items()},
+                values={name: self._kept(x, given.before[name], sane) for name, x in given.values.items()},
+            )
         rows = {name: self._short(name, given, x, factor) for name, x in given.rows.items()}
         values = {name: self._short(name, given, x, factor) for name, x in given.values.items()}
         return replace(given, rows=rows, values=values, factor=factor)
@@ -59,6 +70,10 @@ class Clipping:
                 yield given.real.double() * self.count
         for name, values in given.values.items():
             yield values.double() - given.before[name].double()
+
+    @staticmethod
+    def _kept(after: Tensor, before: Tensor, sane: Tensor) -> Tensor:
+        return torch.where(sane.view(-1, *[1] * (after.ndim - 1)), after, before.to(after))
 
     def _by_row(self, name: str) -> bool:
         return self.parts[name].up == "sum" and self.parts[name].by_row

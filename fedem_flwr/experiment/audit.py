@@ -12,7 +12,8 @@ from typing import Any
 
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation.controls import cached_controls
+from fedem_flwr.evaluation.controls import remembered_controls
+from fedem_flwr.evaluation.cost import Limits
 from fedem_flwr.experiment.controls import cache_folder
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.files import write_atomically
@@ -94,7 +95,13 @@ class Audit:
         settings = self.base.evaluation
         done = 0
         for protocol, split in self.splits.items():
-            controls = cached_controls(split, cache_folder(self.base), settings.ease_lambda, settings.test_history)
+            controls = remembered_controls(
+                split,
+                cache_folder(self.base),
+                settings.ease_lambda,
+                settings.test_history,
+                limits=Limits(settings.control_gb, settings.control_minutes),
+            ).results
             for name, result in controls.items():
                 if "sampled99" in result:  # it may have been skipped
                     _fill(rows[name], protocol, result["sampled99"])

@@ -24,7 +24,7 @@ from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, ne
 from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
 from fedem_flwr.evaluation.controls import remembered_controls
 from fedem_flwr.evaluation.cost import Limits
-from fedem_flwr.evaluation.sample import sample_size, sampled_users
+from fedem_flwr.evaluation.sample import OfSome, sample_size, sampled_users
 from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.files import private_folder, write_atomically
 from fedem_flwr.nodes.host import slice_histories
@@ -32,7 +32,7 @@ from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.inputs import adapted
 
-_FORMAT = 1  # of a cache entry; raise it when local training changes
+_FORMAT = 2  # of a cache entry; raise it when local training changes
 _COHORT = 2048  # users trained at a time, at most
 
 
@@ -125,6 +125,7 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
         "model": config.model.model_dump(),
         "local": config.local.model_dump(),
         "gradients": config.gradients.model_dump(),
+        "engine": config.run.engine,
     }
     what = {**settings, "method": method, "format": _FORMAT}
     run = {"seed": config.run.seed, "rounds": config.run.rounds, **_of_sample(config, split)}
@@ -135,25 +136,27 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
 def cached_central(split: Split, config: Config, folder: Path, on_round: Callable[[int], None]) -> dict[str, Any]:
     """`central`, remembered under the content of the split and all that it depends on."""
     what = [_FORMAT, *(getattr(config, section).model_dump() for section in ("method", "model", "local"))]
-    run = {"seed": config.run.seed, "rounds": config.run.rounds}
+    run = {"seed": config.run.seed, "rounds": config.run.rounds, **_of_sample(config, split)}
     entry = folder / f"central-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"
     return _kept(entry, lambda: central(split, config, on_round))
 
 
 def central(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
-    """Train a centralised control; rounds are epochs. The result is as that of `local_only`."""
+    """Train a centralised control, on everybody; rounds are epochs. The result is as that of `local_only`."""
     method, device = method_of(config, split.items), resolve_device(config.run.device)
     if not isinstance(method, Central):
         raise TypeError(f"{config.method.name} is not centralised")
-    data = slice_histories(split, np.arange(split.users), device)
+    data, sample = slice_histories(split, np.arange(split.users), device), sampled_users(config, split.users)
     state, lines = method.initial_state(split.users, device), []
     for round_ in range(1, config.run.rounds + 1):
         method.epoch(data, state, Draws(method.seed), round_)
-        sums = evaluate_cohort(method.scoring(data, state), split)
+        scorer = method.scoring(data, state)
+        sums = evaluate_cohort(scorer if sample is None else OfSome(scorer, sample), split)
         lines.append({"round": round_, **nested(means_of(sums), split.protocol)})
         on_round(round_)
     best = reported_line(lines, split.protocol)
-    return {"round": best["round"], **best["test"], "validation": best["validation"], "centralised": True}
+    counted = {} if sample is None else {"users": len(sample)}
+    return {"round": best["round"], **best["test"], **counted, "validation": best["validation"], "centralised": True}
 
 
 def _kept(entry: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -195,7 +198,9 @@ def local_only(split: Split, config: Config, on_round: Callable[[int], None]) ->
         for round_ in range(1, config.run.rounds + 1):
             cohort.train(cohort.everyone, {}, round_)
             add_sums(totals[round_ - 1], evaluate_cohort(CohortScorer(cohort, {}), split))
-            on_round((number * config.run.rounds + round_) // len(parts))  # all parts together are the run's rounds
+            done, rest = divmod(number * config.run.rounds + round_, len(parts))
+            if not rest:  # all parts together are the run's rounds
+                on_round(done)
     lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
     best = reported_line(lines, split.protocol)
     counted = {} if sample is None else {"users": len(sample)}

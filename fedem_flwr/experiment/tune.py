@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedem_flwr.config import Tree, merge_trees
 from fedem_flwr.experiment.study import Study, Trial
 from fedem_flwr.files import quoted, write_atomically
 from fedem_flwr.report.steps import clock_text
@@ -73,7 +74,7 @@ def leave(study: Study) -> Tuned:
         f"The best of {len(finished)} trials of {name} on {study.split.dataset} under strict: trial {best.number}, "
         f"validation NDCG@10 {best.value:.6f} in round {best.round}.",
     ]
-    write_atomically(folder / BEST, experiment_text(study.experiment(best.params), said))
+    write_atomically(folder / BEST, experiment_text(_from_anywhere(study.experiment(best.params)), said))
     rows: list[dict[str, Any]] = [asdict(trial) for trial in trials if trial.finished]
     write_atomically(folder / TABLE, json.dumps({"importances": importances, "trials": rows}, indent=2) + "\n")
     preset = next((trial.value for trial in finished), None)
@@ -88,6 +89,14 @@ def leave(study: Study) -> Tuned:
     text = page(f"Tuning {name} on {study.split.dataset}", facts, rows, best.number, importances)
     write_atomically(folder / REPORT, text)
     return Tuned(best, trials, importances, folder / BEST, folder / REPORT)
+
+
+def _from_anywhere(tree: Tree) -> Tree:
+    """An experiment whose data set, where it is a file, has its whole path: a file's paths are relative to itself."""
+    name = tree.get("data", {}).get("dataset")
+    if not name or not (path := Path(name).expanduser()).is_file():
+        return tree
+    return merge_trees(tree, {"data": {"dataset": str(path.absolute())}})
 
 
 def _told(study: Study, done: Trial, own: int, trials: int | None, began: float, ends: float | None) -> str:

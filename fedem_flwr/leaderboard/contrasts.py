@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.significance import Difference, holm, paired_differences
 from fedem_flwr.leaderboard.gather import Row, Table
-from fedem_flwr.report.labels import CONTROL_LABELS
+from fedem_flwr.report.labels import CONTROL_LABELS, control_label
 from fedem_flwr.report.per_user import PerUser
 
 METRIC = "ndcg@10"
@@ -62,7 +62,7 @@ def contrasts_of(table: Table, *, seed: int = 0) -> Contrasts:
     kept = {row.label: _kept(row, notes) for row in table.methods}
     if len({run.people for runs in kept.values() for run in runs.values()}) > 1:
         return Contrasts((), (*notes, "runs have different users: they are not compared user by user"))
-    pairs = list(_pairs(table, kept))
+    pairs = list(_pairs(table, kept, notes))
     if not pairs:
         return Contrasts((), tuple(notes))
     means = np.stack([np.mean(differences, axis=0, dtype=np.float64) for _, _, _, differences in pairs])  # (c, n)
@@ -97,7 +97,7 @@ def _kept(row: Row, notes: list[str]) -> dict[int, PerUser]:
 
 
 def _pairs(
-    table: Table, kept: Mapping[str, Mapping[int, PerUser]]
+    table: Table, kept: Mapping[str, Mapping[int, PerUser]], notes: list[str]
 ) -> Iterator[tuple[str, str, bool, list[NDArray[np.float32]]]]:
     """Method, rival, whether that is a control, and for each seed the users' differences."""
     control = _best_control(table)
@@ -108,8 +108,14 @@ def _pairs(
             for run in runs.values()
             if control is not None and name in run.controls.get(control, {})
         ]
+        if any(np.isnan(each).any() for each in against):
+            notes.append(
+                f"{method} and {control_label(str(control))} are not compared user by user: the control was measured "
+                "on a sample of the users, which each seed draws anew"
+            )
+            against = []
         if against and control is not None:
-            yield method, CONTROL_LABELS[control], True, against
+            yield method, control_label(control), True, against
     for one, other in combinations(kept, 2):
         both = [
             kept[one][seed].metric(table.headline, METRIC) - kept[other][seed].metric(table.headline, METRIC)
@@ -123,6 +129,6 @@ def _pairs(
 def _best_control(table: Table) -> str | None:
     """The control with the highest figure: which is hardest to beat."""
     keys = {label: key for key, label in CONTROL_LABELS.items()}
-    figures = {keys[row.label]: row.figures.get((table.headline, METRIC)) for row in table.controls}
+    figures = {keys.get(row.label, row.label): row.figures.get((table.headline, METRIC)) for row in table.controls}
     known = {key: spread.mean for key, spread in figures.items() if spread is not None}
     return max(known, key=known.__getitem__, default=None)

@@ -12,7 +12,7 @@ from typing import Any
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.leaderboard.cells import read_record
 from fedem_flwr.leaderboard.grid import Name
-from fedem_flwr.report.labels import CONTROL_LABELS
+from fedem_flwr.report.labels import CONTROL_LABELS, control_label
 from fedem_flwr.report.run_directory import METRICS, SUMMARY, Json, RunDirectory, number_at
 from fedem_flwr.report.tables import selected_key, text_at
 
@@ -202,7 +202,8 @@ def _table(dataset: str, protocol: str, records: Sequence[Record]) -> Table:
     ]
     one_a_seed = list({record.name.seed: record for record in reversed(records)}.values())[::-1]
     measured = {control for record in records for control in record.summary.get("controls", {})} - {"local_only"}
-    controls = [_control_row(control, one_a_seed) for control in CONTROL_LABELS if control in measured]
+    shown = [*(key for key in CONTROL_LABELS if key in measured), *sorted(measured - CONTROL_LABELS.keys())]
+    controls = [_control_row(control, one_a_seed) for control in shown]
     headline = ("sampled99" if protocol == "paper" else "full"), "ndcg@10"
 
     def score(row: Row) -> float:
@@ -228,7 +229,7 @@ def _method_row(method: str, records: Sequence[Record]) -> Row:
 
 def _control_row(control: str, records: Sequence[Record]) -> Row:
     figures = {path: Spread.of(record.control(control, *path) for record in records) for path in _PATHS}
-    return Row(CONTROL_LABELS[control], True, tuple(records), figures, {}, {}, {})
+    return Row(control_label(control), True, tuple(records), figures, {}, {}, {})
 
 
 def readable(records: Sequence[RunDirectory]) -> tuple[list[Record], dict[str, str]]:

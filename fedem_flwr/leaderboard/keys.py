@@ -19,6 +19,7 @@ from typing import Any
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.registry import find
+from fedem_flwr.experiment.controls import trained_configs
 
 DATA_ROOMS = ("data", "protocol", "randomness.py")  # what makes a split
 ROOMS = (
@@ -44,7 +45,8 @@ def cell_key(config: Config, split: str) -> str:
         split: digest of the split's content.
     """
     settings = config.model_dump(mode="json", exclude=_ASIDE)  # type: ignore[arg-type]
-    what = [split, settings, sources(ROOMS), method_sources(config)]
+    beside = [method_sources(other) for other in trained_configs(config)]
+    what = [split, settings, sources(ROOMS), method_sources(config), *beside]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

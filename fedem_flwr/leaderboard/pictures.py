@@ -24,6 +24,7 @@ from fedem_flwr.report.drawing import (
 from fedem_flwr.report.labels import CONTROL_LABELS
 from fedem_flwr.report.plots import draw_controls
 from fedem_flwr.report.run_directory import number_at
+from fedem_flwr.report.selection import compared
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ def _mean_curve(row: Row, metric: str) -> tuple[list[int], list[float]]:
             lines = record.directory.read_metrics()
         except FedemError:  # taken away since, or damaged
             continue
-        for round_, value in zip(*series(lines, "test", metric), strict=True):
+        for round_, value in zip(*series([{**line, **compared(line)} for line in lines], "test", metric), strict=True):
             found.setdefault(round_, []).append(value)
     rounds = sorted(found)
     return rounds, [statistics.mean(found[round_]) for round_ in rounds]
@@ -67,7 +68,7 @@ def _mean_curve(row: Row, metric: str) -> tuple[list[int], list[float]]:
 def _controls(table: Table, metric: str) -> dict[str, dict[str, float]]:
     """As a summary has them."""
     keys = {label: key for key, label in CONTROL_LABELS.items()}
-    found = ((keys[row.label], row.figures.get((table.headline, metric))) for row in table.controls)
+    found = ((keys.get(row.label, row.label), row.figures.get((table.headline, metric))) for row in table.controls)
     return {key: {metric: spread.mean} for key, spread in found if spread is not None}
 
 

@@ -73,9 +73,11 @@ def estimates(
 def probe(cell: Prepared, threads: int) -> float | str:
     """Seconds that a round of a cell takes, from a few rounds in a folder that is thrown away; or why it is not known.
 
-    Training alone, for the control, is taken to cost as much as the rounds themselves.
+    Training alone, for the control, is taken to cost as much as the rounds themselves; controls that are fitted, and
+    centralised ones that are trained (`evaluation.trained`), are not in it.
     """
-    config = cell.config.changed("run", rounds=PROBE_ROUNDS).changed("evaluation", controls=False, local_only=False)
+    config = cell.config.changed("run", rounds=PROBE_ROUNDS)
+    config = config.changed("evaluation", controls=False, local_only=False, trained=[])
     with tempfile.TemporaryDirectory(prefix="fedem-probe-") as folder:
         directory = RunDirectory(Path(folder) / "run").create()
         split = lay_out(cell.split, directory.path / SPLIT_FOLDER)

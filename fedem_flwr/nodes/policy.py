@@ -125,6 +125,10 @@ class NodePolicy:
             raise FedemError(
                 "the run has ldp.seeded = true: its noise is known to the server; networked nodes refuse it"
             )
+        if config.ldp.noise == "none" and (of := [b.setting for b in self.bounds if b.setting.startswith("ldp.")]):
+            raise FedemError(
+                f"the run has ldp.noise = 'none': this node bounds {of[0]}, and so takes part with noise only"
+            )
         for bound in self.bounds:
             if objection := bound.objection(config):
                 raise FedemError(f"the run has {objection}")

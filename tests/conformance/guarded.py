@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from clients.method import MethodClient
 from conformance.methods import Subject
@@ -20,6 +21,7 @@ from fedem_flwr.contract.training import weight_name
 from fedem_flwr.errors import InputError
 from fedem_flwr.messages.uploads import problem_of
 
+CLIP = 0.05
 LDP = {"noise": "gaussian", "clip": 0.5, "multiplier": 0.3, "quantile": 0.5, "seeded": True}
 
 
@@ -43,7 +45,31 @@ def guarded(subject: Subject, runs: Runs) -> None:
             assert objection(whole, method, asked, {**found, name: found[name] + 1e7}), f"'{name}' may be anything"
             assert objection(whole, method, asked, {**found, name: found[name] * np.nan}), f"'{name}' may be no number"
     counts = {weight_name(name) for name, part in method.parts().items() if part.up == "sum" and part.by_row}
+    bounded(subject, client, asked)
     assert all((found[name] != np.round(found[name])).mean() > 0.9 for name in counts), "noise is on all counts"
+
+
+def bounded(subject: Subject, client: MethodClient, asked: Asked) -> None:
+    """One user's upload is no longer than C from what the server knows it to have started from, all parts together."""
+    method = method_of(subject.config(ldp={"clip": CLIP}), client.method.items)
+    task, device = method.schedule.at(1)[0].task, client.host.side(0, 0)
+    alone = replace(asked.of(asked.who[:1]), uploaders=device.users[asked.who[:1]])
+    who, cohort = torch.from_numpy(alone.who), method.training_cohort(device)
+    arrays, squares, rounded = contributed(task, device, alone, ()).arrays, 0.0, 0.0
+    for name, part in method.parts().items():
+        if part.up == "none":
+            continue
+        start = 0.0 if part.change else cohort.known(name, who, method.downloads(device, alone)).double().numpy()[0]
+        if part.up == "each":
+            moved = arrays[name][0] - start
+        else:
+            weight = arrays[weight_name(name)].astype(np.float64)
+            moved = arrays[name] - (weight[:, None] if part.by_row else weight) * start
+            moved = moved if part.by_row else moved / weight
+            squares += float(np.square(weight).sum()) if part.by_row else 0.0
+        squares += float(np.square(moved).sum())
+        rounded += 1e-6 * float(np.linalg.norm(start))
+    assert 0 < squares**0.5 <= CLIP * (1 + 1e-4) + rounded, "an upload is longer than C"
 
 
 def one_by_one(client: MethodClient, task: Task, asked: Asked) -> Named:
