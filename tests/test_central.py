@@ -221,3 +221,9 @@ def test_killed_and_resumed_is_as_uninterrupted(name: str, tmp_path: Path) -> No
 def test_what_belongs_to_a_federation_is_refused(sections: Any, word: str) -> None:
     with pytest.raises(InputError, match=word):
         method_of(config_of("mf-central", **sections), 30)
+
+
+@pytest.mark.parametrize("name", ["somebody:Class", "../x", ""])
+def test_a_control_is_named_and_never_imported(name: str) -> None:
+    with pytest.raises(InputError, match=r"evaluation\.trained"):
+        config_of("fedmf", evaluation={"trained": [name]})

@@ -82,6 +82,8 @@ def test_paths_in_a_file_are_relative_to_it(said, tmp_path: Path) -> None:  # ty
     assert tree["variants"]["fedmf"]["data"]["dataset"] == "experiment/../other.csv"
     (folder / "a.toml").write_text("[data]\ndataset = 'ratings.csv'\n")
     said("run", "experiment/a.toml", *QUICK[3:], "--out=run", code=0)
+    (folder / "grid.toml").write_text("datasets = ['ratings.csv', 'ml-100k']\n")
+    assert experiment_tree("experiment/grid.toml")[0] == {"datasets": ["experiment/ratings.csv", "ml-100k"]}
     for name in ("ml-100k", "synthetic", "ml-100"):  # names, known or not
         (folder / "n.toml").write_text(f"[data]\ndataset = '{name}'\n")
         assert experiment_tree("experiment/n.toml")[0] == {"data": {"dataset": name}}

@@ -128,6 +128,15 @@ def test_runs_of_other_people_are_not_paired(tmp_path: Path) -> None:
     assert found.found == () and "different users" in found.notes[0]
 
 
+def test_a_control_on_a_sample_takes_no_users_from_the_comparison_of_methods(tmp_path: Path) -> None:
+    records = [kept(tmp_path, 0, np.arange(1, 21) + shift, name) for shift, name in enumerate(("one", "other"))]
+    for record in records:
+        record.summary["controls"]["ease"]["users"] = 7
+    found = contrasts_of(tables_of(records)[0])
+    assert {(c.method, c.against) for c in found.found} == {("one", "other")}
+    assert "EASE was measured on a sample" in found.notes[0] and found.found[0].difference.users == 20
+
+
 def test_figures_of_users_survive_the_file_and_are_what_sklearn_says(tmp_path: Path) -> None:
     ranks = np.array([1, 2, 10, 11, 0, -1], np.int32)
     made = PerUser("s", "p", 4, {"full": ranks, "sampled99": ranks}, {"ease": {"full/hr@10": np.ones(6, np.float32)}})

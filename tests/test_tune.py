@@ -20,7 +20,7 @@ from fedem_flwr.config.search import paths, ranges_of, space_of, tree_of
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment import study as studies
 from fedem_flwr.experiment.study import Study
-from fedem_flwr.experiment.tune import carry_out
+from fedem_flwr.experiment.tune import carry_out, from_anywhere
 
 TREE: dict[str, Any] = merge_trees(TINY, {"method": {"name": "fedmf"}, "run": {"rounds": 2}})
 TREE = {**TREE, "local": {}}  # whose epochs are looked for
@@ -165,3 +165,12 @@ def test_a_budget_in_minutes_ends(tmp_path: Path) -> None:
     said: list[str] = []
     found = carry_out(Study.open(tmp_path / "study", TREE), None, 1e-9 / 60 + 1e-4, said.append)
     assert len(found.trials) == len(said) == 1 and "ETA 0:00" in said[0] and "best" in said[0]
+
+
+def test_the_experiment_of_a_file_can_be_carried_out_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.csv").write_text("1,2\n")
+    assert from_anywhere({"data": {"dataset": "r.csv"}}) == {"data": {"dataset": str(tmp_path / "r.csv")}}
+    assert from_anywhere({"data": {"dataset": "ml-100k"}}) == {"data": {"dataset": "ml-100k"}}

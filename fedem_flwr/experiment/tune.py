@@ -74,7 +74,7 @@ def leave(study: Study) -> Tuned:
         f"The best of {len(finished)} trials of {name} on {study.split.dataset} under strict: trial {best.number}, "
         f"validation NDCG@10 {best.value:.6f} in round {best.round}.",
     ]
-    write_atomically(folder / BEST, experiment_text(_from_anywhere(study.experiment(best.params)), said))
+    write_atomically(folder / BEST, experiment_text(from_anywhere(study.experiment(best.params)), said))
     rows: list[dict[str, Any]] = [asdict(trial) for trial in trials if trial.finished]
     write_atomically(folder / TABLE, json.dumps({"importances": importances, "trials": rows}, indent=2) + "\n")
     preset = next((trial.value for trial in finished), None)
@@ -91,7 +91,7 @@ def leave(study: Study) -> Tuned:
     return Tuned(best, trials, importances, folder / BEST, folder / REPORT)
 
 
-def _from_anywhere(tree: Tree) -> Tree:
+def from_anywhere(tree: Tree) -> Tree:
     """An experiment whose data set, where it is a file, has its whole path: a file's paths are relative to itself."""
     name = tree.get("data", {}).get("dataset")
     if not name or not (path := Path(name).expanduser()).is_file():

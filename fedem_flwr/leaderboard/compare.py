@@ -12,7 +12,7 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.leaderboard.cells import Prepared, prepare, read_record
 from fedem_flwr.leaderboard.display import CellProgress
 from fedem_flwr.leaderboard.folder import Folder
-from fedem_flwr.leaderboard.gather import Record, Table, readable, records_of, tables_of
+from fedem_flwr.leaderboard.gather import Record, Table, readable, records_of, samples_said, tables_of
 from fedem_flwr.leaderboard.grid import Cell, Name
 from fedem_flwr.leaderboard.pace import Pace
 from fedem_flwr.leaderboard.probe import Estimate, estimates
@@ -113,6 +113,7 @@ def _write(compared: Compared, command: str) -> None:
     beside = max((int(read_record(record.directory).get("beside", 1)) for record in compared.records), default=1)
     if beside > 1:
         remarks.append(f"Seconds were measured with up to {beside} runs at a time on one machine.")
+    remarks += samples_said(compared.tables)
     write_leaderboard(compared.folder, compared.tables, remarks=remarks, command=command)
 
 

@@ -101,6 +101,12 @@ def _pairs(
 ) -> Iterator[tuple[str, str, bool, list[NDArray[np.float32]]]]:
     """Method, rival, whether that is a control, and for each seed the users' differences."""
     control = _best_control(table)
+    if control is not None and any(record.sampled(control) for row in table.methods for record in row.records):
+        notes.append(
+            f"{control_label(control)} was measured on a sample of the users, which each seed draws anew: no method is "
+            "compared with it user by user"
+        )
+        control = None
     for method, runs in kept.items():
         name = f"{table.headline}/{METRIC}"
         against = [
@@ -108,12 +114,6 @@ def _pairs(
             for run in runs.values()
             if control is not None and name in run.controls.get(control, {})
         ]
-        if any(np.isnan(each).any() for each in against):
-            notes.append(
-                f"{method} and {control_label(str(control))} are not compared user by user: the control was measured "
-                "on a sample of the users, which each seed draws anew"
-            )
-            against = []
         if against and control is not None:
             yield method, control_label(control), True, against
     for one, other in combinations(kept, 2):

@@ -12,7 +12,7 @@ from typing import Any
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.leaderboard.cells import read_record
 from fedem_flwr.leaderboard.grid import Name
-from fedem_flwr.report.labels import CONTROL_LABELS, control_label
+from fedem_flwr.report.labels import CENTRALISED, CONTROL_LABELS, control_label, sample_text
 from fedem_flwr.report.run_directory import METRICS, SUMMARY, Json, RunDirectory, number_at
 from fedem_flwr.report.tables import selected_key, text_at
 
@@ -70,6 +70,11 @@ class Record:
         """A control's test figure."""
         found = self.summary.get("controls", {}).get(control)
         return figure_of(found, way, metric, self.name.protocol) if isinstance(found, Mapping) else None
+
+    def sampled(self, control: str) -> bool:
+        """Whether a control was measured on a sample of the users."""
+        found = self.summary.get("controls", {}).get(control)
+        return isinstance(found, Mapping) and bool(found.get("users"))
 
 
 def figure_of(record: Mapping[str, Any], way: str, metric: str, protocol: str) -> float | None:
@@ -216,8 +221,9 @@ def _table(dataset: str, protocol: str, records: Sequence[Record]) -> Table:
 
 
 def _method_row(method: str, records: Sequence[Record]) -> Row:
+    central = any(record.summary.get("centralised") is True for record in records)
     return Row(
-        method,
+        method + CENTRALISED if central else method,
         False,
         tuple(records),
         {path: Spread.of(record.figure(*path) for record in records) for path in _PATHS},
@@ -230,6 +236,15 @@ def _method_row(method: str, records: Sequence[Record]) -> Row:
 def _control_row(control: str, records: Sequence[Record]) -> Row:
     figures = {path: Spread.of(record.control(control, *path) for record in records) for path in _PATHS}
     return Row(control_label(control), True, tuple(records), figures, {}, {}, {})
+
+
+def samples_said(tables: Sequence[Table]) -> list[str]:
+    """For each table whose rounds were looked at with a sample of the users, what that means for its figures."""
+    found = []
+    for table in tables:
+        words = {sample_text(record.summary) for row in table.methods for record in row.records} - {""}
+        found += [f"{table.dataset}, {table.protocol}: {text}" for text in sorted(words)]
+    return found
 
 
 def readable(records: Sequence[RunDirectory]) -> tuple[list[Record], dict[str, str]]:

@@ -8,6 +8,8 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+from fedem_flwr.report.labels import CENTRALISED
+
 METRICS = ("hr@10", "ndcg@10")  # among 99 negatives
 
 
@@ -21,6 +23,7 @@ class Published:
 
 def published(dataset: str, protocol: str, method: str) -> list[Published]:
     """What has been published of a method; the first is what tables show."""
+    method = method.removesuffix(CENTRALISED)
     return [
         Published(source["citation"], (float(hits), float(gain)))
         for source in _sources()

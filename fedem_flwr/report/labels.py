@@ -15,6 +15,7 @@ CONTROL_LABELS = {
     "ease_recent": "EASE-recent",
     "local_only": "local-only",
 }
+CENTRALISED = " (centralised)"  # behind the name of what is trained where all data lie in one place
 _LISTS = {"full": "whole catalogue", "sampled99": "99 negatives"}
 _LAST = ("local_only",)  # the method itself, without federation; controls that are not known come before it
 
@@ -94,6 +95,6 @@ def control_rows(controls: object) -> list[ControlRow]:
     rows = []
     for key in (*known, *others, *(key for key in _LAST if key in given)):
         record = given[key] if isinstance(given[key], Mapping) else None
-        place = " (centralised)" if (record or {}).get("centralised") is True else ""  # the fitted ones all are
+        place = CENTRALISED if (record or {}).get("centralised") is True else ""  # the fitted ones all are
         rows.append(ControlRow(control_label(key) + place, settings_text((record or {}).get("settings")), record))
     return rows

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedem_flwr.report.comparison import comparison_text
-from fedem_flwr.report.labels import control_rows
+from fedem_flwr.report.labels import CENTRALISED, control_rows
 from fedem_flwr.report.run_directory import Json, number_at
 from fedem_flwr.report.selection import reported_key
 from fedem_flwr.text import visible
@@ -63,7 +63,7 @@ def text_at(record: Mapping[str, object], key: str, default: str = "unknown") ->
 
 def method_text(summary: Mapping[str, object]) -> str:
     """Return the method's name; of a control that had all data in one place, with that."""
-    return text_at(summary, "method") + (" (centralised)" if summary.get("centralised") is True else "")
+    return text_at(summary, "method") + (CENTRALISED if summary.get("centralised") is True else "")
 
 
 def figure_text(value: float | None, digits: int = 4) -> str:
