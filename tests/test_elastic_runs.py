@@ -113,7 +113,7 @@ def test_no_sum_of_a_group_is_a_single_users(method: str, smallest: int, tmp_pat
 
 
 def test_too_few_rounds_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"leaves 1 for the method's own table.*Raise it to 10"):
+    with pytest.raises(InputError, match=r"leaves 1 for its own table.*give --rounds 10 or more"):
         carry_out(tmp_path, small("fedials-elastic", "all", run={"rounds": 9}))
 
 

@@ -10,7 +10,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from signal import SIGTERM
@@ -105,7 +105,8 @@ def assert_finished(run: Path, *, rounds: int, runtime: str) -> dict[str, Any]:
 
 
 def test_no_arguments_are_the_embedded_data_and_their_preset() -> None:
-    run = server_app._prepared({}, "ray")
+    with ExitStack() as held:
+        run = server_app._prepared({}, "ray", held)
     assert run.config.data.dataset == "synthetic" and run.config.run.rounds > 1
     assert (run.config.run.runtime, run.config.run.device) == ("ray", "cpu")
     assert run.directory.path.parent == Path.cwd() / "runs"

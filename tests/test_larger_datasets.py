@@ -164,11 +164,19 @@ def test_what_must_be_fetched_by_hand_says_how(
 def test_the_list_has_licences_and_categories(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["data", "list"])
     said = capsys.readouterr().out
-    for words in ("ml-32m", "239 MB", "no redistribution", "fedem data fetch steam", "amazon-2014-", "prime-pantry"):
+    for words in (
+        "ml-32m",
+        "239 MB",
+        "no redistribution",
+        "fedem data fetch NAME",
+        "steam",
+        "amazon-2014-",
+        "prime-pantry",
+    ):
         assert words in said
 
 

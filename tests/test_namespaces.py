@@ -172,7 +172,8 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("overlays", [(), (INSECURE,)], ids=["secure", "insecure"])
 def test_the_commands_of_compose_train_over_a_network(overlays: tuple[str, ...], volumes: Path, tmp_path: Path) -> None:
     variables = dict(VARIABLES)
-    if overlays:  # one of the two: uploads of single users
+    if overlays:  # one of the two: uploads of single users; and nothing is compiled in each container once more
+        variables["FEDEM_RUN_OPTIONS"] += " --set run.engine=torch"
         variables |= {"FEDEM_METHOD": "fedem", "FEDEM_NODE_OPTIONS": "--allow-individual-uploads"}
     compose = project(*overlays, **variables)
     assert compose["services"]["setup"] == project(**VARIABLES)["services"]["setup"]

@@ -15,7 +15,7 @@ from worlds import ITEMS, USERS, Crossing, Done, WatchedGrid, carry_out_watched,
 from clients.base import HostClient
 from clients.method import MethodClient
 from clients.table import TableClient
-from fedem_flwr.engine.merge import Merge
+from fedem_flwr.engine.merging import Merging
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -36,7 +36,7 @@ class Secrets:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: dict[str, list[np.ndarray]] = {"p": [], "theta": [], "rho": []}
-        keep, weights = NodeHost.keep, Merge.weights
+        keep, merge = NodeHost.keep, Merging.merge
 
         def spy_keep(host: NodeHost, node: int, round_: int, cohort: Any, **rest: Any) -> None:
             self.note("p", cohort.state["user"])
@@ -44,14 +44,14 @@ class Secrets:
                 self.note("theta", cohort.state["adapter"])
             keep(host, node, round_, cohort, **rest)
 
-        def spy_weights(merge: Merge, *tables: torch.Tensor) -> torch.Tensor:
-            rho = weights(merge, *tables)
-            if rho.shape[1] == ITEMS:  # elastic: one an item
+        def spy_merge(merging: Merging, *tables: Any) -> torch.Tensor | None:
+            rho = merge(merging, *tables)
+            if rho is not None and rho.shape[1] == ITEMS:  # elastic: one an item
                 self.note("rho", rho)
             return rho
 
         monkeypatch.setattr(NodeHost, "keep", spy_keep)
-        monkeypatch.setattr(Merge, "weights", spy_weights)
+        monkeypatch.setattr(Merging, "merge", spy_merge)
 
     def note(self, name: str, values: torch.Tensor) -> None:
         self.seen[name] += [row.copy() for row in values.detach().cpu().numpy()]

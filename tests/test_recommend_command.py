@@ -98,7 +98,7 @@ def test_seen_items_on_request(option: str, fedem: Fedem, ials: Path, recommende
         (["--user", "7", "--history", "1"], ["exactly one of --user", "--history"]),
         (["--history", "missing.csv"], ["missing.csv", "no such file"]),
         (["--history", "folder/missing"], ["folder/missing", "no such file"]),
-        (["--history", ""], ["the history is empty"]),
+        (["--history", ""], ["--history is empty"]),
         (["--history", " , "], ["the history is empty"]),
         (["--history", "empty.txt"], ["empty.txt", "the file is empty"]),
         (["--history", "nix"], ["no item of synthetic", "'nix'"]),

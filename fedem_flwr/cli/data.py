@@ -41,33 +41,33 @@ def show_list(data_dir: Path | None) -> None:
     if data_dir is not None and not data_dir.is_dir():
         raise InputError(f"data folder {data_dir} does not exist; create it or name another")
     table = Table(title="known data sets")
-    for column, justify in (
-        ("name", "left"),
-        ("users", "right"),
-        ("items", "right"),
-        ("rows", "right"),
-        ("download", "right"),
-    ):
-        table.add_column(column, justify="right" if justify == "right" else "left")
-    table.add_column("licence", overflow="fold")
-    table.add_column("at hand", overflow="fold")
-    table.add_row(SYNTHETIC, "600", "800", "any", ABSENT, ABSENT, "embedded")
-    shown: set[str] = set()
+    table.add_column("name", no_wrap=True)
+    for column in ("users", "items", "rows", "download"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("at hand")
+    table.add_row(SYNTHETIC, "600", "800", "any", ABSENT, "embedded")
+    places, families, licences = list[str](), dict[str, None](), dict[str, dict[str, None]]()
     for name, entry in KNOWN_DATASETS.items():
-        if family := family_of(name):
-            if family not in shown:
-                shown.add(family)
-                table.add_row(f"{family}-…", *[ABSENT] * 4, entry.licence, _family_words(family))
+        family = family_of(name)
+        licences.setdefault(entry.licence, {})[f"{family}-…" if family else name] = None
+        if family:
+            families[family] = None
             continue
         try:
             found = find_dataset(name, data_dir, fetch=False)
-            where = f"{found.path} ({found.status})"
+            places.append(f"{name}: {found.path} ({found.status})")
+            status = found.status
         except InputError:
-            where = f"no; fedem data fetch {name}" if entry.urls else f"no; by hand: {entry.homepage}"
+            status = "no" if entry.urls else "no; by hand"
         sizes = (ABSENT if count is None else f"{count:,}" for count in (entry.users, entry.items, entry.rows))
-        table.add_row(name, *sizes, entry.download or ABSENT, entry.licence, where)
+        table.add_row(name, *sizes, entry.download or ABSENT, status)
     _out.print(table)
-    _out.print("`fedem data info NAME` shows homepage, checksum and what to cite.", soft_wrap=True)
+    lines = [*places, "", *(f"{family}-…: {_family_words(family)}" for family in families), "", "licences:"]
+    lines += [f"{licence}: {', '.join(names)}" for licence, names in licences.items()]
+    lines.append(
+        "\n`fedem data fetch NAME` downloads one; `fedem data info NAME` shows homepage, checksum and what to cite."
+    )
+    _out.print("\n".join(lines), soft_wrap=True)
 
 
 def _family_words(family: str) -> str:
