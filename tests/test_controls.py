@@ -13,7 +13,7 @@ from control_worlds import NAMES, WAYS, checkerboard, dense_ease, drifting
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation import METRICS, compute_controls, headline, linear, linear_controls
 from fedem_flwr.evaluation import controls as module
-from fedem_flwr.evaluation.cost import Limits
+from fedem_flwr.evaluation.cost import Cost, Limits
 from fedem_flwr.protocol.split import Protocol
 
 
@@ -142,13 +142,16 @@ def test_a_ridge_that_is_not_positive_is_an_input_error(ridge: float) -> None:
         compute_controls(checkerboard(), ease_lambda=ridge)
 
 
-def test_what_would_take_too_much_is_skipped() -> None:
+def test_what_would_take_too_much_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     split = checkerboard()
+    neighbours = module.knn_cost  # of so few items they take as much as EASE
+    monkeypatch.setattr(module, "knn_cost", lambda _: Cost(0.0, 0.0, "nothing"))
     least = linear_controls.ease_cost(split, None).gigabytes
     measured = module.measure_controls(split, limits=Limits(gigabytes=0.99 * least))
     assert [name for name in NAMES if "skipped" in measured.results[name]] == ["ease", "ease_recent"]
     assert "control_gb" in measured.results["ease"]["skipped"]
     assert tuple(measured.per_user) == NAMES[:3]
+    monkeypatch.setattr(module, "knn_cost", neighbours)
     hurried = module.measure_controls(split, limits=Limits(minutes=1e-9)).results
     assert [name for name in NAMES if "skipped" in hurried[name]] == list(NAMES[2:])
     assert "control_minutes" in hurried["item_knn"]["skipped"]
