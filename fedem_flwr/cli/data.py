@@ -56,7 +56,7 @@ def show_list(data_dir: Path | None) -> None:
         try:
             found = find_dataset(name, data_dir, fetch=False)
             places.append(f"{name}: {found.path} ({found.status})")
-            status = found.status
+            status: str = found.status
         except InputError:
             status = "no" if entry.urls else "no; by hand"
         sizes = (ABSENT if count is None else f"{count:,}" for count in (entry.users, entry.items, entry.rows))
