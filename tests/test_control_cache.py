@@ -13,7 +13,7 @@ from control_worlds import NAMES, checkerboard
 from worlds import config_of
 
 from fedem_flwr.config import Config
-from fedem_flwr.evaluation import cached_controls, compute_controls
+from fedem_flwr.evaluation import compute_controls
 from fedem_flwr.evaluation import controls as module
 from fedem_flwr.evaluation.control_cache import Measured
 from fedem_flwr.experiment import controls as runtime
@@ -49,7 +49,6 @@ def test_the_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.M
     split.save(tmp_path / "split")
     again = Split.load(tmp_path / "split")
     assert_same(module.remembered_controls(again, tmp_path / "cache"), first)
-    assert cached_controls(again, tmp_path / "cache") == first.results
     assert [given[:2] for given in computed] == [(None, "training")] and len(list((tmp_path / "cache").iterdir())) == 1
     assert compute_controls(again) == first.results, "a loaded split, whose arrays are narrower, gives the same figures"
 
@@ -58,11 +57,11 @@ def test_another_setting_or_split_is_another_entry(tmp_path: Path, monkeypatch: 
     computed, split = count_computations(monkeypatch), checkerboard()
     negatives = split.negatives.copy()
     negatives[0, 0] = -1
-    cached_controls(split, tmp_path)
-    cached_controls(split, tmp_path, ease_lambda=100.0)
-    cached_controls(split, tmp_path, test_history="all")
-    cached_controls(replace(split, negatives=negatives), tmp_path)
-    cached_controls(replace(split, protocol="paper"), tmp_path)
+    module.remembered_controls(split, tmp_path)
+    module.remembered_controls(split, tmp_path, ease_lambda=100.0)
+    module.remembered_controls(split, tmp_path, test_history="all")
+    module.remembered_controls(replace(split, negatives=negatives), tmp_path)
+    module.remembered_controls(replace(split, protocol="paper"), tmp_path)
     assert len(computed) == len(list(tmp_path.iterdir())) == 5
 
 

@@ -31,11 +31,6 @@ class Download:
         """(k,) bool: who got a value."""
         return self.slot >= 0
 
-    @property
-    def for_everybody(self) -> bool:
-        """Whether one value serves all users."""
-        return len(self.values) == 1 and bool(self.received.all())
-
     def rows(self, who: Tensor, items: Tensor) -> Tensor:
         """(k', t, d) rows `items` (k', t) of the tables of users `who` (k')."""
         return self.values[self.slot[who].unsqueeze(1), items]

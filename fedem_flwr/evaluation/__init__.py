@@ -2,7 +2,6 @@
 
 from fedem_flwr.evaluation.controls import (
     Control,
-    cached_controls,
     compute_controls,
 )
 from fedem_flwr.evaluation.figures import headline
@@ -22,7 +21,6 @@ __all__ = [
     "Control",
     "MetricSums",
     "Part",
-    "cached_controls",
     "compute_controls",
     "evaluate_scores",
     "full_ranks",

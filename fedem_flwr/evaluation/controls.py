@@ -118,10 +118,3 @@ def remembered_controls(
     chosen = "" if sample is None else hashlib.sha256(np.asarray(sample, np.int64).tobytes()).hexdigest()
     entry = directory / f"controls-{split_hash(split, **settings, sample=chosen)}.bin"
     return remembered(entry, lambda: measure_controls(split, ease_lambda, test_history, sample, limits))
-
-
-def cached_controls(
-    split: Split, directory: Path, ease_lambda: float | None = None, test_history: TestHistory = "training"
-) -> dict[str, dict[str, Any]]:
-    """The results of `remembered_controls`."""
-    return remembered_controls(split, directory, ease_lambda, test_history).results
