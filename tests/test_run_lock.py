@@ -119,7 +119,14 @@ def test_of_two_starts_at_once_one_wins_and_killed_goes_on_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, rounds = tmp_path / "run", 60
-    command = [*RUN, f"--rounds={rounds}", f"--out={out}", "--set=local.epochs=30", "--overwrite"]
+    command = [
+        *RUN,
+        f"--rounds={rounds}",
+        f"--out={out}",
+        "--set=local.epochs=30",
+        "--set=run.engine=torch",
+        "--overwrite",
+    ]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
     wait_for((out / "metrics.jsonl").exists)
     pid = json.loads((out / RUN_LOCK).read_text())["pid"]
