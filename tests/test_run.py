@@ -290,4 +290,4 @@ def test_the_local_only_control_is_the_same_in_parts_and_its_progress_ends_at_th
     monkeypatch.setattr(controls, "_COHORT", 15)  # three parts
     told.clear()
     assert controls.local_only(run.split, run.config, told.append) == whole
-    assert told == sorted(told) and len(told) == 9 and told[-1] == 3
+    assert told == [1, 2, 3], "a step that is told twice would look like one that begins anew"
