@@ -20,13 +20,13 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.method import norm_limit
 from fedem_flwr.evaluation.cohort import add_sums
+from fedem_flwr.evaluation.looking import LooksAtRounds
 from fedem_flwr.messages.admission import TooFewContributions
 from fedem_flwr.messages.uploads import Spec, arrays_of, problem_of, size_of
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.randomness import keyed_permutation
 
 from .declared import Declared
-from .looking import LooksAtRounds
 from .roster import NodeRoster
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)

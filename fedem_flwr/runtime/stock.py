@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedem_flwr.config import Config
-from fedem_flwr.evaluation.sample import is_candidate, sample_size
+from fedem_flwr.evaluation.looking import LooksAtRounds
 from fedem_flwr.messages.admission import Admission, greetings, meeting_seconds, sessions_of
 from fedem_flwr.messages.uploads import Failure, Spec, arrays_of, problem_of
 from fedem_flwr.messages.wire import pack_arrays, plain_numbers, unpack_arrays
@@ -27,7 +27,7 @@ _MOST_METRICS = 1000  # of a reply
 _NOBODY = np.empty(0, dtype=np.int64)
 
 
-class StockStrategy:
+class StockStrategy(LooksAtRounds):
     """A strategy that knows Flower's interface alone, as a `Resumable`: it sees nodes, not users, and one model.
 
     Args:
@@ -43,7 +43,7 @@ class StockStrategy:
         self.users = 0
         self.failures: list[Failure] = []
         self.samples: np.ndarray = np.empty(0, dtype=np.int64)  # nobody is asked
-        self._inner, self._model, self._config = inner, pack_arrays(model), config
+        self._inner, self._model, self.config = inner, pack_arrays(model), config
         self._greeted: dict[int, Hashable] = {}
         self._waiting: dict[int, None] = {}  # nodes that have not answered yet
 
@@ -61,19 +61,6 @@ class StockStrategy:
     def participants(self, round_: int) -> np.ndarray:
         """Everybody."""
         return np.arange(self.users)
-
-    def evaluates(self, round_: int) -> bool:
-        """Every so many rounds."""
-        return round_ % self._config.evaluation.every == 0
-
-    @property
-    def sampled(self) -> int:
-        """See `evaluation.sample`."""
-        return sample_size(self._config, self.users)
-
-    def everybody(self, round_: int) -> bool:
-        """No round can come back: some are evaluated on everybody."""
-        return is_candidate(round_, self._config.run.rounds, self._config.evaluation.every)
 
     def message_bytes(self, round_: int) -> None:
         """The nodes' messages are all that is known."""
