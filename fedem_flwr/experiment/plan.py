@@ -21,13 +21,14 @@ class Experiment:
     Attributes:
         config: of the run.
         others: of the runs beside it, on the same split.
-        width_given: whether model.dim was asked for, so that it is not lowered where there are few items.
+        widths_given: whether model.dim was asked for, of the run and of each beside it, so that it is not lowered where
+            there are few items.
         federation: what is known of data that are on nodes elsewhere.
     """
 
     config: Config
     others: tuple[Config, ...]
-    width_given: bool
+    widths_given: tuple[bool, ...]
     federation: Federation | None = None
 
 
@@ -60,21 +61,21 @@ def plan(
     if methods and "name" not in options.get("method", {}):
         options = merge_trees(options, {"method": {"name": methods[0]}})
         against = [*({"name": name} for name in methods[1:]), *against]
-    config = resolve(merge_trees(tree, variants.get(options.get("method", {}).get("name"), {})), options, origin)
+    own = merge_trees(tree, variants.get(options.get("method", {}).get("name"), {}))
+    config = resolve(own, options, origin)
     each_once = [section for at, section in enumerate(against) if section not in against[:at]]
     shared = {section: keys for section, keys in tree.items() if section in SHARED_SECTIONS}
     common = {section: keys for section, keys in options.items() if section != "method"}
+    beside = [merge_trees(shared, variants.get(section.get("name"), {})) for section in each_once]
     others = [
-        resolve(
-            merge_trees(shared, variants.get(section.get("name"), {})), merge_trees(common, {"method": section}), origin
-        )
-        for section in each_once
+        resolve(other, merge_trees(common, {"method": section}), origin)
+        for other, section in zip(beside, each_once, strict=True)
     ]
     _check_names([other.method.name for other in others])
     for each in (config, *others):  # before anything is read or written
         check_run(each)
-    width_given = "dim" in merge_trees(tree, options).get("model", {})
-    return Experiment(config, tuple(others), width_given, federation)
+    widths_given = tuple("dim" in merge_trees(each, options).get("model", {}) for each in (own, *beside))
+    return Experiment(config, tuple(others), widths_given, federation)
 
 
 def _variants(given: object, methods: Sequence[str], origin: str) -> Mapping[str | None, Tree]:
