@@ -130,7 +130,7 @@ def _claim(config: Config, out: Path | None, held: ExitStack, *, overwrite: bool
 def _split(config: Config, folder: Path, source: Source | None, console: Console | None) -> Split:
     """Read the data and split them, and say how far that is where it takes a while."""
     with steps_shown(quiet=console is None, console=console):
-        return split_into(folder, config, lambda done, total: tell("splitting, users", done, total), source)
+        return split_into(folder, config, source=source)
 
 
 def reopen(run_dir: Path, back_to: int | None = None, *, trusted: bool = False) -> Runs:
