@@ -30,7 +30,14 @@ _TINY = {
 
 def config_of(method: str, quorum: float, timeout: float) -> Config:
     """The run of a cell."""
-    run = {"rounds": ROUNDS, "quorum": quorum, "round_timeout": timeout, "checkpoint_every": 2, "threads": 1}
+    run: dict[str, Any] = {
+        "rounds": ROUNDS,
+        "quorum": quorum,
+        "round_timeout": timeout,
+        "checkpoint_every": 2,
+        "threads": 1,
+    }
+    run["engine"] = "torch"  # nodes start often, and loading compiled code takes longer than these tables do
     local = {"local": {"epochs": 2}} if method == "fedem" else {}
     return resolve({}, {**_TINY, **local, "method": {"name": method}, "run": run})
 

@@ -14,7 +14,8 @@ import logging
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -176,6 +177,22 @@ def lock_beside(folder: Path) -> Lock:
     """
     whole = folder.absolute()
     return Lock.take(whole.with_name(f".{whole.name}.lock"), str(folder))
+
+
+@contextmanager
+def in_turn(file: Path) -> Iterator[None]:
+    """Wait for the others who do the same; where the file system keeps no locks, nobody waits.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    handle = unlinked(str(file), os.O_RDWR | os.O_CREAT)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _opened(file: Path, subject: str, elsewhere: str) -> int:

@@ -6,6 +6,8 @@ import logging
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,19 @@ def test_it_is_compiled_once_and_says_so(home: Path, caplog: pytest.LogCaptureFi
         again = _Entry(doubled)
         assert again(4) == 8 and hits(again) == 1 and len(caplog.messages) == 1
     assert first.folder is not None and first.folder.is_relative_to(home / "cache" / "fedem-flwr" / "compiled")
+
+
+def test_of_several_that_want_it_at_once_one_compiles(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As processes do, which know nothing of each other."""
+    entries, together = [_Entry(doubled) for _ in range(3)], threading.Barrier(3)
+
+    def call(entry: _Entry) -> int:
+        together.wait()
+        return int(entry(4))
+
+    with caplog.at_level(logging.WARNING), ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(call, entries)) == [8, 8, 8]
+    assert len(caplog.messages) == 1 and sorted(map(hits, entries)) == [0, 1, 1]
 
 
 def test_a_damaged_cache_is_made_anew(home: Path, caplog: pytest.LogCaptureFixture) -> None:

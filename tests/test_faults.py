@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +49,15 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("do", ["die-before", "die-during", "die-after"])
-def test_a_node_that_is_killed_and_comes_back_costs_nothing(
-    do: str, world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
+def test_nodes_that_are_killed_and_come_back_cost_nothing(
+    world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 40.0))
-    started = world.children[NODE].starts
-    world.order(NODE, ROUND, do)
+    started = [child.starts for child in world.children]
+    for node, do in enumerate(("die-before", "die-during", "die-after")):
+        world.order(node, ROUND + node, do)
     world.serve(run)
-    assert world.children[NODE].starts == started + 1, "it was killed"
+    assert [child.starts for child in world.children] == [starts + 1 for starts in started], "each was killed"
     assert read_outcome(run).failures == []
     assert same(tables_of(run), calm)
 
@@ -85,35 +85,42 @@ def test_a_node_that_stalls_in_the_middle_of_an_upload_costs_nobody_else(world: 
     assert (ROUND, THE_NODE) in losses and {node for _, node in losses} == {THE_NODE}
 
 
-@pytest.mark.parametrize(
-    ("do", "reason"),
-    [
-        ("nan", "is not finite"),
-        ("shape", "has shape"),
-        ("truncated", "pieces do not fit"),
-        ("huge", "has shape"),
-        ("metric", "a metric that is not finite"),
-        ("boast", "a metric that cannot be"),
-    ],
-)
+FIRST = {"nan": "is not finite", "shape": "has shape", "truncated": "pieces do not fit"}
+SECOND = {"huge": "has shape", "metric": "a metric that is not finite", "boast": "a metric that cannot be"}
+
+
+def spoil(world: FaultWorld, what: Iterable[str]) -> None:
+    """A node after the other, each in a round of its own."""
+    for node, do in enumerate(what):
+        world.order(node, ROUND + node, do)
+
+
+@pytest.mark.parametrize("reasons", [FIRST, SECOND], ids=" ".join)
 def test_a_corrupt_upload_costs_itself(
-    do: str, reason: str, world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
+    reasons: dict[str, str], world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
-    """Without a quorum it is left out, and said; with one the round is repeated, and nothing is lost."""
+    """Without a quorum it is left out, and said."""
     run = world.prepare(tmp_path / "run", config_of(METHOD, 0.0, 40.0))
-    world.order(NODE, ROUND, do)
+    spoil(world, reasons)
     world.serve(run)
-    (failure,) = read_outcome(run).failures
-    assert failure["round"] == ROUND and reason in failure["reason"]
-    assert not same(tables_of(run), calm), "its contribution is missing"
+    failures = sorted(read_outcome(run).failures, key=lambda failure: failure["round"])
+    assert [failure["round"] for failure in failures] == [ROUND, ROUND + 1, ROUND + 2]
+    for failure, reason in zip(failures, reasons.values(), strict=True):
+        assert reason in failure["reason"]
+    assert not same(tables_of(run), calm), "contributions are missing"
     lines = run.read_metrics()
     assert [line["round"] for line in lines] == list(range(1, ROUNDS + 1))
     assert lines[-1]["evaluated_users"] == USERS
-    if do == "nan":
-        again = world.prepare(tmp_path / "again", config_of(METHOD, 1.0, 40.0))
-        world.order(NODE, ROUND, do)
-        world.serve(again)
-        assert same(tables_of(again), calm)
+
+
+def test_with_a_quorum_of_all_a_corrupt_upload_costs_a_repetition(
+    world: FaultWorld, calm: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    run = world.prepare(tmp_path / "run", config_of(METHOD, 1.0, 40.0))
+    spoil(world, FIRST)
+    world.serve(run)
+    assert not any(world.order_file(node).exists() for node in range(3)), "each was spoilt once"
+    assert same(tables_of(run), calm)
 
 
 def test_a_server_that_is_killed_goes_on_to_the_same_result(

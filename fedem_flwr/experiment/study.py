@@ -6,7 +6,6 @@ came of it. Several processes may work on the same study, and go on with it afte
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -15,8 +14,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +26,7 @@ from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.evaluation.control_cache import split_hash
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.files import own_folder, write_atomically
+from fedem_flwr.locking import in_turn
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.run_directory import RunDirectory
@@ -94,7 +93,7 @@ class Study:
         check_run(config)
         own_folder(folder, "the study")
         question = {"settings": tree, "space": [asdict(each) for each in space]}
-        with _locked(folder):
+        with in_turn(folder / LOCK):
             split = _opened(folder, config, question)
         config = adapted(config, split, dim_is_preset="dim" not in tree.get("model", {}))
         check_method(config, split.items)
@@ -125,7 +124,7 @@ class Study:
             on_line: told every line of its metrics.
         """
         study = self._study()
-        with _locked(self.folder):
+        with in_turn(self.folder / LOCK):
             self._give_up_lost(study)
             before = [trial for trial in self.trials() if not trial.lost]
             if trials is not None and len(before) >= trials:
@@ -230,14 +229,6 @@ def _opened(folder: Path, config: Config, question: Mapping[str, Any]) -> Split:
     if known["split"] != split_hash(split):
         raise InputError(f"{folder / SPLIT_FOLDER} is not the split that the study began with: choose another --out")
     return split
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process of this machine at a time."""
-    with open(folder / LOCK, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _me() -> str:

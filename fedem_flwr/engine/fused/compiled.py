@@ -16,12 +16,14 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
+
+from fedem_flwr.locking import in_turn
 
 
 def _version() -> str:
@@ -76,10 +78,12 @@ class _Entry:
             self.compiled = self._made()
         if kinds in self.compiled.overloads:
             return
-        if not self._files():
-            log.warning("compiling '%s' for this machine: once, some ten seconds", name)
         try:
-            self.compiled.compile(kinds)
+            # Of several processes that want it at once, one compiles; to the others it is there then.
+            with nullcontext() if self.folder is None else in_turn(self.folder / f"{name}.lock"):
+                if not self._files():
+                    log.warning("compiling '%s' for this machine: once, some ten seconds", name)
+                self.compiled.compile(kinds)
         except Exception as problem:  # whatever a damaged, full or forbidden folder leads to
             log.warning("what was compiled of '%s' cannot be kept or read (%s): compiling it anew", name, problem)
             for file in self._files():
