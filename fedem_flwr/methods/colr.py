@@ -20,6 +20,7 @@ from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, State, Update
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
+from fedem_flwr.engine.learner import Layers
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import scores
 from fedem_flwr.randomness import keyed_normal
@@ -82,6 +83,11 @@ class CoLR(Method):
         return [
             Update({"user": local.lr_user, "factor": local.lr_item * (self.rank / self.dim) ** 0.5}, "frequency-sgd")
         ]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        own = Layers("user", ("factor",), base="items", basis="basis", ridge=self.options.ridge)
+        return own if self.trains_as(CoLR) else None
 
     def sends(self) -> Sequence[str]:
         """W."""

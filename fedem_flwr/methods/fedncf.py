@@ -21,6 +21,7 @@ from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients, by_rows
+from fedem_flwr.engine.learner import Layers
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mlp import Mlp
 
@@ -74,3 +75,8 @@ class FedNCF(Method):
         local = self.config.local
         rates = {"user": local.lr_user, "items": local.lr_item, "network": self.options.lr}
         return [Update(rates, pulls={"network": Pull(self.options.decay)})]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        own = Layers("network", ("items",), "user", self.options.hidden)
+        return own if self.trains_as(FedNCF) else None

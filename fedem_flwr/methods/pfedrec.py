@@ -22,6 +22,7 @@ from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Method, Part, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
+from fedem_flwr.engine.learner import Layers
 from fedem_flwr.models.mf import loss_and_residual
 from fedem_flwr.models.mlp import Mlp, head_scores
 
@@ -65,3 +66,7 @@ class PFedRec(Method):
         """The head, then the items."""
         rate = self.options.lr
         return [Update({"head": rate}, "sgd"), Update({"items": rate * self.options.factor * self.items}, "sgd")]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        return Layers("head", ("items",)) if self.trains_as(PFedRec) else None
