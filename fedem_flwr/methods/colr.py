@@ -17,10 +17,9 @@ from torch import Tensor
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, State, Update
+from fedem_flwr.contract import Asked, Device, Gathered, Layers, Method, Part, Phase, State, Update
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
-from fedem_flwr.engine.learner import Layers
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import scores
 from fedem_flwr.randomness import keyed_normal

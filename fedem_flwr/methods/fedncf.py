@@ -18,10 +18,9 @@ from torch import Tensor
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
+from fedem_flwr.contract import Layers, Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients, by_rows
-from fedem_flwr.engine.learner import Layers
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mlp import Mlp
 

@@ -22,10 +22,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
+from fedem_flwr.contract import Layers, Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
-from fedem_flwr.engine.learner import Layers
 from fedem_flwr.models.mf import loss_and_residual, scores
 from fedem_flwr.models.mlp import Mlp, head_scores
 

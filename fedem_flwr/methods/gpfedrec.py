@@ -20,10 +20,9 @@ from fedem_flwr.aggregation.combine import combine_tables
 from fedem_flwr.aggregation.similarity import cosines
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, Pull, State, Update, weights_of
+from fedem_flwr.contract import Asked, Device, Gathered, Layers, Method, Part, Phase, Pull, State, Update, weights_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
-from fedem_flwr.engine.learner import Layers
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.models.mlp import Mlp
 from fedem_flwr.models.neumf import beside
