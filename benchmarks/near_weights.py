@@ -53,7 +53,8 @@ def compare(tables: Tensor, shares: Tensor, neighbours: list[int]) -> None:
         print(
             f"  {count} neighbours: {took:.2f} s; tables off by {float(away.median()):.2g} (median) and "
             f"{float(away.max()):.2g} (largest) of how far they are from the mean, "
-            f"bound {float(most.median()):.2g} and {float(most.max()):.2g}; weights by at most {float(found.bound.max()):.2g}; {len(found.exact)} by all",
+            f"bound {float(most.median()):.2g} and {float(most.max()):.2g}; "
+            f"weights by at most {float(found.bound.max()):.2g}; {len(found.exact)} by all",
             flush=True,
         )
 

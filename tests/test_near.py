@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
+import numpy as np
 import pytest
 import torch
+from factorised import learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fedem_flwr.aggregation import aggregation_weights, combine_tables, similarity
 from fedem_flwr.aggregation.near import combine_near
+from fedem_flwr.contract import Gathered
+from fedem_flwr.errors import InputError
 
 
 def world(clients: int, seed: int, spread: float = 3.0, items: int = 11, width: int = 3) -> tuple[Tensor, Tensor]:
@@ -74,3 +80,23 @@ def test_far_tables_have_a_small_bound() -> None:
     tables, shares = world(40, 5, 1.0, items=40)
     found = combine_near(tables, shares, 0.9, neighbours=4, sketch=40)
     assert float(found.bound.max()) < 0.02 < float(exactly(tables, shares, 0.9)[0].diagonal().min())
+
+
+def test_fedem_combines_by_neighbours_and_says_how_near(caplog: pytest.LogCaptureFixture) -> None:
+    tables, _ = world(20, 7, items=6)
+    near = learner("fedem", 6, "elastic", model={"dim": 3}, aggregate={"neighbours": 19})
+    sent = Gathered(3, 3, {}, {"items": tables}, np.arange(20), 20, 20, np.full(20, 5))
+    with caplog.at_level(logging.INFO, "fedem.aggregation"):
+        state = near.phases()[0].task.fold({}, sent)
+    assert "tables of 20 clients by 19 neighbours: weights within 0 (median)" in caplog.text
+    exact = learner("fedem", 6, "elastic", model={"dim": 3}).phases()[0].task.fold({}, sent)
+    torch.testing.assert_close(state["items"], exact["items"], rtol=0, atol=2e-5)
+    shown = near.diagnostics(state)["weights"]
+    assert isinstance(shown, dict) and set(shown) == {"own", "bound"}
+    assert any("aggregate.neighbours = 19" in line for line in near.caveats())
+
+
+@pytest.mark.parametrize("settings", [{"weights": "released"}, {"similarity": "cosine"}, {"saturate": 0.9}])
+def test_neighbours_are_for_eq13_on_whole_tables(settings: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"aggregate\.neighbours = 2 is for aggregate\.weights = 'eq13'"):
+        learner("fedem", 6, "elastic", aggregate={"neighbours": 2, **settings})

@@ -6,11 +6,12 @@ nodes, and what tables it combines are a few sums over all clients. Pairs that a
 exact distance. What is dropped has a bound: an orthonormal sketch y, with what it leaves r of each norm, has
 ‖y_u − y_v‖² + (r_u − r_v)² ≤ ‖Q_u − Q_v‖² ≤ ‖y_u − y_v‖² + (r_u + r_v)².
 
-With K clients and tables of M numbers it takes O(K M) operations, and O(K²) on sketches.
+With K clients and tables of M numbers it takes O(K M) operations, and O(K²) on sketches and norms.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,8 @@ from fedem_flwr.aggregation.weights import eq13_scores, simplex_weights
 from fedem_flwr.randomness import keyed_normal
 
 _PAIRS = 1 << 22  # pairs of clients that are looked at together
-_BYTES = 1 << 26  # rows of neighbours that are gathered together
+_BYTES = 1 << 26  # tables that are subtracted together
+_CANCELS = 0.05  # of two squared norms: what is left of their sum has fewer digits
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,13 @@ def combine_near(
     prior, share = shares.double() / (1 + alpha), alpha / (1 + alpha)  # see `weights.eq13_scores`
     pairs = _pairs(y, norms, share * base, hats, prior, share, neighbours)
     everyone = torch.arange(clients).unsqueeze(1)
-    chosen = torch.cat([everyone, pairs.kept], 1)  # (K, 1 + k): itself in front
-    exact = 1 / (1 + _distances(tables, chosen, blocks))
+    chosen = torch.cat([everyone, pairs.kept], 1).sort(1).values  # (K, 1 + k)
+    exact = 1 / (1 + _distances(tables, norms, chosen, blocks))
     smooth = torch.einsum("uj,ukj->uk", base, hats[chosen])
     more = share * (exact - smooth)  # (K, 1 + k)
     total = share * (base @ hats.sum(0)) + prior.sum() + more.sum(1)
     threshold = (total - 1) / clients
-    own = prior + share * smooth[:, 0] + more[:, 0] - threshold
+    own = prior + share * exact[chosen == everyone] - threshold
     lowest = pairs.lowest + more.clamp(max=0).amin(1) - threshold
     mixing = torch.cat([(-threshold).unsqueeze(1), torch.ones(clients, 1).double(), share * base], 1)
     sums = torch.cat([torch.ones(1, clients).double(), prior.unsqueeze(0), hats.T])
@@ -154,15 +156,31 @@ def _pairs(
     return _Pairs(*(torch.cat(found) for found in (kept, dropped, lowest)))
 
 
-def _distances(tables: Tensor, chosen: Tensor, blocks: list[slice]) -> Tensor:
-    """(K, k) ‖Q_u − Q_v‖² of chosen pairs, itself in front."""
-    found = torch.zeros(chosen.shape, dtype=torch.float64)
+def _distances(tables: Tensor, norms: Tensor, chosen: Tensor, blocks: list[slice]) -> Tensor:
+    """(K, k) ‖Q_u − Q_v‖² of chosen pairs: by products, or differences where they are so near that these cancel."""
+    products = torch.zeros(chosen.shape, dtype=torch.float64)
     for block in blocks:
         part = _centred(tables, block)
-        for rows in _receivers(chosen, part):
-            away = part[chosen[rows]] - part[rows].unsqueeze(1)
-            found[rows] += away.square_().sum(2, dtype=torch.float64)
+        found = torch.sparse.sampled_addmm(_sparse(torch.zeros(chosen.shape), chosen), part, part.T)
+        products += found.values().view(chosen.shape)
+    both = norms.unsqueeze(1) + norms[chosen]
+    found = both - 2 * products
+    first, place = (found < _CANCELS * both).nonzero(as_tuple=True)
+    for some in torch.arange(len(first)).split(max(1, _BYTES // (8 * tables[0].numel()))):
+        u, v = first[some], chosen[first[some], place[some]]
+        found[u, place[some]] = (tables[u].double() - tables[v].double()).square().sum((1, 2))
     return found
+
+
+def _sparse(values: Tensor, chosen: Tensor) -> Tensor:
+    """(K, K) of values (K, k) at chosen columns, ascending."""
+    clients, count = chosen.shape
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)  # torch calls it beta
+        rows = torch.arange(0, clients * count + 1, count)
+        return torch.sparse_csr_tensor(
+            rows, chosen.flatten(), values.flatten(), (clients, clients), check_invariants=True
+        )
 
 
 def _combined(
@@ -170,19 +188,12 @@ def _combined(
 ) -> Tensor:
     """mixing (K, s) · sums (s, K) · tables, and `more` (K, k) of the chosen ones, item block by item block."""
     out = torch.empty_like(tables)
-    mixing, sums, more = (x.float() for x in (mixing, sums, more))
+    mixing, sums, near = mixing.float(), sums.float(), _sparse(more.float(), chosen)
     for block in blocks:
         mean, part = tables[:, block].flatten(1).float().mean(0), _centred(tables, block)  # weights sum to 1
-        found = mixing @ (sums @ part) + mean
-        for rows in _receivers(chosen, part):
-            found[rows] += torch.bmm(more[rows].unsqueeze(1), part[chosen[rows]]).squeeze(1)
+        found = mixing @ (sums @ part) + near @ part + mean
         out[:, block] = found.view(len(found), -1, tables.shape[2]).to(out.dtype)
     return out
-
-
-def _receivers(chosen: Tensor, part: Tensor) -> tuple[Tensor, ...]:
-    """Receivers in groups whose neighbours' rows fit."""
-    return torch.arange(len(chosen)).split(max(1, _BYTES // (4 * chosen.shape[1] * part.shape[1])))
 
 
 def _dense(tables: Tensor, shares: Tensor, alpha: float, who: Tensor, blocks: list[slice], out: Tensor) -> Tensor:
