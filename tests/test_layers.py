@@ -16,6 +16,7 @@ from fedem_flwr.contract import Method, Part, Pull, Update
 from fedem_flwr.contract.alone import Alone
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.cohort import Cohort
+from fedem_flwr.engine.decoys import with_decoys
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.fallback import method_fallback
@@ -77,6 +78,11 @@ def test_a_round_equals_the_reference(name: str, options: dict[str, Any], weight
 def test_before_anything_was_received() -> None:
     for name in OPTIONS:
         same(method(name), world(), {})
+
+
+def test_decoys_and_secrets() -> None:
+    one = method("fedncf")
+    same(one, with_decoys(world(), bytes(range(16)), 1.5), tables(one))
 
 
 def test_a_client_does_not_depend_on_its_cohort() -> None:

@@ -3,8 +3,9 @@
 Tables lie about their mean in so many directions that ‖Q_u − Q_v‖² is nearly n_u + n_v, of their squared distances n
 from the mean. So σ_uv = 1 / (1 + n_u + n_v) is the base of each pair, as a function of n_v interpolated between a few
 nodes, and what tables it combines are a few sums over all clients. Pairs that a sketch finds furthest from it get their
-exact distance. What is dropped has a bound: an orthonormal sketch y, with what it leaves r of each norm, has
-‖y_u − y_v‖² + (r_u − r_v)² ≤ ‖Q_u − Q_v‖² ≤ ‖y_u − y_v‖² + (r_u + r_v)².
+exact distance. What is dropped has a bound: an orthonormal sketch y, and the norms r_i of what it leaves of each item's
+row, have ‖y_u − y_v‖² + Σ_i (r_ui − r_vi)² ≤ ‖Q_u − Q_v‖² ≤ ‖y_u − y_v‖² + Σ_i (r_ui + r_vi)², to single
+precision.
 
 With K clients and tables of M numbers it takes O(K M) operations, and O(K²) on sketches and norms.
 """
@@ -22,6 +23,7 @@ from fedem_flwr.aggregation.weights import eq13_scores, simplex_weights
 from fedem_flwr.randomness import keyed_normal
 
 _PAIRS = 1 << 22  # pairs of clients that are looked at together
+_ROWS = 1024  # norms of rows that are kept of a client: items together where there are more
 _BYTES = 1 << 26  # tables that are subtracted together
 _CANCELS = 0.05  # of two squared norms: what is left of their sum has fewer digits
 
@@ -74,14 +76,14 @@ def combine_near(
     clients, items, width = tables.shape
     neighbours, sketch = min(neighbours, clients - 1), min(sketch, clients, items * width)
     blocks = list(item_blocks(items, clients * width * 8, block_items))
-    norms, y = _sketched(tables, blocks, sketch)
+    norms, y, rest = _sketched(tables, blocks, sketch)
     at = torch.linspace(0, 1, nodes, dtype=torch.float64)
     low, high = norms.min() + 1, norms.max() + 1
     points = low * (high / low) ** at - 1  # evenly apart in the logarithm
     hats = _hats(norms, points)
     base = 1 / (1 + norms.unsqueeze(1) + points)  # (K, nodes) σ at the nodes
     prior, share = shares.double() / (1 + alpha), alpha / (1 + alpha)  # see `weights.eq13_scores`
-    pairs = _pairs(y, norms, share * base, hats, prior, share, neighbours)
+    pairs = _pairs(y, rest, share * base, hats, prior, share, neighbours)
     everyone = torch.arange(clients).unsqueeze(1)
     chosen = torch.cat([everyone, pairs.kept], 1).sort(1).values  # (K, 1 + k)
     exact = 1 / (1 + _distances(tables, norms, chosen, blocks))
@@ -101,9 +103,12 @@ def combine_near(
     return Near(found, own, bound, float(norms.sum().sqrt()), dense)
 
 
-def _sketched(tables: Tensor, blocks: list[slice], sketch: int) -> tuple[Tensor, Tensor]:
-    """(K,) squared distances from the mean table, and (K, r) tables about it on r orthonormal directions."""
-    clients = len(tables)
+def _sketched(tables: Tensor, blocks: list[slice], sketch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared distances from the mean table (K,), tables about it on r orthonormal directions (K, r), and what is left.
+
+    That is the norms of rows, or of a few together, of the rest (K, rows).
+    """
+    clients, items, width = tables.shape
     mix = keyed_normal(0, "near/sketch", torch.arange(sketch)[:, None], torch.arange(clients)).to(tables)
     parts, norms = [], torch.zeros(clients, dtype=torch.float64)
     for block in blocks:
@@ -111,12 +116,15 @@ def _sketched(tables: Tensor, blocks: list[slice], sketch: int) -> tuple[Tensor,
         norms += part.double().square().sum(1)
         parts.append(mix @ part)  # (r, block · d): random sums of tables lie where tables lie
     directions = torch.linalg.qr(torch.cat(parts, 1).double().T).Q  # (m d, r)
-    y, start = torch.zeros(clients, directions.shape[1], dtype=torch.float64), 0
-    for block in blocks:
-        part = _centred(tables, block).double()
-        y += part @ directions[start : start + part.shape[1]]
-        start += part.shape[1]
-    return norms, y
+    y, pieces = torch.zeros(clients, directions.shape[1]), directions.float().split([p.shape[1] for p in parts])
+    for block, piece in zip(blocks, pieces, strict=True):
+        y += _centred(tables, block) @ piece
+    rest = torch.zeros(clients, min(items, _ROWS), dtype=torch.float64)
+    for block, piece in zip(blocks, pieces, strict=True):
+        left = (_centred(tables, block) - y @ piece.T).view(clients, -1, width).square().sum(2)
+        into = torch.arange(block.start, block.stop) * rest.shape[1] // items
+        rest.index_add_(1, into, left.double())
+    return norms, y.double(), rest.sqrt()
 
 
 def _centred(tables: Tensor, block: slice) -> Tensor:
@@ -133,21 +141,17 @@ def _hats(norms: Tensor, points: Tensor) -> Tensor:
     return hats.scatter_(1, (right - 1).unsqueeze(1), 1 - part).scatter_(1, right.unsqueeze(1), part)
 
 
-def _pairs(
-    y: Tensor, norms: Tensor, base: Tensor, hats: Tensor, prior: Tensor, share: float, neighbours: int
-) -> _Pairs:
+def _pairs(y: Tensor, rest: Tensor, base: Tensor, hats: Tensor, prior: Tensor, share: float, neighbours: int) -> _Pairs:
     """Look at all pairs' scores on sketches, some receivers at a time; projection moves no two scores further apart."""
-    clients, flat = len(y), y.square().sum(1)
-    left = (norms - flat).clamp(min=0).sqrt()  # what the sketch does not see
+    clients, flat = len(y), y.square().sum(1) + rest.square().sum(1)
     kept, dropped, lowest = [], [], []
     for rows in torch.arange(clients).split(max(1, _PAIRS // clients)):
         smooth = base[rows] @ hats.T
-        inside = (flat[rows].unsqueeze(1) + flat - 2 * y[rows] @ y.T).clamp(min=0)
-        expected = share / (1 + inside + left[rows].square().unsqueeze(1) + left.square())
-        most = share / (1 + inside + (left[rows].unsqueeze(1) - left).square())
-        least = share / (1 + inside + (left[rows].unsqueeze(1) + left).square())
+        expected = flat[rows].unsqueeze(1) + flat - 2 * y[rows] @ y.T  # what is left is taken to be orthogonal
+        alike = 2 * rest[rows] @ rest.T
+        least, most = share / (1 + expected + alike), share / (1 + (expected - alike).clamp(min=0))
         itself = rows.unsqueeze(1)
-        away = (expected - smooth).abs().scatter_(1, itself, -1.0)
+        away = (share / (1 + expected) - smooth).abs().scatter_(1, itself, -1.0)
         near = away.topk(neighbours, 1).indices
         worst = torch.maximum(most - smooth, smooth - least).scatter_(1, itself, 0.0).scatter_(1, near, 0.0)
         kept.append(near)

@@ -53,7 +53,7 @@ class LayeredRound(CompiledRound):
         """See `CompiledRound`."""
         cohort, local, plan = self.cohort, self.cohort.learner.local, self.plan
         vectors = {name: self._vectors(name, who) for name in plan.vectors}
-        before = {name: values.clone() for name, values in vectors.items()} if self.keep else {}
+        before = {name: values.clone() for name, values in vectors.items() if self._kept_before(name)}
         none = np.zeros((len(who), 0), np.float32)
         user = vectors[plan.layers.user].numpy() if plan.layers.user else none
         basis = self._vectors(plan.layers.basis, who).numpy() if plan.layers.basis else none
@@ -76,6 +76,10 @@ class LayeredRound(CompiledRound):
             if cohort.parts[name].own:
                 cohort.state[name][who] = trained
         return self._trained(who, vectors, before, result)
+
+    def _kept_before(self, name: str) -> bool:
+        """Whether somebody looks at what a part was before the round."""
+        return self.keep and self.cohort.parts[name].up == "sum"
 
     def _vectors(self, name: str, who: Tensor) -> Tensor:
         """(k, width) of their own to train."""
@@ -181,7 +185,7 @@ class LayeredRound(CompiledRound):
             if move.update < 0:
                 continue
             values[name] = torch.from_numpy(kept.rows)
-            if self.keep:
+            if self._kept_before(name):
                 before[name] = torch.from_numpy(kept.before)
             if move.pull:
                 left[name, move.to] = torch.from_numpy(kept.left)
