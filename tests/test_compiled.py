@@ -22,6 +22,7 @@ from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.fallback import LONGEST, fallback, method_fallback
 from fedem_flwr.engine.fused.backend import FusedRound
+from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merge import MergeMode, Schedule
 from fedem_flwr.engine.merging import as_gate
 from fedem_flwr.engine.parts import Part
@@ -95,10 +96,10 @@ def test_samples_are_those_of_the_other_back_ends(negatives: int, round_: int, s
         trained_by = method("replace", name="fedmf", local={"negatives": negatives, "epochs": max(1, epochs)})
         cohort = Cohort(one, trained_by.initial_state(K, torch.device("cpu")), trained_by)
         products = trained_by.products(round_)
-        assert products is not None
+        assert isinstance(products, Products)
         size, none = one.sizes(negatives), torch.zeros(K, dtype=torch.bool)
         drawn = draw_samples(one, torch.arange(K), negatives, Draws(trained_by.seed), round_)
-        for index, found in FusedRound(cohort, products, {}, round_, True, False).train(torch.arange(K), size, none):
+        for index, found in FusedRound(cohort, {}, round_, True, False, products).train(torch.arange(K), size, none):
             samples = found.block.samples
             for at, user in enumerate(index.tolist()):
                 count = int(drawn.touched_count[user])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedem_flwr.engine.learner import Learner, Products
+from fedem_flwr.engine.learner import Layers, Learner, Products
 from fedem_flwr.engine.plan import plan_of
 from fedem_flwr.engine.samples import POSITION_BITS
 
@@ -38,9 +38,9 @@ def method_fallback(learner: Learner, round_: int = 1) -> str:
     if any(learner.clipped(name) < math.inf for name in parts):
         return "its gradients are clipped"
     through_merge = learner.merge.in_training and learner.merged == merged
-    if through_merge and not isinstance(products, Products):
+    if through_merge and isinstance(products, Layers):
         return "it trains a network through merged rows"
-    if through_merge and (products.ridge or products.optimiser != "adam"):
+    if through_merge and isinstance(products, Products) and (products.ridge or products.optimiser != "adam"):
         return "its steps through merged rows are not those of plain Adam"
     return ""
 
