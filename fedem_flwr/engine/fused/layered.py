@@ -161,12 +161,9 @@ class LayeredRound(CompiledRound):
 
     def _result(self, k: int, width: int) -> LayerResult:
         def kept(name: str, move: Move) -> Kept:
-            rows = width if move.update >= 0 else 0
-            made = (
-                np.zeros((k, count, self.width(name) if rows else 0), np.float32)
-                for count in (rows, rows if self.keep else 0)
-            )
-            return Kept(*made, np.ones(k, np.float32))
+            rows, dim = (width, self.width(name)) if move.update >= 0 else (0, 0)
+            before = np.zeros((k, rows if rows and self._kept_before(name) else 0, dim), np.float32)
+            return Kept(np.zeros((k, rows, dim), np.float32), before, np.ones(k, np.float32))
 
         size, weight, count = (np.zeros(k, np.int64) for _ in range(3))
         touched, sign = np.zeros((k, width), np.int64), np.ones((k, width), np.float32)
