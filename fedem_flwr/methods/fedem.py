@@ -6,12 +6,14 @@ uploader its own G_u; the others get nothing and train their own table on. Loss:
 
 Options that deviate from the paper, as the released program does: `aggregate.fraction` (a tenth uploads),
 `aggregate.weights = "released"` (the objective's quadratic term is not scaled by 1 + α), `aggregate.similarity =
-"pca"`, `aggregate.saturate`, `merge.schedule = "released"`; and beside both, `merge.gate_data = "heldout"`. With
-`merge.mode = "none"` nothing is sent down: every client trains alone.
+"pca"`, `aggregate.saturate`, `merge.schedule = "released"`; and beside both, `merge.gate_data = "heldout"`, and
+`aggregate.neighbours`, by which weights are near those of Eq. 13. With `merge.mode = "none"` nothing is sent down:
+every client trains alone.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.aggregation import aggregation_weights, average_weights, combine_tables, similarity
+from fedem_flwr.aggregation.near import Near, combine_near
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Gathered, Phase, State
 from fedem_flwr.contract.factorisation import Factorisation
@@ -27,6 +30,7 @@ from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.parts import Up
 from fedem_flwr.errors import InputError
 
+log = logging.getLogger("fedem.aggregation")
 _SAMPLE = 60  # clients of the weight matrix that the report draws
 
 
@@ -45,6 +49,13 @@ class FedEM(Merged, Factorisation):
             raise InputError(
                 f"aggregate.weights = '{config.aggregate.weights}' with merge.mode = '{config.merge.mode}' makes one "
                 "table for all: use the method fedmf, or weights such as eq13"
+            )
+        aggregate = config.aggregate
+        plain = (aggregate.weights, aggregate.similarity, aggregate.saturate) == ("eq13", "frobenius", None)
+        if aggregate.neighbours and not plain:
+            raise InputError(
+                f"aggregate.neighbours = {aggregate.neighbours} is for aggregate.weights = 'eq13' with similarity = "
+                "'frobenius' and no saturate: set it to 0, or these"
             )
 
     @property
@@ -67,21 +78,38 @@ class FedEM(Merged, Factorisation):
         alike = similarity(tables, settings.similarity, pca_sign=settings.pca_sign, saturate=settings.saturate)
         return aggregation_weights(settings.weights, shares, alike, settings.alpha)
 
+    def near(self, tables: Tensor, samples: np.ndarray) -> Near:
+        """The same, and the tables, from so many neighbours of each uploader."""
+        aggregate, shares = self.config.aggregate, torch.from_numpy(samples).double()
+        how = {"neighbours": aggregate.neighbours, "block_items": aggregate.block_items}
+        found = combine_near(tables, shares / shares.sum(), aggregate.alpha, **how)
+        log.info(
+            "tables of %d clients by %d neighbours: weights within %.2g (median) and %.2g (largest) of Eq. 13's, "
+            "tables within %.2g of their norm; %d clients whose weights reach 0 by all",
+            *(len(tables), aggregate.neighbours, found.bound.median(), found.bound.max()),
+            *(found.bound.max() * found.spread / tables.norm() * len(tables) ** 0.5, len(found.exact)),
+        )
+        return found
+
     def caveats(self) -> list[str]:
-        """What the server learns of single users."""
+        """What the server learns of single users, and what is not exact."""
         if not self.federated:
             return []
+        near = [
+            f"aggregate.neighbours = {self.config.aggregate.neighbours}: weights are near those of Eq. 13; how near at "
+            "most is logged each round, and in summary.json for the last (weights, bound)"
+        ]
         return [
             "The server sees a table of each user: a single upload shows which items that user has met, and the rows "
             "that a few of its uploads have in common do so, too. privacy.secret_draws does not hide it. Sums over "
-            "many users do (fedmf, fedials); secure aggregation is to come"
+            "many users do (fedmf, fedials); secure aggregation is to come",
+            *(near if self.config.aggregate.neighbours else []),
         ]
 
     def diagnostics(self, state: State) -> dict[str, object]:
-        """The last round's weights: each client's own, how many are not zero, and a sample of the matrix."""
-        if "weights-own" not in state:
-            return {}
-        return {"weights": {name: state[f"weights-{name}"].tolist() for name in ("own", "nonzero", "sample")}}
+        """The last round's weights: each client's own; how many are not zero, and a sample, or the bound of `Near`."""
+        shown = [name for name in ("own", "nonzero", "sample", "bound") if f"weights-{name}" in state]
+        return {"weights": {name: state[f"weights-{name}"].tolist() for name in shown}} if shown else {}
 
 
 class SimilarTables(LocalTraining):
@@ -95,7 +123,11 @@ class SimilarTables(LocalTraining):
         tables = gathered.each["items"]
         if not len(tables):
             return state
-        weights = self.method.weights(tables, gathered.samples[gathered.uploaders])
+        samples = gathered.samples[gathered.uploaders]
+        if self.method.config.aggregate.neighbours:
+            near = self.method.near(tables, samples)
+            return {**state, "items": near.tables, "weights-own": near.own, "weights-bound": near.bound}
+        weights = self.method.weights(tables, samples)
         combined = combine_tables(weights, tables, self.method.config.aggregate.block_items)
         shown = {"own": weights.diagonal(), "nonzero": (weights > 0).sum(1), "sample": weights[:_SAMPLE, :_SAMPLE]}
         return {**state, "items": combined, **{f"weights-{name}": x.clone() for name, x in shown.items()}}
