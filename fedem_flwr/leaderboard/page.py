@@ -25,6 +25,7 @@ from fedem_flwr.leaderboard.gather import Row, Spread, Table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
 from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, title_of
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.html import PAPER_WARNING, Picture
 from fedem_flwr.report.sections import percent
 from fedem_flwr.report.tables import ABSENT, bytes_text
@@ -126,7 +127,7 @@ def _board(
         "dataset": table.dataset,
         "protocol": table.protocol,
         "title": title_of(table),
-        "leaks": table.protocol == "paper",
+        "leaks": rules_of(table.protocol).leaks,
         "headline": LIST_TITLES[table.headline],
         "heads": [{"text": text, "first": first} for text, first in _heads(table)],
         "rows": [
@@ -144,7 +145,7 @@ def _board(
 def _heads(table: Table) -> list[tuple[str, str]]:
     """What the columns are called, and whether the first click sorts downwards."""
     figures = [(f"{metric.upper()} {LIST_TITLES[way]}", "1") for way, metric in SHOWN]
-    compared = [("published HR@10", "1"), ("published NDCG@10", "1")] if table.protocol == "paper" else []
+    compared = [("published HR@10", "1"), ("published NDCG@10", "1")] if rules_of(table.protocol).leaks else []
     costs = [("a round", "0"), ("up a user and round", "0"), ("down a user and round", "0"), ("peak memory", "0")]
     return [
         ("method", "0"),
@@ -169,7 +170,7 @@ def _cells(table: Table, row: Row, best: Mapping[tuple[str, str], float], folder
         PageCell(str(len(row.records)), len(row.records), links=() if row.is_control else links),
         PageCell(ABSENT) if row.is_control else PageCell("/".join(map(str, sorted(rounds))), max(rounds, default=0)),
         *(_figure(row.figures.get(path), best[path]) for path in SHOWN),
-        *(compared if table.protocol == "paper" else []),
+        *(compared if rules_of(table.protocol).leaks else []),
         _figure(row.alone.get((table.headline, "ndcg@10"))),
         _cost(row.costs.get("seconds_per_round"), lambda seconds: f"{seconds:.3g} s"),
         *(_cost(row.costs.get(name), bytes_text) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")),

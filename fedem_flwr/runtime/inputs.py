@@ -15,8 +15,10 @@ from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, Source, load_
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.account import Account
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.protocol.splits import account_of, make_split, split_to
+from fedem_flwr.protocol.temporal import Stages, stages_of
 from fedem_flwr.runtime.resumable import Resumable
 from fedem_flwr.runtime.stock import StockStrategy
 
@@ -47,18 +49,29 @@ def split_into(
 ) -> Split:
     """The same straight into a folder and mapped from there: neither all rows nor all negatives are in memory.
 
+    Under ``temporal`` all rows are; the split is the first training's, with the second's in its folder.
+
     Args:
         folder: replaced when the split is complete.
         on_progress: told how many users are done, and of how many.
         source: the data, where they are not those that the configuration names.
     """
+    data = source or open_source(*_where(config), **_how(config))
+    if rules_of(config.data.protocol).by_instant:
+        return stages_with(config, data).save(folder)
     return split_to(
         folder,
-        source or open_source(*_where(config), **_how(config)),
+        data,
         config.data.protocol,
         on_progress=on_progress,
         **_kept(config),
     )
+
+
+def stages_with(config: Config, source: Source) -> Stages:
+    """Both splits under a protocol that cuts by instants."""
+    temporal = config.temporal
+    return stages_of(source, **_kept(config), instants=temporal.instants, target=temporal.target)
 
 
 def _kept(config: Config) -> dict[str, Any]:

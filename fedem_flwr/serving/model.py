@@ -17,7 +17,9 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.nodes.host import SPLIT_FOLDER, NodeHost
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import IntArray, offsets_of
+from fedem_flwr.protocol.temporal import SECOND
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.serving.served import ServedModel
@@ -58,6 +60,14 @@ class CpuModel(ServedModel):
             InputError: its inputs or its checkpoint are missing or damaged.
         """
         run = PreparedRun.open(directory, trusted=trusted)
+        if rules_of(run.facts.protocol).by_instant:  # what is served is what was trained for the test
+            directory = RunDirectory(directory.path / SECOND)
+            if not directory.holds_run():
+                raise InputError(
+                    f"{directory.path} is not there yet: the run's second training has not begun; continue it with "
+                    "`fedem resume`"
+                )
+            run = PreparedRun.open(directory, trusted=trusted)
         if run.has_data:
             run.split.check(directory.path / SPLIT_FOLDER, negatives=False)
         try:
@@ -123,8 +133,11 @@ class CpuModel(ServedModel):
     def interactions(self, user: int) -> IntArray:
         """All items of a user, oldest first; the held-out ones too, which a service knows by now."""
         split = self.run.split
-        training = split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]]
-        return np.concatenate([training, split.validation[[user]], split.test[[user]]]).astype(np.int64)
+        asked = split.asked(np.array([user]))
+        known = (split.train_offsets, split.train_items) if asked is not None and not len(asked) else split.known()
+        offsets, items = known
+        held_out = np.concatenate([split.validation[[user]], split.test[[user]]])
+        return np.concatenate([items[offsets[user] : offsets[user + 1]], held_out[held_out >= 0]]).astype(np.int64)
 
     def trained_user(self, user: int) -> Tensor:
         """(1, m) scores of a user by its private state."""
