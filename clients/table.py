@@ -80,7 +80,9 @@ class TableClient(HostClient):
         some = None if config.get("everybody", 1) else self.host.sampled(self.node)
         split = self.host.split
         sums = evaluate_cohort(self._scored(scorer, some), split)
-        nobody: dict[str, Scalar] = dict.fromkeys((name for name in MEANS if name.partition("/")[0] in split.parts), 0.0)
+        nobody: dict[str, Scalar] = dict.fromkeys(
+            (name for name in MEANS if name.partition("/")[0] in split.parts), 0.0
+        )
         return 0.0, int(sums.get("users", 0)), {**means_of(sums)} or nobody  # which has no weight
 
     def _require_enough(self) -> None:

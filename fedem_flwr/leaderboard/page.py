@@ -22,6 +22,7 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.leaderboard import pictures
 from fedem_flwr.leaderboard.contrasts import Contrasts
 from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
 from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, title_of
@@ -98,6 +99,7 @@ def render(
         leak=PAPER_WARNING,
         contrast_heads=CONTRAST_HEADS,
         contrast_words=CONTRAST_WORDS,
+        group_words=GROUP_WORDS,
         command=command,
         version=__version__,
         sources="; ".join(sources) or "none of these methods and data sets.",
@@ -137,6 +139,7 @@ def _board(
         "contrasts": [
             {"cells": cells, "sure": each.sure} for each, cells in zip(found.found, contrast_cells(found), strict=True)
         ],
+        "groups": group_table(table),
         "notes": found.notes,
         "pictures": list(drawn.get(key_of(table), [])),
     }
@@ -210,7 +213,8 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
 
     for table in tables:
         key, where = key_of(table), f"{LIST_TITLES[table.headline]}, mean over seeds"
-        convergence = f"Test figures by round ({where}). Dotted: controls."
+        part = pictures.part_of(table)
+        convergence = f"{part.capitalize()} figures by round ({where}). Dotted: controls{pictures.ASIDE[part]}."
         add(key, f"convergence-{key}.svg", "Convergence", convergence, partial(pictures.convergence, table))
         cost = f"NDCG@10 of the reported round ({where}); the line joins what nothing else beats in both."
         add(key, f"cost-{key}.svg", "Accuracy and cost", cost, partial(pictures.accuracy_and_cost, table))

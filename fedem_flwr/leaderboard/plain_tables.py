@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from fedem_flwr.leaderboard.contrasts import Contrasts
 from fedem_flwr.leaderboard.gather import COSTS, LISTS, METRIC_NAMES, Row, Table
+from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.published import METRICS, published
 from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, seconds_text, size_text, spread_text, title_of
 from fedem_flwr.protocol.rules import rules_of
@@ -61,6 +62,8 @@ def markdown(tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], rema
     for table in tables:
         texts.append(f"## {visible(title_of(table))}")
         texts.append(_markdown_table(heads_of(table), [cells_of(table, row) for row in table.rows]))
+        if groups := group_table(table):
+            texts += ["### Who was asked", GROUP_WORDS, _markdown_table(*groups)]
         found = contrasts[table.dataset, table.protocol]
         if found.found:
             texts.append(f"### Differences in NDCG@10, {LIST_TITLES[table.headline]}, user by user")

@@ -164,11 +164,16 @@ def _stage(
         validation=targets if part == "validation" else nothing,
         test=targets if part == "test" else nothing,
         negatives=negatives,
-        user_ids=np.asarray(rows.data.user_ids[user_of], np.str_),
-        item_ids=np.asarray(rows.data.item_ids[item_of], np.str_),
+        user_ids=_labels(rows.data.user_ids[user_of]),
+        item_ids=_labels(rows.data.item_ids[item_of]),
         histories=Histories(part=part, instant=instant, target=target, offsets=offsets, items=items, recent=recent),
     )
     return split, int(tied.sum())
+
+
+def _labels(labels: NDArray[Any]) -> NDArray[np.str_]:
+    """As wide as the longest of these: a long label that comes later would be seen in the width."""
+    return np.array(labels.tolist(), np.str_)
 
 
 def _asked_rows(user: IntArray, trained: NDArray[np.bool_], n: int, target: Target) -> IntArray:
