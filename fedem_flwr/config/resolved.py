@@ -34,6 +34,7 @@ from fedem_flwr.config.sections import (
     RunConfig,
 )
 from fedem_flwr.config.temporal_section import TemporalConfig
+from fedem_flwr.config.tracking_section import TrackingConfig
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.rooms import presets
@@ -64,6 +65,7 @@ class Config(Section):
     ldp: LdpConfig = LdpConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     temporal: TemporalConfig = TemporalConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @property
     def parts(self) -> tuple[Literal["validation", "test"], ...]:

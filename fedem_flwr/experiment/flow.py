@@ -27,6 +27,7 @@ from fedem_flwr.experiment.outcome import Tested
 from fedem_flwr.experiment.plan import Experiment
 from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.experiment.second import second_of
+from fedem_flwr.experiment.tracking import tracked
 from fedem_flwr.files import remove_if_empty
 from fedem_flwr.locking import WAIT, Lock, lock_run
 from fedem_flwr.network import NETWORK_FOLDER
@@ -42,6 +43,7 @@ from fedem_flwr.report.run_path import new_run_path
 from fedem_flwr.report.steps import steps_shown
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, split_into
+from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
 
 AGAINST = "against"  # folder of a run that holds the runs beside it
@@ -208,12 +210,20 @@ def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> Pa
     first, rounds = 1 if point is None else point.round + 1, config.run.rounds
     title = config.method.name
     shown = RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console)
-    with shown as progress, watched_by(None if quiet else progress.watch):
-        outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
-    tested = _test(run, console)
-    with steps_shown(quiet=quiet, console=console):
-        total = control_rounds(config)
-        return finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total), tested)
+    with tracked(run) as tracker:
+
+        def take(line: Line) -> None:
+            progress.update(line["round"], line)
+            tracker.line(line)
+
+        with shown as progress, watched_by(None if quiet else progress.watch):
+            outcome = carry_out_rounds(run, take, resume=resume)
+        tested = _test(run, console)
+        with steps_shown(quiet=quiet, console=console):
+            total = control_rounds(config)
+            report = finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total), tested)
+        tracker.done(directory)
+    return report
 
 
 def _test(run: PreparedRun, console: Console | None) -> Tested | None:

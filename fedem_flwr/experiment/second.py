@@ -66,4 +66,8 @@ def _config_of(run: PreparedRun) -> Config:
     strategy = ServedModel.open(run).strategy
     grids: dict[str, Any] = getattr(strategy, "grids", {})
     chosen = {name: dict(grid.chosen) for name, grid in grids.items() if grid.best is not None}
-    return run.config.changed("temporal", rounds=best, chosen=chosen).changed("evaluation", every=best)
+    return (
+        run.config.changed("temporal", rounds=best, chosen=chosen)
+        .changed("evaluation", every=best)
+        .changed("tracking", to="none")
+    )

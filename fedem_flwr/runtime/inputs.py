@@ -74,6 +74,19 @@ def stages_with(config: Config, source: Source) -> Stages:
     return stages_of(source, **_kept(config), instants=temporal.instants, target=temporal.target)
 
 
+def check_shards(config: Config) -> None:
+    """Find out whether data can be spread over nodes that outlive a run.
+
+    Raises:
+        InputError: a run under the protocol needs more than a shard holds.
+    """
+    if rules_of(config.data.protocol).by_instant:
+        raise InputError(
+            f"protocol '{config.data.protocol}' trains twice, on different data, and a shard holds those of one "
+            "training: use --protocol strict here, or `fedem run --runtime network`, whose nodes are started twice"
+        )
+
+
 def _kept(config: Config) -> dict[str, Any]:
     """What decides which rows are kept, and the seed."""
     data = config.data
