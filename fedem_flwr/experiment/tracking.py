@@ -1,7 +1,7 @@
 """A run told to MLflow while it goes on: its configuration, each round's metrics, and what it leaves behind.
 
 MLflow is optional, and imported only where a configuration asks for it. What goes there is what the report shows: no
-figure of a single user, no checkpoint, no data. A server that cannot be reached later on stops the telling, not the run.
+figure of a single user, no checkpoint, no data. A server that cannot be reached later stops the telling, not the run.
 """
 
 from __future__ import annotations

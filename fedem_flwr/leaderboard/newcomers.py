@@ -12,8 +12,8 @@ from fedem_flwr.report.labels import CONTROL_LABELS
 from fedem_flwr.report.run_directory import number_at
 
 GROUP_WORDS = (
-    "NDCG@10 in the whole catalogue by what the model knew of a user at the instant. A target that is a new item, and a "
-    "user that a method cannot serve, is a miss."
+    "NDCG@10 in the whole catalogue by what the model knew of a user at the instant. A target that is a new item, and "
+    "a user that a method cannot serve, is a miss."
 )
 _PATH = "full/ndcg@10"
 

@@ -1,9 +1,10 @@
 """Whose configuration a run's directory holds: what one of a stranger may not do before somebody says that it may.
 
 A directory may come from anybody. Its arrays and figures are data, which cannot do anything. Its configuration can: a
-dotted path names code that is imported, `evaluation.cache_dir` a folder that is written to, `tracking.uri` a server that is told of the run, and a networked run starts
-processes with files of the directory, or shows keys to a SuperLink. So a configuration that does such things is sealed
-when it is written, with a key of the account's, and one without that seal asks for `--trust`.
+dotted path names code that is imported, `evaluation.cache_dir` a folder that is written to, `tracking.uri` a server
+that is told of the run, and a networked run starts processes with files of the directory, or shows keys to a SuperLink.
+So a configuration that does such things is sealed when it is written, with a key of the account's, and one without that
+seal asks for `--trust`.
 
     $XDG_STATE_HOME/fedem-flwr/runs.key, by default below ~/.local/state      128 random bits, mode 600
 """
