@@ -109,8 +109,7 @@ def test_devices_do_what_their_method_can(finished: RunDirectory) -> None:
 
 def test_newcomers_are_served_by_the_recommender_as_they_were_evaluated(finished: RunDirectory) -> None:
     """The rank that is reported of a newcomer is the place of its target in the recommender's list."""
-    if finished.read_summary()["method"] != "fedials":
-        pytest.skip("the recommender of fedmf serves users of the run")
+    trained = finished.read_summary()["method"] == "fedmf"  # its draws are keyed by the user's number
     split, kept = Split.load(finished.path / SPLIT_FOLDER / SECOND), PerUser.load(finished.path)
     assert kept is not None and split.histories is not None
     recommender, known = Recommender.load(finished.path), split.histories
@@ -121,7 +120,8 @@ def test_newcomers_are_served_by_the_recommender_as_they_were_evaluated(finished
         history = known.items[known.offsets[user] : known.offsets[user + 1]]
         ids = [str(split.item_ids[item]) for item in history]
         found = [each.item for each in recommender.recommend(ids, top=split.items)]
-        assert found.index(str(split.item_ids[split.test[user]])) + 1 == kept.ranks["full"][user]
+        place = found.index(str(split.item_ids[split.test[user]])) + 1
+        assert abs(place - kept.ranks["full"][user]) <= (8 if trained else 0)
         assert [each.item for each in recommender.recommend_user(str(split.user_ids[user]), top=3)]
 
 

@@ -7,7 +7,7 @@ device can train its private parts on the history (`AdaptedScorer`), or score wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -58,6 +58,28 @@ def adapts(method: Method) -> bool:
     """Whether there is something that a client trains by itself and keeps to itself."""
     trains = any(isinstance(phase.task, LocalTraining) for phase in method.phases())
     return trains and not method.CENTRALISED and bool(Frozen(method).updates(1))
+
+
+def serves_newcomers(method: Method) -> bool:
+    """Whether devices of users who were never in training can adapt: they have a shared table to do so with."""
+    return adapts(method) and not any(part.kept and part.up == "each" for part in method.parts().values())
+
+
+def newcomers_scorer(
+    method: Method, history: History, place: torch.device, message: Callable[[Device], Asked]
+) -> AdaptedScorer:
+    """What scores users who were never in training, from their histories; no user's draws depend on the others.
+
+    Args:
+        message: what their device would be sent.
+    """
+    k = len(history.users)
+    history = replace(history, users=np.zeros(k, np.int64))
+    cohort = method.cohort(_items(history, np.arange(k), place), method.initial_state(k, place))
+    side = Device(history.users, history.items, place, True, lambda: history, lambda: cohort)
+    downloads, rounds = method.downloads(side, message(side)), method.config.temporal.adapt_rounds
+    nobody = np.zeros(k, np.bool_)
+    return AdaptedScorer(CohortScorer(cohort, downloads), nobody, downloads, history, method, rounds)
 
 
 class Frozen(Alone):
@@ -186,25 +208,25 @@ class AdaptedScorer(StaleScorer):
                     nobody |= _lacking(new, got)
                 elif kept:
                     nobody |= np.asarray(new.cpu())
-        return Cohort(self._items(position, who.device), state, Frozen(self.method)), nobody
+        return Cohort(_items(self.history, position, who.device), state, Frozen(self.method)), nobody
 
     def _shared(self, who: Tensor) -> Downloads:
         parts = Frozen(self.method).parts()
         wanted = {name: download for name, download in self.downloads.items() if not parts[name].stays}
         return {name: Download(download.values, download.slot[who]) for name, download in wanted.items()}
 
-    def _items(self, position: IntArray, place: torch.device) -> TrainingItems:
-        """Histories as training items; negatives are none of their items."""
-        histories = [
-            np.asarray(self.history.values[self.history.offsets[at] : self.history.offsets[at + 1]], np.int64)
-            for at in position.tolist()
-        ]
-        offsets = np.concatenate([[0], np.cumsum([len(each) for each in histories])]).astype(np.int64)
-        values = np.concatenate([*histories, np.empty(0, np.int64)])
-        ordered = np.concatenate([*map(np.sort, histories), np.empty(0, np.int64)])
-        users = np.asarray(self.history.users[position], np.int64)
-        tensors = [torch.from_numpy(each).to(place) for each in (users, offsets, values, offsets, ordered)]
-        return TrainingItems(tensors[0], self.history.items, *tensors[1:])
+
+def _items(history: History, position: IntArray, place: torch.device) -> TrainingItems:
+    """Histories of some users as training items; negatives are none of their items."""
+    histories = [
+        np.asarray(history.values[history.offsets[at] : history.offsets[at + 1]], np.int64) for at in position.tolist()
+    ]
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in histories])]).astype(np.int64)
+    values = np.concatenate([*histories, np.empty(0, np.int64)])
+    ordered = np.concatenate([*map(np.sort, histories), np.empty(0, np.int64)])
+    users = np.asarray(history.users[position], np.int64)
+    tensors = [torch.from_numpy(each).to(place) for each in (users, offsets, values, offsets, ordered)]
+    return TrainingItems(tensors[0], history.items, *tensors[1:])
 
 
 def _without(scores: Tensor, nobody: np.ndarray) -> Tensor:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fedem_flwr.config.registry import client_of
 from fedem_flwr.contract.asked import as_tensor
+from fedem_flwr.contract.serving import newcomers_scorer, serves_newcomers
 from fedem_flwr.engine.history import History
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.nodes.host import SPLIT_FOLDER, NodeHost
 from fedem_flwr.protocol.rules import rules_of
@@ -100,6 +102,23 @@ class CpuModel(ServedModel):
         self._check(arrays)
         return make([arrays[name] for name in client.DOWNLOAD], settings)
 
+    def scored(self, components: Sequence[tuple[float, Component]]) -> Callable[[History], Scorer] | None:
+        """What scores any history: the components, or local training of private parts; None: nothing does.
+
+        Args:
+            components: as `components` gives them.
+        """
+        if components:
+            return lambda history: HistoryScorer(history, _CPU, components)
+        client = self.client(0)
+        method = getattr(client, "method", None)
+        if method is None or not serves_newcomers(method):
+            return None
+        arrays, settings = self.message(np.empty(0, np.int64))
+        self._check(arrays)
+        given = [arrays[name] for name in client.DOWNLOAD]
+        return lambda history: newcomers_scorer(method, history, _CPU, lambda side: client.asked(side, given, settings))
+
     def table(self) -> Tensor:
         """(m, d) the one item table of all users.
 
@@ -159,19 +178,19 @@ class CpuModel(ServedModel):
 
 
 def best_of_histories(
-    components: Sequence[tuple[float, Component]], histories: Sequence[IntArray], items: int, top: int, *, unseen: bool
+    scored: Callable[[History], Scorer], histories: Sequence[IntArray], items: int, top: int, *, unseen: bool
 ) -> list[BestItems]:
     """Each history's best items.
 
     Args:
-        components: of the model.
+        scored: what a model scores histories with.
         histories: item codes, oldest first, each once.
         items: m.
         unseen: leave out what is in the history.
     """
     values = np.concatenate(histories) if histories else np.empty(0, np.int64)
     offsets = offsets_of(np.array([len(history) for history in histories], np.int64))
-    scorer = HistoryScorer(History(np.arange(len(histories)), items, offsets, values), _CPU, components)
+    scorer = scored(History(np.arange(len(histories)), items, offsets, values))
     found = []
     for part in scorer.blocks():
         scores = scorer.scores(part, "test")[0]
