@@ -31,8 +31,10 @@ def group_table(table: Table) -> tuple[list[str], list[list[str]]] | None:
         spreads = [_spread(row.records, label, key) for label in labels]
         if any(spreads):
             rows.append([row.label, *map(spread_text, spreads)])
-    counts = [_counts(table, label) for label in labels]
-    return ["method", *(f"{label}: {count}" for label, count in zip(labels, counts, strict=True))], rows
+    records = [record for row in table.methods for record in row.records]
+    asked = [["users asked", *(_count(records, label, "users") for label in labels)]]
+    asked += [["for new items", *(_count(records, label, "new_items") for label in labels)]]
+    return ["method", *labels], [*asked, *rows]
 
 
 def _group(record: Record, label: str) -> Mapping[str, Any]:
@@ -43,10 +45,7 @@ def _spread(records: Iterable[Record], label: str, key: str) -> Spread | None:
     return Spread.of(number_at(_group(record, label), "figures", key, _PATH) for record in records)
 
 
-def _counts(table: Table, label: str) -> str:
-    """How many users a group has; a range where seeds differ."""
-    groups = [_group(record, label) for row in table.methods for record in row.records]
-    users = sorted({int(number_at(group, "users") or 0) for group in groups if group})
-    new = max((int(number_at(group, "new_items") or 0) for group in groups), default=0)
-    said = f"{users[0]:,}" if len(users) == 1 else f"{users[0]:,} to {users[-1]:,}"
-    return f"{said}, {new:,} of them asked for new items" if new else said
+def _count(records: Iterable[Record], label: str, key: str) -> str:
+    """How many a group has; a range where seeds differ."""
+    found = sorted({int(number_at(_group(record, label), key) or 0) for record in records})
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"

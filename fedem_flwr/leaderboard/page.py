@@ -214,7 +214,7 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
     for table in tables:
         key, where = key_of(table), f"{LIST_TITLES[table.headline]}, mean over seeds"
         part = pictures.part_of(table)
-        convergence = f"{part.capitalize()} figures by round ({where}). Dotted: controls{pictures.ASIDE[part]}."
+        convergence = f"{part.capitalize()} figures by round ({where}).{' Dotted: controls.' if part == 'test' else ''}"
         add(key, f"convergence-{key}.svg", "Convergence", convergence, partial(pictures.convergence, table))
         cost = f"NDCG@10 of the reported round ({where}); the line joins what nothing else beats in both."
         add(key, f"cost-{key}.svg", "Accuracy and cost", cost, partial(pictures.accuracy_and_cost, table))

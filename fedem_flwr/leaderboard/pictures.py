@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 _STYLES = ("-", "--", ":", "-.")  # one a round through the colours
 
 
-ASIDE = {"test": "", "validation": " on the test set"}  # of which controls are, where rounds are of the other
-
-
 def part_of(table: Table) -> str:
     """The held-out part that rounds have figures of: under `temporal` the test is of another training."""
     return "validation" if rules_of(table.protocol).by_instant else "test"
@@ -52,7 +49,8 @@ def convergence(table: Table) -> bytes:
                 style = _STYLES[number // len(RUN_COLOURS) % len(_STYLES)]
                 axis.plot(rounds, values, style, color=colour, marker=marker_for(len(rounds)), ms=3, label=row.label)
             axis.set(title=f"{metric.upper()} on the {part_of(table)} set", xlabel="round", ylim=(0, None))
-            draw_controls(axis, _controls(table, metric), metric)
+            if part_of(table) == "test":
+                draw_controls(axis, _controls(table, metric), metric)
             axis.grid(axis="y")
             axis.locator_params(axis="x", integer=True)
         if not drawn:

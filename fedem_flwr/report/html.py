@@ -112,14 +112,16 @@ def _picture(title: str, caption: str, draw: Callable[[], bytes]) -> Picture:
 
 
 def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
-    controls = run.summary.get("controls")
+    controls, of_first = run.summary.get("controls"), _by_instant(run.summary)
+    shown = controls if isinstance(controls, Mapping) and not of_first else {}
+    levels = "" if of_first else " Dot: the reported round. Dotted levels: controls on the test set of the same split."
     curves = [_curve(each, with_name=bool(others)) for each in (run, *others)]
     pictures = [
         _picture(
             "Convergence",
-            f"Loss and headline metrics ({headline_text(run.summary)}) by round. Dot: the reported round. "
-            "Dotted levels: controls on the test set of the same split.",
-            partial(plots.convergence, curves, controls if isinstance(controls, Mapping) else {}),
+            f"Loss and headline metrics ({headline_text(run.summary)}) by round{' of the first training' * of_first}."
+            + levels,
+            partial(plots.convergence, curves, shown),
         ),
         _picture(
             "Elastic merging: ρ",
@@ -187,8 +189,13 @@ def _notes(run: _Run) -> list[str]:
     """Return what a reader must know: the leak, the run's warnings, what is missing, its notes."""
     leak = [PAPER_WARNING] if _leaks(run.summary) else []
     own = [*_texts(run.summary, "warnings"), *_texts(run.summary, "notes")]
-    fewer = [partial_text(run.metrics, number_at(run.summary, "users"))]
+    asked = None if _by_instant(run.summary) else number_at(run.summary, "users")  # there not everybody is asked
+    fewer = [partial_text(run.metrics, asked)]
     return leak + own + [note for note in fewer if note] + [f"Missing here: {gap}" for gap in run.gaps]
+
+
+def _by_instant(summary: Json) -> bool:
+    return rules_of(text_at(summary, "protocol")).by_instant
 
 
 def _leaks(summary: Json) -> bool:
