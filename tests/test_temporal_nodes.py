@@ -52,12 +52,15 @@ def test_nodes_with_shards_equal_one_process(method: str, part: str, tmp_path: P
         ("fedem", "adapted", "adapted"),
         ("pfedrec", "adapted", "adapted"),
         ("fedcia", "adapted", "stale"),
+        ("fedmf-elastic", "adapted", "stale"),
         ("fedfast", "adapted", "stale"),
         ("mf-central", "adapted", "stale"),
     ],
 )
 def test_what_devices_of_a_method_do(name: str, device: str, way: str) -> None:
-    method = made(settings(name, temporal={"device": device}, run={"rounds": 4}, order={"rounds": 2}))
+    sections = {"group_tables": {"clustering": 1, "rounds": 1, "groups": 2}} if name == "fedmf-elastic" else {}
+    rounds = {"run": {"rounds": 6}, "order": {"rounds": 2}}
+    method = made(settings(name, temporal={"device": device}, **rounds, **sections))
     assert way_of(method) == way
     assert adapts(method) == (way == "adapted" or (name, device) == ("fedmf", "stale"))
 

@@ -198,6 +198,7 @@ def test_a_run_that_is_stopped_in_its_second_training_goes_on(tmp_path: Path, mo
     ("tree", "said"),
     [
         ({"data": {"protocol": "temporal"}, "evaluation": {"trained": ["mf-central"]}}, "evaluation.trained"),
+        ({"data": {"protocol": "temporal"}, "temporal": {"rounds": 3}}, "temporal.rounds"),
         (
             {"data": {"protocol": "temporal"}, "method": {"name": "fedmf"}, "ldp": {"noise": "laplace", "clip": 1.0}},
             "ldp.noise",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedem_flwr.contract.alone import Alone
 from fedem_flwr.contract.asked import Asked, Device
+from fedem_flwr.contract.merging import Merged
 from fedem_flwr.contract.method import Method
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.block import Block
@@ -55,9 +56,13 @@ def way_of(method: Method) -> Way:
 
 
 def adapts(method: Method) -> bool:
-    """Whether there is something that a client trains by itself and keeps to itself."""
+    """Whether there is something that a client trains by itself and keeps to itself, and that it is scored with.
+
+    A method with a scorer of its own (tables of groups, aligned ones) scores with more than its parts.
+    """
     trains = any(isinstance(phase.task, LocalTraining) for phase in method.phases())
-    return trains and not method.CENTRALISED and bool(Frozen(method).updates(1))
+    plainly = type(method).scorer in (Method.scorer, Merged.scorer)
+    return trains and plainly and bool(Frozen(method).updates(1))
 
 
 def serves_newcomers(method: Method) -> bool:

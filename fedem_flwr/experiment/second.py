@@ -35,6 +35,8 @@ def check_instants(config: Config) -> None:
         and "nodes elsewhere hold the data of one training, and it has two",
         "ldp.noise": config.ldp.noise != "none" and "its two trainings would spend the guarantee twice",
         "evaluation.trained": config.evaluation.trained and "centralised controls are not trained twice",
+        "temporal.rounds": config.temporal.rounds and "the first training chooses the rounds of the second",
+        "temporal.chosen": config.temporal.chosen and "the first training chooses the settings of the second",
     }
     for setting, why in refused.items():
         if why:
@@ -49,6 +51,9 @@ def second_of(run: PreparedRun) -> PreparedRun | None:
     """
     if not rules_of(run.facts.protocol).by_instant:
         return None
+    if run.config.temporal.rounds:
+        whole = run.directory.path.parent
+        raise InputError(f"{run.directory.path} is the second training of a run: continue that, in {quoted(whole)}")
     place = run.directory.path / SPLIT_FOLDER / SECOND
     if not run.has_data or not place.is_dir():
         raise InputError(f"{place} is missing: the run cannot be tested; start it again ({quoted(run.directory.path)})")
