@@ -22,6 +22,7 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.leaderboard import pictures
 from fedem_flwr.leaderboard.contrasts import Contrasts
 from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.leaderboard.group_pictures import by_group
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
@@ -217,6 +218,8 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
         convergence = f"{part.capitalize()} figures by round ({where}).{' Dotted: controls.' if part == 'test' else ''}"
         add(key, f"convergence-{key}.svg", "Convergence", convergence, partial(pictures.convergence, table))
         cost = f"NDCG@10 of the reported round ({where}); the line joins what nothing else beats in both."
+        groups = f"Test figures by group of users ({where}; bars: standard deviation)."
+        add(key, f"groups-{key}.svg", "Users by group", groups, partial(by_group, table))
         add(key, f"cost-{key}.svg", "Accuracy and cost", cost, partial(pictures.accuracy_and_cost, table))
     by_place = {(table.dataset, table.protocol): table for table in tables}
     for (dataset, protocol), strict in by_place.items():
