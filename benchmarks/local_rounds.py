@@ -28,7 +28,7 @@ from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.contribution import TrainResult
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.learner import Layers
-from fedem_flwr.nodes.host import slice_histories
+from fedem_flwr.nodes.slices import slice_histories
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.randomness import keyed_normal
 from fedem_flwr.runtime.inputs import load_interactions, split_of

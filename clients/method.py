@@ -15,6 +15,7 @@ import numpy as np
 
 from fedem_flwr.contract import Asked, Device, Phase, Wanted
 from fedem_flwr.contract.adding import contributed, nothing
+from fedem_flwr.contract.serving import scorer_of
 from fedem_flwr.engine.history import IntArray
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import Scorer
@@ -43,7 +44,7 @@ class MethodClient(HostClient):
         phase = self.method.schedule.named(asked.phase)
         metrics: dict[str, Scalar] = {}
         if config.get("evaluate"):
-            metrics |= self.of_all(lambda: self.evaluated(self.method.scorer(side, asked), config))
+            metrics |= self.of_all(lambda: self.evaluated(scorer_of(self.method, side, asked), config))
         for tuning in self.method.tunings():
             if rows := str(config.get(f"tune-{tuning.name}", "")):
                 wanted = Wanted([int(row) for row in rows.split(",")], self.host.sampled(self.node))
@@ -101,7 +102,7 @@ class MethodClient(HostClient):
     def model(self, round_: int, parameters: Arrays, config: Mapping[str, Scalar]) -> Scorer:
         """What this node's users score with after a round."""
         side = self.host.side(self.node, round_)
-        return self.method.scorer(side, self.asked(side, parameters, config))
+        return scorer_of(self.method, side, self.asked(side, parameters, config))
 
     def components(self, parameters: Arrays, config: Mapping[str, Scalar]) -> list[tuple[float, Component]]:
         """What scores any history; see `contract.method.Method.components`."""

@@ -115,7 +115,9 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         """
         evaluated = groups is not None or bool(settings.get("evaluate"))
         sample = bool(settings.get("everybody")) and self.sampled > 0
-        return Declared.of(evaluated=evaluated, groups=groups or 0, own=self.METRICS, sample=sample)
+        return Declared.of(evaluated=evaluated, groups=groups or 0, own=self.METRICS, sample=sample).on(
+            self.config.parts
+        )
 
     def caveats(self) -> list[str]:
         """What a reader of the results must be warned of: sums that are a single user's, metrics that were dropped."""

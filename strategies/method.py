@@ -49,7 +49,11 @@ class MethodStrategy(CohortStrategy):
         self.method: Method = method_of(config, items)
         self.schedule, self.tunings = self.method.schedule, self.method.tunings()
         self._fits()
-        self.grids = {tuning.name: SettingsGrid(tuning.name, tuning.rows, tuning.first) for tuning in self.tunings}
+        known = config.temporal.chosen  # by a first training
+        self.grids = {
+            tuning.name: SettingsGrid(tuning.name, tuning.rows, known.get(tuning.name, tuning.first))
+            for tuning in self.tunings
+        }
         self.stateless = self.method.stateless
         self.kept: State = self.method.start()
         self._sent: tuple[int, Named] = (-1, {})  # what goes down to everybody, and after how many rounds it was made
@@ -121,6 +125,8 @@ class MethodStrategy(CohortStrategy):
     def _tries(self, tuning: Tuning, round_: int) -> bool:
         """Whether settings are tried with a round's model: where that is due, and once more after a coarse search."""
         grid = self._grid(tuning)
+        if "validation" not in self.config.parts:  # everything is chosen already
+            return False
         return tuning.due(round_) or (grid.refining and round_ == grid.round + 1)
 
     def declared(self, settings: Mapping[str, object], *, groups: int | None = None) -> Declared:

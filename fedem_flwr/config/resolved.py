@@ -33,7 +33,10 @@ from fedem_flwr.config.sections import (
     PrivacyConfig,
     RunConfig,
 )
+from fedem_flwr.config.temporal_section import TemporalConfig
+from fedem_flwr.config.tracking_section import TrackingConfig
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.rooms import presets
 
 Tree = dict[str, Any]
@@ -61,6 +64,15 @@ class Config(Section):
     privacy: PrivacyConfig = PrivacyConfig()
     ldp: LdpConfig = LdpConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    temporal: TemporalConfig = TemporalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def parts(self) -> tuple[Literal["validation", "test"], ...]:
+        """The held-out parts that rounds are evaluated on."""
+        if not rules_of(self.data.protocol).by_instant:
+            return ("validation", "test")
+        return ("test",) if self.temporal.rounds else ("validation",)
 
     def to_toml(self) -> str:
         """The resolved configuration; fields without a value are left out, as TOML has no null."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.parts import Part
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 
 
 class FromHistory(Method):
@@ -51,4 +51,10 @@ class FromHistory(Method):
 
     def scorer(self, device: Device, asked: Asked) -> HistoryScorer:
         """All users, from their histories."""
-        return HistoryScorer(device.history, device.place, self.components(asked), device.newest)
+        return history_scorer(device, self.components(asked))
+
+
+def history_scorer(device: Device, components: Sequence[tuple[float, Component]]) -> HistoryScorer:
+    """All users of a node, from what they are scored from."""
+    apart = device.open_scored is not None
+    return HistoryScorer(device.scored, device.place, components, device.newest, needs_history=apart)

@@ -10,7 +10,13 @@ from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.experiment.rounds import check_run
 from fedem_flwr.protocol.shards import Federation
 
-SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
+SHARED_SECTIONS = (
+    "data",
+    "run",
+    "evaluation",
+    "temporal",
+    "tracking",
+)  # of an experiment file, that hold for the runs beside it too
 GRID = ("datasets", "protocols", "seeds")  # what makes it a grid of runs beside its methods
 
 

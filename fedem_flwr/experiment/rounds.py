@@ -13,6 +13,8 @@ from fedem_flwr.config.sections import NetworkConfig
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import trained_configs
+from fedem_flwr.experiment.second import check_instants
+from fedem_flwr.experiment.tracking import check_tracking
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.inprocess import run_inprocess
@@ -32,6 +34,8 @@ def check_run(config: Config) -> None:
     resolve_device(config.run.device)
     check_method(config)
     trained_configs(config)
+    check_instants(config)
+    check_tracking(config)
     if config.run.runtime == "network":
         from fedem_flwr.network.launch import check_network, check_privacy  # brings Flower's network clients
 

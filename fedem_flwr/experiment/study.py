@@ -85,7 +85,8 @@ class Study:
         config = resolve({}, tree, "options")
         if config.data.protocol != "strict":
             raise InputError(
-                "data.protocol = 'paper': fedem tune measures under strict, as paper's figures are of a leak"
+                f"data.protocol = '{config.data.protocol}': fedem tune measures under strict; paper's figures are of a "
+                "leak, and a run under temporal trains twice"
             )
         if config.run.runtime != "inprocess" or config.network.superlink:
             raise InputError("fedem tune runs its trials in this process: leave --runtime and --superlink out")

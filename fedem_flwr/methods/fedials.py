@@ -15,7 +15,7 @@ from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Task, Tuning, Upload, Wanted, indexed
 from fedem_flwr.contract.fields import Named
-from fedem_flwr.contract.from_history import FromHistory
+from fedem_flwr.contract.from_history import FromHistory, history_scorer
 from fedem_flwr.contract.phases import Sender
 from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, beyond_users, sums_of
 from fedem_flwr.evaluation.cohort import Sums
@@ -72,7 +72,7 @@ class Fedials(FromHistory):
 
         def scorer(row: dict[str, float]) -> HistoryScorer:
             scores = FoldInScores(fold_in, Recency.of(row["half_life"], row["ridge"]))
-            return HistoryScorer(device.history, device.place, [(1.0, scores)], device.newest)
+            return history_scorer(device, [(1.0, scores)])
 
         return grid_sums({row: scorer(grid[row]) for row in wanted.rows}, split, "fold-in", wanted.who)
 

@@ -31,9 +31,11 @@ from fedem_flwr.nodes.ledger import LEDGER_FILE, count
 from fedem_flwr.nodes.policy import NodePolicy, fixed_groups
 from fedem_flwr.nodes.sampling import part_of_sample
 from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
+from fedem_flwr.nodes.slices import slice_histories, slice_history
 from fedem_flwr.nodes.state_store import DiskStateStore
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.shards import user_range
-from fedem_flwr.protocol.splits import Split, user_rows
+from fedem_flwr.protocol.splits import Split
 
 SPLIT_FOLDER = "split"
 STATE_FOLDER = "checkpoint/nodes"
@@ -120,7 +122,8 @@ class NodeHost:
     def side(self, node: int, round_: int) -> Device:
         """The node's side of a run, as a method sees it, with its state as it was after `round_`."""
         split, users = self.split, self.users(node)
-        later = self.config.evaluation.test_history == "all"
+        apart = split.histories is not None
+        later = self.config.evaluation.test_history == "all" and not apart
         return Device(
             users,
             split.items,
@@ -132,6 +135,7 @@ class NodeHost:
             self.policy.smallest_sum,
             self.secret(node),
             partial(self.admits, node),
+            (lambda: self.scored(node)) if apart else None,
         )
 
     def data(self, node: int) -> TrainingItems:
@@ -208,11 +212,13 @@ class NodeHost:
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
-        users, split = self.users(node), self.split
-        rows = split.rows(users)
-        ends = split.train_offsets[rows[0] : rows[-1] + 2] if len(users) else np.zeros(1, np.int64)
-        history = History(users, split.items, np.asarray(ends) - ends[0], split.train_items[ends[0] : ends[-1]])
-        return history.distinct() if split.protocol == "paper" else history  # which keeps repeated pairs
+        split = self.split
+        history = slice_history(split, self.users(node), split.train_offsets, split.train_items)
+        return history if rules_of(split.protocol).distinct else history.distinct()  # which keeps repeated pairs
+
+    def scored(self, node: int) -> History:
+        """What the node's users are scored from."""
+        return slice_history(self.split, self.users(node), *self.split.known())
 
     def cohort(self, node: int, round_: int) -> Cohort:
         """The cohort as it was after `round_`; users that never trained start from the common initial values.
@@ -284,14 +290,3 @@ def node_name(node: int) -> str:
 
 def _range(users: np.ndarray | None) -> str:
     return "nobody" if users is None or not len(users) else f"{users[0]}–{users[-1]}"
-
-
-def slice_histories(split: Split, users: np.ndarray, device: torch.device) -> TrainingItems:
-    """The training items of some users, and what they may not draw as negatives; nothing else of the split is read."""
-    rows, positions = user_rows(split.train_offsets, split.rows(users))
-    ends = np.cumsum(np.bincount(rows, minlength=len(users)))
-    offsets = np.concatenate([[0], ends]).astype(np.int64)
-    items = np.asarray(split.train_items[positions], np.int64)
-    arrays = (users, offsets, items, *split.forbidden(users))
-    tensors = [as_tensor(array, device) for array in arrays]
-    return TrainingItems(tensors[0], split.items, *tensors[1:])
