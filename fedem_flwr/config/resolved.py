@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedem_flwr.config.data_section import DataConfig
+from fedem_flwr.config.diagnostics_section import DiagnosticsConfig
 from fedem_flwr.config.ldp_section import LdpConfig
 from fedem_flwr.config.least_squares import FoldInConfig, GroupTablesConfig, IalsConfig, OrderConfig
 from fedem_flwr.config.registry import find, is_method, names
@@ -61,6 +62,7 @@ class Config(Section):
     privacy: PrivacyConfig = PrivacyConfig()
     ldp: LdpConfig = LdpConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
     def to_toml(self) -> str:
         """The resolved configuration; fields without a value are left out, as TOML has no null."""

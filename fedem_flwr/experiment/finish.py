@@ -9,6 +9,7 @@ from typing import Any
 
 from fedem_flwr.evaluation.control_cache import split_hash
 from fedem_flwr.evaluation.lists import served
+from fedem_flwr.experiment.bottleneck import shares
 from fedem_flwr.experiment.controls import controls_of, per_user
 from fedem_flwr.experiment.guarantee import kept
 from fedem_flwr.experiment.outcome import diagnose, summarise
@@ -35,7 +36,8 @@ def finish(run: PreparedRun, outcome: Outcome, on_round: Callable[[int], None]) 
     lines = directory.read_metrics()
     model = ServedModel.open(run)
     comparison, lists = _look(run, model, controls) if here else (None, None)
-    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
+    seen = {"lists": lists, "bottleneck": shares(directory.path)}
+    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), **seen})
     ldp, guarantee = kept(run)
     notes = [*filter(None, [guarantee]), *notes_of(run, controls)]
     directory.write_summary({**summarise(run, lines, outcome, controls, comparison, notes), "ldp": ldp})

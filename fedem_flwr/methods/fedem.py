@@ -7,7 +7,7 @@ uploader its own G_u; the others get nothing and train their own table on. Loss:
 Options that deviate from the paper, as the released program does: `aggregate.fraction` (a tenth uploads),
 `aggregate.weights = "released"` (the objective's quadratic term is not scaled by 1 + α), `aggregate.similarity =
 "pca"`, `aggregate.saturate`, `merge.schedule = "released"`; and beside both, `merge.gate_data = "heldout"`. With
-`merge.mode = "none"` nothing is sent down: every client trains alone.
+`merge.mode = "none"` nothing is sent down: every client trains alone. `first_merge`: see `FedEMOptions`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,37 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.aggregation import aggregation_weights, average_weights, combine_tables, similarity
 from fedem_flwr.config import Config
-from fedem_flwr.contract import Gathered, Phase, State
+from fedem_flwr.config.section import Section
+from fedem_flwr.contract import Asked, Device, Gathered, Phase, State
 from fedem_flwr.contract.factorisation import Factorisation
 from fedem_flwr.contract.merging import Merged
 from fedem_flwr.contract.training import LocalTraining
+from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.parts import Up
 from fedem_flwr.errors import InputError
 
 _SAMPLE = 60  # clients of the weight matrix that the report draws
 
 
+class FedEMOptions(Section):
+    """Of `FedEM`."""
+
+    first_merge: bool = Field(
+        False,
+        description="merge in round 1, too, where there is no G yet: with a second random table, the same for all "
+        "(the paper calls Q^g and Q^l random at t = 1)",
+    )
+
+
 class FedEM(Merged, Factorisation):
     """Similarity-weighted aggregation of one table a client."""
 
+    Options = FedEMOptions
     STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"
     UP: ClassVar[Up] = "each"
     MERGES_ALONE = True
@@ -55,6 +69,14 @@ class FedEM(Merged, Factorisation):
     def phases(self) -> list[Phase]:
         """One."""
         return [Phase("train", self.config.run.rounds, SimilarTables(self))]
+
+    def downloads(self, device: Device, asked: Asked) -> Downloads:
+        """Also the random table of round 1, where that is asked for; what only evaluates has no phase."""
+        found = super().downloads(device, asked)
+        if not (self.options.first_merge and self.federated and asked.round == 1 and asked.phase):
+            return found
+        second = self.parts()["items"].initial("first-merge", self.items, self.seed).to(asked.place)
+        return {**found, "items": Download.for_all(second, len(device.users))}
 
     def weights(self, tables: Tensor, samples: np.ndarray) -> Tensor:
         """(K, K) Eq. 13: weights of the uploaders over their tables (K, m, d), given their interactions (K,)."""
