@@ -47,13 +47,8 @@ class Fedials(FromHistory):
         """The table, float64; c and P, means over rounds of sums scaled to all users; and the steps taken."""
         model = self.config.model
         table = initial_table(self.items, model.dim, model.init_std, self.seed).double()
-        gram = table.new_zeros((model.dim, model.dim))
-        return {
-            "table": table,
-            "counts": table.new_zeros(self.items),
-            "gram": gram,
-            "steps": torch.zeros(1, dtype=torch.int64),
-        }
+        counts, gram = table.new_zeros(self.items), table.new_zeros((model.dim, model.dim))
+        return {"table": table, "counts": counts, "gram": gram, "steps": torch.zeros(1, dtype=torch.int64)}
 
     def sends(self) -> Sequence[str]:
         """The table."""
