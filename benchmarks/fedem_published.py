@@ -44,7 +44,7 @@ HR = {  # Table 2, HR@10; FedMF and FedEM also in Table 1
     "filmtrust": {"fedem": 0.8932, "fedsim-dm": 0.8433, "fedsim": 0.7206, "fedsim-sm": 0.7774, "fedmf-sr": 0.6577},
 }
 _RELEASED = {"weights": "released", "similarity": "pca", "saturate": 0.9, "fraction": 0.1}
-_LEARNED, _ALONE = ("fedem", "fedsim-dm"), "evaluated"
+_LEARNED, _ALONE, _MERGED = ("fedem", "fedsim-dm"), "evaluated", "merged with what comes down"
 
 
 class EvaluatedAlone(FedEM):
@@ -78,11 +78,11 @@ class Axis:
     cells: tuple[str, ...] = tuple(HR["ml-100k"])
 
 
-AXES = (
-    Axis(_ALONE, {"merged with what comes down": {}, "own table, before the server": {}}),
+AXES = (  # those of few cells first
+    Axis("ρ of SM", {"0.5": {}, **{f"{x}": {"merge": {"rho": x}} for x in (0.3, 0.7, 0.1)}}, ("fedsim-sm",)),
+    Axis(_ALONE, {_MERGED: {}, "own table, before the server": {}}),
     Axis("schedule", {"one merge a round": {}, "in every batch": {"merge": {"schedule": "released"}}}, _LEARNED),
     Axis("initial deviation", {"1": {}, "0.1": {"model": {"init_std": 0.1}}, "0.01": {"model": {"init_std": 0.01}}}),
-    Axis("ρ of SM", {"0.5": {}, **{f"{x}": {"merge": {"rho": x}} for x in (0.3, 0.7, 0.1)}}, ("fedsim-sm",)),
     Axis(
         "epochs of Eq. 11",
         {"presets' (10, DM 1)": {}, **{f"{x}": {"merge": {"epochs": x}} for x in (3, 10, 1, 30)}},
@@ -158,7 +158,7 @@ class Search:
         for axis in AXES:
             if method in axis.cells:
                 tree = merge_trees(tree, axis.values[one[axis.name]])
-        if one[_ALONE] != next(iter(AXES[0].values)):
+        if one[_ALONE] != _MERGED:
             kind = "FedMFAlone" if method == "fedmf-sr" else "EvaluatedAlone"
             tree["method"] |= {"base": method, "strategy": f"benchmarks.fedem_published:{kind}"}
         tree = merge_trees(tree, {"run": {"rounds": self.rounds, "threads": 1, "checkpoint_every": 10**6}})
@@ -226,7 +226,7 @@ def said(one: Combination) -> str:
 
 
 def report(search: Search, best: Combination, nearest: float) -> str:
-    """Markdown: all combinations, and the cells of the nearest beside the paper's."""
+    """Markdown: all combinations, the cells of the nearest beside the paper's, and every run."""
     lines = [f"{len(search.distances)} combinations, {len(search.cells)} runs of {search.rounds} rounds", ""]
     lines += ["| mean ΔHR@10, absolute | combination |", "|---|---|"]
     for name, (value, whole) in sorted(search.distances.items(), key=lambda pair: pair[1]):
@@ -239,6 +239,13 @@ def report(search: Search, best: Combination, nearest: float) -> str:
                     there = HR[data][method]
                     row = f"{cell['hr']:.4f}/{cell['ndcg']:.4f} | {there:.4f} | {cell['hr'] - there:+.4f}"
                     lines.append(f"| {data}, {method} | {row} |")
+    lines += ["", "| run | settings | HR@10 / NDCG@10 | published HR@10 |", "|---|---|---|---|"]
+    for key, cell in search.cells.items():
+        tree = json.loads(key)
+        data, method = tree.pop("data")["dataset"], tree["method"].pop("name")
+        settings = {name: section for name, section in tree.items() if section and name != "run"}
+        row = f"{json.dumps(settings, ensure_ascii=False)} | {cell['hr']:.4f}/{cell['ndcg']:.4f}"
+        lines.append(f"| {data}, {method} | {row} | {HR[data][method]:.4f} |")
     return "\n".join(lines)
 
 
