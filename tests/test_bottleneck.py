@@ -21,7 +21,8 @@ from fedem_flwr.experiment.bottleneck import FILE, check_bottleneck, shares
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.nodes.host import slice_histories
 
-LOOKS: dict[str, Any] = {"diagnostics": {"bottleneck": True}}
+SOME = 12  # users, of whom optima are found
+LOOKS: dict[str, Any] = {"diagnostics": {"bottleneck": True, "users": SOME}}
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +34,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return plain, done
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_it_is_looked_at_in_every_round_and_changes_nothing(seen: Any) -> None:
     plain, done = seen
     assert list(map(figures, plain.lines)) == list(map(figures, done.lines))
     found = shares(done.run.directory.path)
-    assert found is not None and found["rounds"] == [1, 2, 3] and found["users"] == [USERS] * 3
-    assert found["looked_at"] == USERS == found["converged"]
+    assert found is not None and found["rounds"] == [1, 2, 3] and found["users"] == [SOME] * 3
+    assert found["looked_at"] == SOME == found["converged"]
     for name in ("global", "merged", "own", "rho", "bound", "within"):
         values = np.array(found[name])
         assert values.shape == (3,) and ((values >= 0) & (values <= 1)).all(), name
@@ -51,17 +53,13 @@ def test_it_is_looked_at_in_every_round_and_changes_nothing(seen: Any) -> None:
     assert done.run.directory.read_diagnostics()["bottleneck"]["rounds"] == [1, 2, 3]
 
 
-def test_nodes_add_up_and_a_sample_is_a_sample(seen: Any, tmp_path: Path) -> None:
+def test_nodes_add_up(seen: Any, tmp_path: Path) -> None:
     one = json.loads((seen[1].run.directory.path / FILE).read_text())
     nodes = carry_out(tmp_path / "nodes", config_of("fedem", run={"engine": "torch", "users_per_node": 7}, **LOOKS))
     several = json.loads((nodes.run.directory.path / FILE).read_text())
     assert one.keys() == several.keys()
     for round_, sums in one.items():
         assert sums == pytest.approx(several[round_], rel=1e-4), round_
-    some = carry_out(
-        tmp_path / "some", config_of("fedem", run={"engine": "torch"}, diagnostics={"bottleneck": True, "users": 9})
-    )
-    assert {sums["looked at"] for sums in json.loads((some.run.directory.path / FILE).read_text()).values()} == {9.0}
 
 
 def test_resumed_it_counts_each_round_once(seen: Any, tmp_path: Path) -> None:
@@ -77,7 +75,7 @@ def _world(seen: Any, **sections: Any) -> tuple[Cohort, Bottleneck]:
     data = slice_histories(split, np.arange(USERS), torch.device("cpu"))
     method = method_of(config, split.items)
     cohort = method.cohort(data, method.initial_state(USERS, torch.device("cpu")))
-    return cohort, Bottleneck(data, method, torch.arange(12))
+    return cohort, Bottleneck(data, method, torch.arange(SOME))
 
 
 def test_the_sums_are_those_of_a_loop_over_users_with_autograd(seen: Any) -> None:
@@ -92,7 +90,7 @@ def test_the_sums_are_those_of_a_loop_over_users_with_autograd(seen: Any) -> Non
     found = looks.look(cohort, {"items": Download(tables, slot)})
     expected = dict.fromkeys(found, 0.0)
     (at,) = looks._optima
-    for user in (u for u in range(12) if u != 5):
+    for user in (u for u in range(SOME) if u != 5):
         s, count = at.samples, int(at.samples.touched_count[user])
         items, best = s.touched[user, :count], at.rows[user, :count].double()
         rows, sign = s.row[user, : int(s.size[user])], s.sign[user]

@@ -61,6 +61,7 @@ def test_a_ledger_counts_what_other_noise_has_cost(tmp_path: Path) -> None:
     assert Ledger(path, 3, LdpConfig(**{**FOUR, "epsilon_limit": None})).exhausted(everybody).tolist() == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_whoever_has_spent_it_trains_on_and_sends_nothing(tmp_path: Path) -> None:
     """Of four rounds two go; it is said everywhere, with numbers; and a server that asks again gets nothing."""
     config = config_of("fedmf", ldp={**FOUR, "seeded": True}, run={"rounds": 4, "users_per_node": 8})
