@@ -153,7 +153,8 @@ class Declared:
         return cannot_be("group-…/users", inside, behind) if inside > metrics.get("users", 0.0) else ""
 
 
-_WHOLE = frozenset({"num-examples", "withheld", "metrics-withheld", "uncompiled"})
+SPENT = "spent"  # users asked for an upload who have sent as much as `ldp.epsilon_limit` lets them
+_WHOLE = frozenset({"num-examples", "withheld", "metrics-withheld", "uncompiled", SPENT})
 _ALWAYS = (*sorted(_WHOLE), "loss-total")
 
 

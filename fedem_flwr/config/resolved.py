@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedem_flwr.config.data_section import DataConfig
+from fedem_flwr.config.diagnostics_section import DiagnosticsConfig
 from fedem_flwr.config.ldp_section import LdpConfig
 from fedem_flwr.config.least_squares import FoldInConfig, GroupTablesConfig, IalsConfig, OrderConfig
 from fedem_flwr.config.registry import find, is_method, names
@@ -66,6 +67,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     temporal: TemporalConfig = TemporalConfig()
     tracking: TrackingConfig = TrackingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
 
     @property
     def parts(self) -> tuple[Literal["validation", "test"], ...]:

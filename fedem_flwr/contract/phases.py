@@ -130,6 +130,17 @@ class Task(ABC):
         """
         return ""
 
+    def weighs(self) -> Mapping[str, float] | None:
+        """What each array of an upload weighs in the norm to which `[ldp]` clips what a user sends.
+
+        None: it is no sum over users of vectors that histories make, so that clipping would bound nothing.
+        """
+        return None
+
+    def denoised(self, sums: Mapping[str, Tensor], users: int) -> Mapping[str, Tensor]:
+        """What the server makes of sums over so many users with noise in them, so that `fold` can use them."""
+        return sums
+
     def typical_length(self, items: float) -> int:
         """Open lengths in the upload of a user with so many items, for the count of bytes."""
         return round(items)

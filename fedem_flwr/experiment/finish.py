@@ -10,6 +10,7 @@ from typing import Any
 
 from fedem_flwr.evaluation.control_cache import split_hash
 from fedem_flwr.evaluation.lists import served
+from fedem_flwr.experiment.bottleneck import shares
 from fedem_flwr.experiment.controls import controls_of, per_user
 from fedem_flwr.experiment.guarantee import kept
 from fedem_flwr.experiment.newcomers import TEMPORAL, described, drawn, groups_of
@@ -40,7 +41,8 @@ def finish(run: PreparedRun, outcome: Outcome, on_round: Callable[[int], None], 
     lines = directory.read_metrics()
     model = ServedModel.open(last)
     looked = _look(run, model, controls, choose) if here else _Looked(None, None, [])
-    shown = {**with_served(diagnose(run, lines, outcome), model), "lists": looked.lists}
+    seen = {"lists": looked.lists, "bottleneck": shares(directory.path)}
+    shown = {**with_served(diagnose(run, lines, outcome), model), **seen}
     directory.write_diagnostics({**shown, "groups": drawn(looked.groups)} if looked.groups else shown)
     ldp, guarantee = kept(run)
     notes = [*filter(None, [guarantee]), *notes_of(last, controls)]

@@ -8,35 +8,40 @@ Options that deviate from the paper, as the released program does: `aggregate.fr
 `aggregate.weights = "released"` (the objective's quadratic term is not scaled by 1 + α), `aggregate.similarity =
 "pca"`, `aggregate.saturate`, `merge.schedule = "released"`; and beside both, `merge.gate_data = "heldout"`, and
 `aggregate.neighbours`, by which weights are near those of Eq. 13. With `merge.mode = "none"` nothing is sent down:
-every client trains alone.
+every client trains alone. `first_merge`: see `FedEMOptions`.
 """
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from fedem_flwr.aggregation import aggregation_weights, average_weights, combine_tables, similarity
-from fedem_flwr.aggregation.near import Near, combine_near
 from fedem_flwr.config import Config
-from fedem_flwr.contract import Gathered, Phase, State
+from fedem_flwr.config.section import Section
+from fedem_flwr.contract import Asked, Device, Phase, State
 from fedem_flwr.contract.factorisation import Factorisation
 from fedem_flwr.contract.merging import Merged
-from fedem_flwr.contract.training import LocalTraining
+from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.parts import Up
 from fedem_flwr.errors import InputError
+from fedem_flwr.methods.tasks.similar_tables import SimilarTables
 
-log = logging.getLogger("fedem.aggregation")
-_SAMPLE = 60  # clients of the weight matrix that the report draws
+
+class FedEMOptions(Section):
+    """Of `FedEM`."""
+
+    first_merge: bool = Field(
+        False,
+        description="merge in round 1, too, where there is no G yet: with a second random table, the same for all "
+        "(the paper calls Q^g and Q^l random at t = 1)",
+    )
 
 
 class FedEM(Merged, Factorisation):
     """Similarity-weighted aggregation of one table a client."""
 
+    Options = FedEMOptions
     STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"
     UP: ClassVar[Up] = "each"
     MERGES_ALONE = True
@@ -67,29 +72,13 @@ class FedEM(Merged, Factorisation):
         """One."""
         return [Phase("train", self.config.run.rounds, SimilarTables(self))]
 
-    def weights(self, tables: Tensor, samples: np.ndarray) -> Tensor:
-        """(K, K) Eq. 13: weights of the uploaders over their tables (K, m, d), given their interactions (K,)."""
-        settings = self.config.aggregate
-        shares = torch.from_numpy(samples).double()
-        if settings.weights == "average":
-            return average_weights(shares / shares.sum(), len(tables))
-        if settings.weights == "rows":
-            raise AssertionError("refused when the method was made")
-        alike = similarity(tables, settings.similarity, pca_sign=settings.pca_sign, saturate=settings.saturate)
-        return aggregation_weights(settings.weights, shares, alike, settings.alpha)
-
-    def near(self, tables: Tensor, samples: np.ndarray) -> Near:
-        """The same, and the tables, from so many neighbours of each uploader."""
-        aggregate, shares = self.config.aggregate, torch.from_numpy(samples).double()
-        how = {"neighbours": aggregate.neighbours, "block_items": aggregate.block_items}
-        found = combine_near(tables, shares / shares.sum(), aggregate.alpha, **how)
-        log.info(
-            "tables of %d clients by %d neighbours: weights within %.2g (median) and %.2g (largest) of Eq. 13's, "
-            "tables within %.2g of their norm; %d clients whose weights reach 0 by all",
-            *(len(tables), aggregate.neighbours, found.bound.median(), found.bound.max()),
-            *(found.bound.max() * found.spread / tables.norm() * len(tables) ** 0.5, len(found.exact)),
-        )
-        return found
+    def downloads(self, device: Device, asked: Asked) -> Downloads:
+        """Also the random table of round 1, where that is asked for; what only evaluates has no phase."""
+        found = super().downloads(device, asked)
+        if not (self.options.first_merge and self.federated and asked.round == 1 and asked.phase):
+            return found
+        second = self.parts()["items"].initial("first-merge", self.items, self.seed).to(asked.place)
+        return {**found, "items": Download.for_all(second, len(device.users))}
 
     def caveats(self) -> list[str]:
         """What the server learns of single users, and what is not exact."""
@@ -110,24 +99,3 @@ class FedEM(Merged, Factorisation):
         """The last round's weights: each client's own; how many are not zero, and a sample, or the bound of `Near`."""
         shown = [name for name in ("own", "nonzero", "sample", "bound") if f"weights-{name}" in state]
         return {"weights": {name: state[f"weights-{name}"].tolist() for name in shown}} if shown else {}
-
-
-class SimilarTables(LocalTraining):
-    """Local training, and G_u for every uploader."""
-
-    convex = True
-    method: FedEM
-
-    def fold(self, state: State, gathered: Gathered) -> State:
-        """Eq. 13."""
-        tables = gathered.each["items"]
-        if not len(tables):
-            return state
-        samples = gathered.samples[gathered.uploaders]
-        if self.method.config.aggregate.neighbours:
-            near = self.method.near(tables, samples)
-            return {**state, "items": near.tables, "weights-own": near.own, "weights-bound": near.bound}
-        weights = self.method.weights(tables, samples)
-        combined = combine_tables(weights, tables, self.method.config.aggregate.block_items)
-        shown = {"own": weights.diagonal(), "nonzero": (weights > 0).sum(1), "sample": weights[:_SAMPLE, :_SAMPLE]}
-        return {**state, "items": combined, **{f"weights-{name}": x.clone() for name, x in shown.items()}}

@@ -8,7 +8,7 @@ the state is read from and written to disk in every round.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fedem_flwr.config import Config, load_resolved
-from fedem_flwr.contract import Device, Method
+from fedem_flwr.contract import Asked, Device, Method
 from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.engine.cohort import Cohort
@@ -27,7 +27,7 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
 from fedem_flwr.nodes.answered import ANSWERED_FILE, Answered
-from fedem_flwr.nodes.ledger import LEDGER_FILE, count
+from fedem_flwr.nodes.ledger import LEDGER_FILE, Ledger
 from fedem_flwr.nodes.policy import NodePolicy, fixed_groups
 from fedem_flwr.nodes.sampling import part_of_sample
 from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
@@ -75,6 +75,7 @@ class NodeHost:
         resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
         policy: what may go up; a simulation's unless it is said.
         trains: whether users train here; who only scores needs no secret of theirs.
+        observe: told by clients what they have received after a round; for diagnostics in one process.
     """
 
     run_dir: Path
@@ -83,6 +84,7 @@ class NodeHost:
     resident: bool = False
     policy: NodePolicy = field(default_factory=NodePolicy.simulation)
     trains: bool = True
+    observe: Callable[[Method, Device, Asked, int], None] | None = None
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
@@ -153,9 +155,9 @@ class NodeHost:
         """Beside the node's state, so that a run that is resumed draws as before."""
         return self.state_dir / node_name(node) / SECRET_FILE
 
-    def count_released(self, node: int, who: np.ndarray) -> None:
-        """Write down, before it goes, one more noised upload of the users at positions `who`; see `nodes.ledger`."""
-        count(self.secret_file(node).with_name(LEDGER_FILE), len(self.users(node)), who)
+    def ledger(self, node: int) -> Ledger:
+        """What the node's users have sent; beside the secret, so that it counts on where a run is resumed."""
+        return Ledger(self.secret_file(node).with_name(LEDGER_FILE), len(self.users(node)), self.config.ldp)
 
     def interactions(self, node: int) -> np.ndarray:
         """(k,) how many training interactions each of the node's users has."""

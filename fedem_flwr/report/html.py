@@ -21,6 +21,7 @@ from fedem_flwr.files import quoted, write_atomically
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report import plots
 from fedem_flwr.report.account import recorded_rows
+from fedem_flwr.report.bottleneck_plot import CAPTION, bottleneck
 from fedem_flwr.report.comparison import comparison_of, signed
 from fedem_flwr.report.groups import GROUP_HEADS, asked_text, column_labels, group_cells
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
@@ -139,6 +140,9 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
             partial(plots.sparsity_groups, run.diagnostics.get("groups")),
         ),
     ]
+    if run.diagnostics.get("bottleneck"):
+        draw = partial(bottleneck, run.diagnostics["bottleneck"])
+        pictures.append(_picture("The aggregation bottleneck", CAPTION, draw))
     if run.diagnostics.get("lists"):
         caption = "The items of all users' top 10, and of their training data, by how many users trained on them. "
         draw = partial(plots.popularity_histogram, run.diagnostics["lists"])

@@ -14,7 +14,6 @@ EXCEPTIONS: Final[dict[tuple[str, str], str]] = {
     ("local-only", "local privacy"): "nothing goes up that noise could guard",
     ("fedfast", "local privacy"): "rows go up weighted by their own change, whose square no clipping of changes bounds",
     ("fedmf-elastic", "local privacy"): _SUMS,
-    ("fedials", "local privacy"): _SUMS,
     ("fedials-elastic", "local privacy"): _SUMS,
     ("fedials-order", "local privacy"): _SUMS,
     ("fedcia", "local privacy"): _SUMS,
