@@ -36,6 +36,7 @@ class Tuning:
         measure: the devices' sums of what is wanted, see `evaluation.settings_grid`.
         idle: settings that messages carry while the model of so many rounds has no use for the others; None: it always
             has.
+        staged: whether it is searched from coarse to fine in large runs; else every row is tried.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Tuning:
     due: Callable[[int], bool]
     measure: Callable[[Device, Asked, Split, Wanted], Sums]
     idle: Callable[[int], Row | None] = lambda _: None
+    staged: bool = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.controls import remembered_controls
 from fedem_flwr.evaluation.cost import Limits
@@ -74,8 +75,8 @@ class Audit:
         require_writable(cache_folder(base), "give another folder with --set evaluation.cache_dir=...")
         interactions = load_interactions(base)
         splits = {name: split_of(base.changed("data", protocol=name), interactions) for name in PROTOCOLS}
-        narrowest, unasked = min(splits.values(), key=lambda split: split.items), "dim" not in options.get("model", {})
-        configs = {key: adapted(config, narrowest, dim_is_preset=unasked) for key, config in configs.items()}
+        narrowest, given = min(splits.values(), key=lambda split: split.items), frozenset(paths(options))
+        configs = {key: adapted(config, narrowest, given) for key, config in configs.items()}
         for (_, protocol), config in configs.items():
             check_method(config, splits[protocol].items)
         return cls(base, splits, configs)

@@ -87,9 +87,7 @@ def prepare(
         held.callback(shutil.rmtree, fresh, ignore_errors=True)  # unless it came to be a run
         split: Split | Federation = known or _split(config, fresh, source, console)
         facts = split if isinstance(split, Split) else split.facts
-        config, *adapted_others = (
-            adapted(each, facts, dim_is_preset=not asked.width_given) for each in (config, *others)
-        )
+        config, *adapted_others = (adapted(each, facts, asked.given) for each in (config, *others))
         if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
             directory.create(overwrite=True)
             for name in (SPLIT_FOLDER, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.experiment.rounds import check_run
 from fedem_flwr.protocol.shards import Federation
@@ -21,13 +22,13 @@ class Experiment:
     Attributes:
         config: of the run.
         others: of the runs beside it, on the same split.
-        width_given: whether model.dim was asked for, so that it is not lowered where there are few items.
+        given: dotted names of the settings that were asked for, which are not fitted to the data.
         federation: what is known of data that are on nodes elsewhere.
     """
 
     config: Config
     others: tuple[Config, ...]
-    width_given: bool
+    given: frozenset[str]
     federation: Federation | None = None
 
 
@@ -73,8 +74,8 @@ def plan(
     _check_names([other.method.name for other in others])
     for each in (config, *others):  # before anything is read or written
         check_run(each)
-    width_given = "dim" in merge_trees(tree, options).get("model", {})
-    return Experiment(config, tuple(others), width_given, federation)
+    given = frozenset(paths(merge_trees(tree, options)))
+    return Experiment(config, tuple(others), given, federation)
 
 
 def _variants(given: object, methods: Sequence[str], origin: str) -> Mapping[str | None, Tree]:

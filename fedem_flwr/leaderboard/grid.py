@@ -34,12 +34,12 @@ class Cell:
     """One run of a grid, resolved and checked; nothing has been read or written yet.
 
     Attributes:
-        width_given: whether model.dim was asked for.
+        given: see `experiment.plan.Experiment`.
     """
 
     name: Name
     config: Config
-    width_given: bool
+    given: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def cells_of(tree: Tree, options: Tree, axes: Axes, *, origin: str) -> list[Cell
                 here = {"data": {"dataset": dataset, "protocol": protocol}, "run": {"seed": seed}}
                 asked = plan(file, merge_trees(options, here), origin=origin)
                 found += [
-                    Cell(Name(_label(dataset), protocol, config.method.name, seed), config, asked.width_given)
+                    Cell(Name(_label(dataset), protocol, config.method.name, seed), config, asked.given)
                     for config in (asked.config, *asked.others)
                 ]
     _refuse_collisions(found, origin)

@@ -22,6 +22,7 @@ from fedem_flwr.report import plots
 from fedem_flwr.report.account import recorded_rows
 from fedem_flwr.report.comparison import comparison_of, signed
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
+from fedem_flwr.report.search import picture, search_text
 from fedem_flwr.report.sections import guarantee_rows, lists_text, tunings_of
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.report.tables import (
@@ -135,6 +136,9 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
             partial(plots.sparsity_groups, run.diagnostics.get("groups")),
         ),
     ]
+    if run.diagnostics.get("search"):
+        caption = f"Tables with several settings, trained side by side and compared. {search_text(run.summary)}"
+        pictures.append(_picture("The search for settings", caption, partial(picture, run.diagnostics)))
     if run.diagnostics.get("lists"):
         caption = "The items of all users' top 10, and of their training data, by how many users trained on them. "
         draw = partial(plots.popularity_histogram, run.diagnostics["lists"])

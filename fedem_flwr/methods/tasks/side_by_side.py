@@ -1,0 +1,167 @@
+"""The phases of a search: tables with settings of their own, trained by the same messages, of which the best stay.
+
+A table of C candidates is (m, C · d), its P (C, d, d), and `candidates` (C, 2) are a and λ of each, best first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.aggregation.newton import Newton
+from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Upload
+from fedem_flwr.contract.fields import Named
+from fedem_flwr.contract.phases import Sender
+from fedem_flwr.engine.ials import Objective, beyond_users, sums_of
+from fedem_flwr.methods.fedials import TableStep, packed
+
+if TYPE_CHECKING:
+    from fedem_flwr.methods.auto import Auto
+
+TRIED = ("stage", "weight", "ridge", "half_life", "ndcg@10", "kept")  # of a table that was compared
+GRID = "search"  # of the sums: `search-1`, of the first stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rounds with so many tables.
+
+    Attributes:
+        name: of the phase, and of its sums. tables: C. rounds: how many. kept: tables that stay.
+        first: number of its first round. searches: whether tables are compared.
+    """
+
+    name: str
+    tables: int
+    rounds: int
+    kept: int
+    first: int
+    searches: bool
+
+    @property
+    def compared(self) -> int:
+        """The round whose model the tables are compared with, in the messages of the next and last one."""
+        return self.first + self.rounds - 2
+
+
+def stages_of(tables: int, rounds: int, learn: int) -> list[Stage]:
+    """Successive halving (Jamieson and Talwalkar 2016): all tables, then a quarter of them, then one.
+
+    Where rounds are few there is one comparison, or none.
+
+    Args:
+        tables: at first. rounds: of the search and the table. learn: rounds before the first comparison.
+    """
+    few = max(2, -(-tables // 4))
+    plans = [[(tables, learn + 1), (few, max(1, learn - 1) + 1)], [(tables, learn + 1)]]
+    fits = (plan for plan in plans if plan[-1][0] < tables or len(plan) == 1)
+    plan = next((plan for plan in fits if tables > 1 and sum(length for _, length in plan) <= rounds), [])
+    found, done = list[Stage](), 0
+    for at, (size, length) in enumerate(plan):
+        kept = plan[at + 1][0] if at + 1 < len(plan) else 1
+        found.append(Stage(f"{GRID}-{at + 1}", size, length, kept, done + 1, searches=True))
+        done += length
+    left = [Stage("table", 1, rounds - done, 1, done + 1, searches=False)] if rounds > done else []
+    return [*found, *left]
+
+
+class SideBySide(TableStep):
+    """Row sums and P of every table; a Newton-like step each; in the stage's last round the best stay."""
+
+    method: Auto
+
+    def __init__(self, method: Auto, stage: Stage) -> None:
+        super().__init__(method)
+        self.stage, self.dim = stage, method.config.model.dim
+
+    def fields(self) -> dict[str, Field]:
+        """Those of `TableStep`, side by side."""
+        fields, wide = super().fields(), self.stage.tables
+        rows = replace(fields["rows"], shape=(None, wide * self.dim))
+        return {**fields, "rows": rows, "gram": replace(fields["gram"], shape=(wide, self.dim, self.dim))}
+
+    def needs(self) -> Sequence[str]:
+        """The tables and their settings."""
+        return ["table", "candidates"]
+
+    def contribute(self, device: Device, asked: Asked) -> Upload:
+        """Solve the participants once a table; the loss is that of the first."""
+        every = [sums_of(fold_in, device.history, asked.who) for fold_in in self.method.folds(asked)]
+        one, *_ = named = [packed(sums) for sums in every]
+        rows = np.concatenate([each["rows"] for each in named], axis=1)
+        arrays = {**one, "rows": rows, "gram": np.stack([each["gram"] for each in named])}
+        return Upload(arrays, every[0].samples, every[0].error)
+
+    def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
+        """See `engine.ials.beyond_users`; of each table by its own settings."""
+        if self.method.stages():
+            return ""
+        for at, (part, objective) in enumerate(zip(self._columns(), objectives(state["candidates"]), strict=True)):
+            sums = {"rows": arrays["rows"][:, part], "counts": arrays["counts"], "gram": arrays["gram"][at]}
+            if problem := beyond_users(sums, sender.samples, self.method.items, objective):
+                return problem
+        return ""
+
+    def newton(self, state: State, steps: int) -> Newton:
+        """With the settings of the state's first table; a search takes whole steps, as the same users are in each."""
+        own, step = objectives(state["candidates"])[0], super().newton(state, steps)
+        rate = (self.method.config.ials.rate or 1.0) if self.stage.searches else step.rate
+        return replace(step, weight=own.weight, ridge=own.ridge, rate=rate)
+
+    def fold(self, state: State, gathered: Gathered) -> State:
+        """A step of every table, each by itself; then the comparison, where it is due."""
+        if self.stage.searches:  # whoever takes part is everybody: the same users in each round
+            gathered = replace(gathered, users=gathered.trained or gathered.users)
+        stepped = [super(SideBySide, self).fold(*each) for each in self._apart(state, gathered)]
+        together: State = {
+            **stepped[0],
+            "table": torch.cat([one["table"] for one in stepped], dim=1),
+            "gram": torch.stack([one["gram"] for one in stepped]),
+            "candidates": state["candidates"],
+            "popularity": stepped[0]["counts"].log1p(),
+        }
+        over = self.stage.searches and gathered.step == self.stage.rounds
+        return self.method.finished(self._best(together, gathered) if over else together, gathered.round)
+
+    def _apart(self, state: State, gathered: Gathered) -> Iterator[tuple[State, Gathered]]:
+        """State and sums of each table, in the shape of `TableStep`'s."""
+        for at, part in enumerate(self._columns()):
+            one = {"table": state["table"][:, part], "gram": state["gram"][at]}
+            sums = {**gathered.sums, "rows": gathered.sums["rows"][:, part], "gram": gathered.sums["gram"][at]}
+            own = {**state, **one, "candidates": state["candidates"][at : at + 1]}
+            yield own, replace(gathered, sums=sums)
+
+    def _columns(self) -> list[slice]:
+        return [slice(at * self.dim, (at + 1) * self.dim) for at in range(self.stage.tables)]
+
+    def _best(self, state: State, gathered: Gathered) -> State:
+        """Keep the best tables, best first; where nobody has measured any, the first ones."""
+        half_lives = self.method.half_lives
+        means = gathered.measured.get(self.stage.name, [float("nan")] * (self.stage.tables * len(half_lives)))
+        values = torch.tensor(means, dtype=torch.float64).view(self.stage.tables, len(half_lives))
+        value, with_age = values.nan_to_num(nan=-1.0).max(dim=1)
+        order = value.sort(descending=True, stable=True).indices[: self.stage.kept]
+        kept = torch.zeros(self.stage.tables, dtype=torch.float64)
+        kept[order] = 1
+        number = torch.full_like(kept, int(self.stage.name.rpartition("-")[2]))
+        ages = torch.tensor(half_lives, dtype=torch.float64)[with_age]
+        shown = torch.where(value < 0, torch.nan, value)
+        rows = torch.stack([number, *state["candidates"].T, ages, shown, kept], dim=1)
+        return {
+            **state,
+            "table": torch.cat([state["table"][:, self._columns()[at]] for at in order], dim=1),
+            "gram": state["gram"][order],
+            "candidates": state["candidates"][order],
+            "steps": torch.zeros(1, dtype=torch.int64),
+            "tried": torch.cat([state["tried"], rows]),
+        }
+
+
+def objectives(candidates: Tensor) -> list[Objective]:
+    """Of tables' settings (C, 2)."""
+    return [Objective(*row) for row in candidates.tolist()]
