@@ -23,10 +23,12 @@ class SearchConfig(Section):
     rounds: int = Field(12, ge=1, description="of the search and the table; the run's others are those of order")
     learn: int = Field(3, ge=1, description="rounds that tables learn before they are compared for the first time")
     weights: list[Positive] = Field(
-        [0.3, 0.1, 0.03, 1.0], min_length=1, description="grid of a, the likeliest first; just `ials.weight` if given"
+        [0.3, 0.1, 0.03], min_length=1, description="grid of a, the likeliest first; just `ials.weight` if given"
     )
     ridges: list[Positive] = Field(
-        [0.01, 0.003, 0.03], min_length=1, description="grid of λ, the likeliest first; just `ials.ridge` if given"
+        [0.01, 0.003, 0.03, 0.001],
+        min_length=1,
+        description="grid of λ, the likeliest first; just `ials.ridge` if given",
     )
     half_lives: list[Annotated[float, Field(ge=0)]] = Field(
         [0.0, 3.0, 10.0], min_length=1, description="grid of h that tables are compared under, each with its best"

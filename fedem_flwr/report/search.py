@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from fedem_flwr.report.drawing import (
-    BLUE,
     GREY,
     ORANGE,
     ImageFormat,
@@ -22,6 +21,7 @@ from fedem_flwr.report.drawing import (
 from fedem_flwr.report.labels import settings_text
 from fedem_flwr.report.run_directory import Json, number_at
 from fedem_flwr.report.tables import bytes_text
+from fedem_flwr.text import visible
 
 METRIC = "ndcg@10"
 _ORDER = ("order_weight", "map_weight")
@@ -47,13 +47,13 @@ def search_of(lines: Sequence[Json], diagnostics: Mapping[str, Any]) -> dict[str
 
 def families_of(mixing: object) -> dict[str, float]:
     """The best validation NDCG@10 of each kind of mixture that was tried, best first; empty without popularity."""
-    rows = mixing.get("rows") if isinstance(mixing, Mapping) else None
     best: dict[str, float] = {}
-    for row in rows or ():
+    for row in _rows(mixing):
         if "popularity_weight" not in row:
             return {}
-        name = family_of(row)
-        best[name] = max(best.get(name, row[METRIC]), row[METRIC])
+        name, value = family_of(row), number_at(row, METRIC)
+        if value is not None:
+            best[name] = max(best.get(name, value), value)
     return dict(sorted(best.items(), key=lambda one: -one[1]))
 
 
@@ -68,42 +68,57 @@ def family_of(weights: Mapping[str, float]) -> str:
 
 def search_text(summary: Mapping[str, Any]) -> str:
     """Say in a line what was chosen, by how much, and what the search took; else nothing."""
-    section = summary.get("search")
-    if not isinstance(section, Mapping):
-        return ""
-    said = []
-    if families := section.get("families"):
-        (first, value), *others = families.items()
+    section, said = summary.get("search"), list[str]()
+    given = section.get("families") if isinstance(section, Mapping) else None
+    names = list(given) if isinstance(given, Mapping) else []
+    families = [(visible(str(name)), value) for name in names if (value := number_at(given, name)) is not None]
+    if families:
+        (first, value), *others = families
         text = f"chose {first}: validation NDCG@10 {value:.4f}"
         rest = ", ".join(f"{name} {one:.4f}" for name, one in others)
         said.append(f"{text} ({rest}; margin {value - others[0][1]:+.4f})" if others else text)
         if first == "popularity":
             said.append("nothing beats popularity here, so popularity is served")
-    if section.get("tables"):
-        up, down = (bytes_text(section[name]) for name in ("bytes_up", "bytes_down"))
+    tables, rounds, seconds = (number_at(section, name) for name in ("tables", "rounds", "seconds"))
+    if isinstance(section, Mapping) and tables and rounds:
+        up, down = (bytes_text(number_at(section, name)) for name in ("bytes_up", "bytes_down"))
         said.append(
-            f"settings: {settings_text(section['chosen'])}, of {section['tables']} in {section['rounds']} rounds, "
-            f"{section['seconds']:.1f} s, {up} up and {down} down a user"
+            f"settings: {visible(settings_text(section.get('chosen')))}, of {tables:.0f} in {rounds:.0f} rounds, "
+            f"{seconds or 0:.1f} s, {up} up and {down} down a user"
         )
-    return f"{summary.get('method')} {'; '.join(said)}."
+    return f"{visible(str(summary.get('method')))} {'; '.join(said)}." if said else ""
 
 
 def picture(diagnostics: Mapping[str, Any], *, image_format: ImageFormat = "svg") -> bytes:
-    """Draw the validation NDCG@10 of each table that was compared, by stage; kept ones are marked."""
-    section = diagnostics.get("search")
-    rows = [row for row in (section or {}).get("rows", ()) if number_at(row, METRIC) is not None]
+    """Draw the validation NDCG@10 of each table that was compared, by stage; kept ones are orange."""
+    rows = [row for row in _rows(diagnostics.get("search")) if number_at(row, METRIC) is not None]
     if not rows:
         raise NothingToDrawError("no settings were searched")
-    stages = sorted({int(row["stage"]) for row in rows})
+    stages = sorted({number_at(row, "stage") or 0 for row in rows})
     with panels(len(stages)) as (figure, axes):
         for stage, axis in zip(stages, axes, strict=True):
-            own = sorted((row for row in rows if row["stage"] == stage), key=lambda row: row[METRIC])
-            names = [f"a {row['weight']:g}, λ {row['ridge']:g}, h {row['half_life']:g}" for row in own]
-            colours = [ORANGE if row["kept"] else GREY for row in own]
-            bars = axis.barh(np.arange(len(own)), [row[METRIC] for row in own], color=colours, height=0.7)
-            axis.bar_label(bars, [f"{row[METRIC]:.4f}" for row in own], padding=2, fontsize=8)
+            own = sorted(
+                (row for row in rows if (number_at(row, "stage") or 0) == stage), key=lambda row: _value(row, METRIC)
+            )
+            names = [
+                f"a {_value(row, 'weight'):g}, λ {_value(row, 'ridge'):g}, h {_value(row, 'half_life'):g}"
+                for row in own
+            ]
+            colours = [ORANGE if row.get("kept") else GREY for row in own]
+            values = [_value(row, METRIC) for row in own]
+            bars = axis.barh(np.arange(len(own)), values, color=colours, height=0.7)
+            axis.bar_label(bars, [f"{value:.4f}" for value in values], padding=2, fontsize=8)
             axis.set_yticks(np.arange(len(own)), names, fontsize=8)
-            axis.set(title=f"Comparison {stage}", xlabel="validation NDCG@10 (orange: kept)")
+            axis.set(title=f"Comparison {stage:g}", xlabel="validation NDCG@10 (orange: kept)")
             axis.margins(x=0.15)
-            axis.grid(axis="x", color=BLUE, alpha=0.15)
+            axis.grid(axis="x")
         return image_bytes(figure, image_format)
+
+
+def _rows(section: object) -> list[Mapping[str, Any]]:
+    stored = section.get("rows") if isinstance(section, Mapping) else None
+    return [row for row in stored if isinstance(row, Mapping)] if isinstance(stored, list) else []
+
+
+def _value(row: Mapping[str, Any], name: str) -> float:
+    return number_at(row, name) or 0.0
