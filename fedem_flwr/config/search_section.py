@@ -28,7 +28,7 @@ class SearchConfig(Section):
     ridges: list[Positive] = Field(
         [0.01, 0.003, 0.03, 0.001],
         min_length=1,
-        description="grid of λ, the likeliest first; just `ials.ridge` if given",
+        description="grid of λ; just `ials.ridge` if given",
     )
     half_lives: list[Annotated[float, Field(ge=0)]] = Field(
         [0.0, 3.0, 10.0], min_length=1, description="grid of h that tables are compared under, each with its best"
