@@ -15,6 +15,7 @@ from fedem_flwr.experiment.outcome import diagnose, summarise
 from fedem_flwr.experiment.remarks import notes_of
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.per_user import PerUser
+from fedem_flwr.report.search import search_of
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.serving.served import ServedModel, look_at, with_served
@@ -35,10 +36,12 @@ def finish(run: PreparedRun, outcome: Outcome, on_round: Callable[[int], None]) 
     lines = directory.read_metrics()
     model = ServedModel.open(run)
     comparison, lists = _look(run, model, controls) if here else (None, None)
-    directory.write_diagnostics({**with_served(diagnose(run, lines, outcome), model), "lists": lists})
+    diagnostics = with_served(diagnose(run, lines, outcome), model)
+    directory.write_diagnostics({**diagnostics, "lists": lists})
     ldp, guarantee = kept(run)
+    searched = {"search": search_of(lines, diagnostics)}
     notes = [*filter(None, [guarantee]), *notes_of(run, controls)]
-    directory.write_summary({**summarise(run, lines, outcome, controls, comparison, notes), "ldp": ldp})
+    directory.write_summary({**summarise(run, lines, outcome, controls, comparison, notes), "ldp": ldp, **searched})
     return write_report(directory.path)
 
 

@@ -17,7 +17,6 @@ from fedem_flwr.experiment.back_end import back_end
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.account import DATA
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.report.search import search_of
 from fedem_flwr.report.selection import Selected, best_line, reported_key
 from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.loop import Outcome
@@ -68,7 +67,6 @@ def summarise(
         "engine": {**back_end(run), "uncompiled": sum(line.get("uncompiled", 0) for line in lines)},
         "command": run.directory.read_command(),
         "comparison": comparison,
-        "search": search_of(lines, outcome.diagnostics),
         "warnings": [*outcome.caveats, *_withheld(lines), *_unmeasured(lines, outcome.final_sums)],
         "notes": notes,
     }

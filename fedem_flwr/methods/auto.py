@@ -7,7 +7,6 @@ of the clients' validation NDCG@10. Then the best one's table, and, where there 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from fedem_flwr.evaluation.scorers import Component, HistoryScorer, SameForAll
 from fedem_flwr.evaluation.settings_grid import grid_sums, mixture_sums
 from fedem_flwr.methods.fedials_order import FedialsOrder
 from fedem_flwr.methods.tasks.order_map import MOST_ITEMS
-from fedem_flwr.methods.tasks.side_by_side import TRIED, SideBySide, Stage, objectives, stages_of
+from fedem_flwr.methods.tasks.side_by_side import TRIED, UNKNOWN, SideBySide, Stage, objectives, stages_of
 from fedem_flwr.protocol.split import SplitFacts
 from fedem_flwr.protocol.splits import Split
 from fedem_flwr.randomness import keyed_permutation
@@ -157,16 +156,16 @@ class Auto(FedialsOrder):
         def due(round_: int) -> bool:
             return mixing.due(round_) or (self.order.tune and round_ == last)
 
-        nothing = {**dict.fromkeys(mixing.first, 0.0), **_ALONE}
+        plain = dict.fromkeys(mixing.first, 0.0)
         return [
             *tables,
             replace(fold_in, due=lambda round_: tunes and round_ == middle),
             replace(
                 mixing,
-                rows=mixtures(self.order.grid() if self.ordered else [nothing]),
+                rows=mixtures(self.order.grid() if self.ordered else [plain]),
                 first={**mixing.first, **_ALONE},
                 due=due,
-                idle=lambda done: nothing if self.ordered and done < self.first_step else None,
+                idle=lambda done: {**plain, **_ALONE} if self.ordered and done < self.first_step else None,
             ),
         ]
 
@@ -188,7 +187,7 @@ class Auto(FedialsOrder):
 
     def diagnostics(self, state: State) -> dict[str, object]:
         """What the search tried."""
-        rows = [dict(zip(TRIED, map(_or_none, row), strict=True)) for row in state["tried"].tolist()]
+        rows = [dict(zip(TRIED, map(_known, row), strict=True)) for row in state["tried"].tolist()]
         chosen = dict(zip(TRIED[1:], state["candidates"][0].tolist(), strict=False))
         return {"search": {"rows": rows, "rounds": self.search_rounds, "chosen": chosen}} if rows else {}
 
@@ -200,5 +199,5 @@ def mixtures(grid: Sequence[Row]) -> list[Row]:
     return [*({_FOLD_IN: 1.0, **row, _POPULAR: 0.0} for row in grid), *popular, {_FOLD_IN: 0.0, **plain, _POPULAR: 1.0}]
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _known(value: float) -> float | None:
+    return None if value == UNKNOWN else value

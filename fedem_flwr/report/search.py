@@ -29,10 +29,10 @@ _SPENT = ("bytes_up", "bytes_down", "node_bytes_up", "node_bytes_down", "seconds
 
 
 def search_of(lines: Sequence[Json], diagnostics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """For summary.json: what was chosen, by how much, and what looking for it took; None where nothing was.
+    """For summary.json: what is served, what else was tried, and what looking for it took; None where nothing was.
 
     Args:
-        lines: of metrics.jsonl. diagnostics: of the strategy.
+        lines: of metrics.jsonl. diagnostics: of the run, with what is served.
     """
     found: dict[str, Any] = {}
     if section := diagnostics.get("search"):
@@ -41,7 +41,7 @@ def search_of(lines: Sequence[Json], diagnostics: Mapping[str, Any]) -> dict[str
         tables = sum(row["stage"] == 1 for row in section["rows"])
         found |= {"tables": tables, "rounds": section["rounds"], "chosen": section["chosen"], **spent}
     if families := families_of(diagnostics.get("mixing")):
-        found["families"] = families
+        found |= {"families": families, "served": family_of(diagnostics["mixing"]["chosen"])}
     return found or None
 
 
@@ -73,7 +73,8 @@ def search_text(summary: Mapping[str, Any]) -> str:
     names = list(given) if isinstance(given, Mapping) else []
     families = [(visible(str(name)), value) for name in names if (value := number_at(given, name)) is not None]
     if families:
-        (first, value), *others = families
+        served = visible(str(section.get("served"))) if isinstance(section, Mapping) else ""
+        (first, value), *others = sorted(families, key=lambda one: one[0] != served)
         text = f"chose {first}: validation NDCG@10 {value:.4f}"
         rest = ", ".join(f"{name} {one:.4f}" for name, one in others)
         said.append(f"{text} ({rest}; margin {value - others[0][1]:+.4f})" if others else text)

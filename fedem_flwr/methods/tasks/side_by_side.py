@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedem_flwr.methods.auto import Auto
 
 TRIED = ("stage", "weight", "ridge", "half_life", "ndcg@10", "kept")  # of a table that was compared
+UNKNOWN = -1.0  # in the place of an NDCG@10 that nobody has measured
 GRID = "search"  # of the sums: `search-1`, of the first stage
 
 
@@ -91,7 +92,8 @@ class SideBySide(TableStep):
 
     def contribute(self, device: Device, asked: Asked) -> Upload:
         """Solve the participants once a table; the loss is that of the first."""
-        every = [sums_of(fold_in, device.history, asked.who) for fold_in in self.method.folds(asked)]
+        folds = self.method.folds(asked)[: self.stage.tables]
+        every = [sums_of(fold_in, device.history, asked.who) for fold_in in folds]
         one, *_ = named = [packed(sums) for sums in every]
         rows = np.concatenate([each["rows"] for each in named], axis=1)
         arrays = {**one, "rows": rows, "gram": np.stack([each["gram"] for each in named])}
@@ -101,7 +103,7 @@ class SideBySide(TableStep):
         """See `engine.ials.beyond_users`; of each table by its own settings."""
         if self.method.stages():
             return ""
-        for at, (part, objective) in enumerate(zip(self._columns(), objectives(state["candidates"]), strict=True)):
+        for at, (part, objective) in enumerate(zip(self._columns(), objectives(state["candidates"]), strict=False)):
             sums = {"rows": arrays["rows"][:, part], "counts": arrays["counts"], "gram": arrays["gram"][at]}
             if problem := beyond_users(sums, sender.samples, self.method.items, objective):
                 return problem
@@ -115,6 +117,7 @@ class SideBySide(TableStep):
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """A step of every table, each by itself; then the comparison, where it is due."""
+        state = self._first(state)
         if self.stage.searches:  # whoever takes part is everybody: the same users in each round
             gathered = replace(gathered, users=gathered.trained or gathered.users)
         stepped = [super(SideBySide, self).fold(*each) for each in self._apart(state, gathered)]
@@ -127,6 +130,12 @@ class SideBySide(TableStep):
         }
         over = self.stage.searches and gathered.step == self.stage.rounds
         return self.method.finished(self._best(together, gathered) if over else together, gathered.round)
+
+    def _first(self, state: State) -> State:
+        """As many tables as the stage has: more are left where a stage's last round came to nothing."""
+        wide = self.stage.tables
+        cut = {name: state[name][:wide] for name in ("gram", "candidates")}
+        return {**state, **cut, "table": state["table"][:, : wide * self.dim]}
 
     def _apart(self, state: State, gathered: Gathered) -> Iterator[tuple[State, Gathered]]:
         """State and sums of each table, in the shape of `TableStep`'s."""
@@ -144,14 +153,13 @@ class SideBySide(TableStep):
         half_lives = self.method.half_lives
         means = gathered.measured.get(self.stage.name, [float("nan")] * (self.stage.tables * len(half_lives)))
         values = torch.tensor(means, dtype=torch.float64).view(self.stage.tables, len(half_lives))
-        value, with_age = values.nan_to_num(nan=-1.0).max(dim=1)
+        value, with_age = values.nan_to_num(nan=UNKNOWN).max(dim=1)
         order = value.sort(descending=True, stable=True).indices[: self.stage.kept]
         kept = torch.zeros(self.stage.tables, dtype=torch.float64)
         kept[order] = 1
         number = torch.full_like(kept, int(self.stage.name.rpartition("-")[2]))
         ages = torch.tensor(half_lives, dtype=torch.float64)[with_age]
-        shown = torch.where(value < 0, torch.nan, value)
-        rows = torch.stack([number, *state["candidates"].T, ages, shown, kept], dim=1)
+        rows = torch.stack([number, *state["candidates"].T, ages, value, kept], dim=1)
         return {
             **state,
             "table": torch.cat([state["table"][:, self._columns()[at]] for at in order], dim=1),
