@@ -18,8 +18,8 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
 from fedem_flwr.evaluation.controls import popularity_control
 from fedem_flwr.evaluation.ranking import evaluate_scores
-from fedem_flwr.methods.auto import mixtures
-from fedem_flwr.methods.tasks.side_by_side import TRIED, stages_of
+from fedem_flwr.methods.tasks.search_tables import TRIED, stages_of
+from fedem_flwr.methods.tasks.serving_mixtures import mixtures
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.search import families_of, search_of, search_text
 from fedem_flwr.runtime.inputs import adapted

@@ -75,8 +75,8 @@ class Audit:
         require_writable(cache_folder(base), "give another folder with --set evaluation.cache_dir=...")
         interactions = load_interactions(base)
         splits = {name: split_of(base.changed("data", protocol=name), interactions) for name in PROTOCOLS}
-        narrowest, given = min(splits.values(), key=lambda split: split.items), frozenset(paths(options))
-        configs = {key: adapted(config, narrowest, given) for key, config in configs.items()}
+        narrowest, asked = min(splits.values(), key=lambda split: split.items), frozenset(paths(options))
+        configs = {key: adapted(config, narrowest, asked) for key, config in configs.items()}
         for (_, protocol), config in configs.items():
             check_method(config, splits[protocol].items)
         return cls(base, splits, configs)

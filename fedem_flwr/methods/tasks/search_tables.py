@@ -14,17 +14,25 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.aggregation.newton import Newton
-from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Upload
+from fedem_flwr.config.sections import RunConfig
+from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Tuning, Upload, Wanted
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.phases import Sender
-from fedem_flwr.engine.ials import Objective, beyond_users, sums_of
+from fedem_flwr.contract.tuning import Row
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, beyond_users, sums_of
+from fedem_flwr.evaluation.cohort import Sums
+from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.evaluation.settings_grid import grid_sums
 from fedem_flwr.methods.fedials import TableStep, packed
+from fedem_flwr.protocol.splits import Split
+from fedem_flwr.randomness import keyed_permutation
 
 if TYPE_CHECKING:
     from fedem_flwr.methods.auto import Auto
 
 TRIED = ("stage", "weight", "ridge", "half_life", "ndcg@10", "kept")  # of a table that was compared
 UNKNOWN = -1.0  # in the place of an NDCG@10 that nobody has measured
+_SEARCHED = 20_000  # users that a search takes at the most
 GRID = "search"  # of the sums: `search-1`, of the first stage
 
 
@@ -170,6 +178,45 @@ class SideBySide(TableStep):
         }
 
 
+def comparison(method: Auto, stage: Stage) -> Tuning:
+    """Each table of a stage under each half-life."""
+    rows = [{"table": float(at), "age": h} for at in range(stage.tables) for h in method.half_lives]
+
+    def measure(device: Device, asked: Asked, split: Split, wanted: Wanted) -> Sums:
+        def scorer(row: Row) -> HistoryScorer:
+            scores = FoldInScores(method.folds(asked)[int(row["table"])], Recency.of(row["age"], 1.0))
+            return HistoryScorer(device.history, device.place, [(1.0, scores)], device.newest)
+
+        return grid_sums({row: scorer(rows[row]) for row in wanted.rows}, split, stage.name, wanted.who)
+
+    return Tuning(stage.name, rows, {}, lambda round_: round_ == stage.compared, measure, staged=False)
+
+
+def searched_users(samples: np.ndarray, run: RunConfig) -> np.ndarray:
+    """(p,) who takes part in a search, ascending: a keyed share of the users that have data, at most so many.
+
+    Args:
+        samples: (n,) training interactions of each user.
+    """
+    able = np.flatnonzero(samples)
+    most = min(_SEARCHED, max(1, int(run.participants * len(able) + 1e-9)))
+    return np.sort(able[keyed_permutation(len(able), run.seed, "search/users").numpy()[:most]])
+
+
+def folds_of(asked: Asked, dim: int) -> list[FoldIn]:
+    """What solves users against each of a message's tables."""
+    parts, own = asked.tensor("table").split(dim, dim=1), objectives(asked.tensor("candidates"))
+    return [FoldIn(part.contiguous(), one) for part, one in zip(parts, own, strict=True)]
+
+
 def objectives(candidates: Tensor) -> list[Objective]:
     """Of tables' settings (C, 2)."""
     return [Objective(*row) for row in candidates.tolist()]
+
+
+def told(tried: Tensor, candidates: Tensor) -> dict[str, object]:
+    """What was compared (rows of `TRIED`) and what was chosen, for the report; empty where nothing was compared."""
+    rows = [dict(zip(TRIED, row, strict=True)) for row in tried.tolist()]
+    shown = [{**row, TRIED[4]: None if row[TRIED[4]] == UNKNOWN else row[TRIED[4]]} for row in rows]
+    chosen = dict(zip(TRIED[1:3], candidates[0].tolist(), strict=True))
+    return {"rows": shown, "chosen": chosen} if rows else {}
