@@ -130,7 +130,7 @@ def test_pfedrec_uploads_the_mean_of_whole_tables_and_nothing_of_the_head() -> N
 # ---- FedNCF
 
 
-def test_the_network_sees_user_and_item_search_tables() -> None:
+def test_the_network_sees_user_and_item_side_by_side() -> None:
     learner = method("fedncf")
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2 * DIM, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
