@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 TOOLS := .venv-tools
 CONSTRAINTS ?= constraints.txt
-WORKERS ?= 2
+WORKERS ?= 3
 # A candidate must run, be new enough and be able to make environments. The version of the pins comes first.
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 PYTHON_CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))

@@ -64,7 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Spread files over processes: a file's tests share what they look at. Those that start processes stay together."""
+    """Spread files over processes: a file's tests share what they look at. Those that start processes stay together.
+
+    There is one process more than there are cores, as that with these tests mostly waits.
+    """
     if config.getoption("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -72,7 +75,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = nodeid.partition("::")[0]
-            return "processes" if starts_processes(config.rootpath / file) else file
+            if starts_processes(config.rootpath / file):
+                return "processes"
+            # Of the conformance table a row: its cells look at the same runs, and the next row's at others.
+            return nodeid.rpartition("-")[0] if file.endswith("conformance/test_conformance.py") else file
 
     return ByFile(config, log)
 

@@ -12,6 +12,7 @@ from fedem_flwr.cli import main
 from fedem_flwr.cli.options import options_tree
 from fedem_flwr.experiment import audit
 from fedem_flwr.experiment.audit import PROTOCOLS, TRAINED, Audit
+from fedem_flwr.pulse import watched_by
 
 SMALL = 37  # items: fewer than the 64 columns of fedials' preset
 QUICK = ["--rounds=1", "--quiet", "--set=run.threads=1", "--set=run.device=cpu", "--set=local.epochs=1"]
@@ -47,7 +48,10 @@ def test_a_small_catalogue_is_audited_as_it_is_run(ratings: Path, tmp_path: Path
 def test_a_method_has_the_same_width_under_both_protocols(ratings: Path, tmp_path: Path) -> None:
     """A user whose rows repeat counts under `paper` alone, and makes the catalogue there the larger one."""
     write_ratings(ratings, once=6)
-    prepared = Audit.prepare(options_tree({"data": {"dataset": str(ratings)}}, []))
+    told: list[tuple[str, int, int]] = []
+    with watched_by(lambda *step: told.append(step)):
+        prepared = Audit.prepare(options_tree({"data": {"dataset": str(ratings)}}, []))
+    assert told[-2:] == [("splitting, protocols", 1, 2), ("splitting, protocols", 2, 2)]
     assert {name: split.items for name, split in prepared.splits.items()} == {"paper": SMALL + 6, "strict": SMALL}
     widths = {prepared.configs["fedials", protocol].model.dim for protocol in PROTOCOLS}
     assert widths == {SMALL // 8 * 2}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedem_flwr.data import load_dataset
-from fedem_flwr.evaluation import compute_controls, linear_controls
+from fedem_flwr.evaluation import compute_controls
 from fedem_flwr.protocol.split import Protocol
 from fedem_flwr.protocol.splits import make_split
 
@@ -29,25 +29,6 @@ def test_figures_on_ml_100k_strict(data_dir: Path) -> None:
     assert popularity["hr@10"] == pytest.approx(0.085, abs=0.002), "the whole catalogue has no sampling error"
     assert popularity["ndcg@10"] == pytest.approx(0.043, abs=0.002)
     assert (recent["hr@10"], recent["ndcg@10"]) == pytest.approx((0.167, 0.090), abs=0.005)
-
-
-@pytest.mark.data
-@pytest.mark.slow
-def test_figures_on_ml_1m_strict(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Among the settings that the whole grid chose, on 2026-11-28: it took three times as long."""
-    monkeypatch.setattr(linear_controls, "RIDGES", (150.0, 1000.0, 3000.0))
-    monkeypatch.setattr(linear_controls, "HALF_LIVES", (float("inf"), 5.0, 3.0))
-    split = make_split(load_dataset("ml-1m", data_dir), "strict", seed=0)
-    found = linear_controls.ease_controls(split)
-    for name, full, sampled, settings in (
-        ("ease", (0.095, 0.046), (0.701, 0.430), [(150, None), (1000, None)]),
-        ("ease_recent", (0.187, 0.100), (0.739, 0.511), [(1000, 3), (3000, 5)]),
-    ):
-        result, _ = found[name]
-        chosen = [(one["lambda"], one.get("half_life")) for one in map(result["settings"].get, ("full", "sampled99"))]
-        assert chosen == settings, name
-        assert (result["full"]["hr@10"], result["full"]["ndcg@10"]) == pytest.approx(full, abs=0.003), name
-        assert (result["sampled99"]["hr@10"], result["sampled99"]["ndcg@10"]) == pytest.approx(sampled, abs=0.01), name
 
 
 @pytest.mark.data

@@ -8,6 +8,7 @@ from fedem_flwr.cli.options import quiet_libraries
 from fedem_flwr.config import Tree
 from fedem_flwr.experiment import audit as auditing
 from fedem_flwr.report.progress import RoundProgress
+from fedem_flwr.report.steps import steps_shown
 from fedem_flwr.report.tables import audit_table
 from fedem_flwr.terminal import console
 
@@ -19,7 +20,8 @@ def audit(options: Tree, out: Path | None, *, quiet: bool) -> None:
     quiet_libraries()
     if out is not None:
         auditing.require_writable(out, "give another folder with --out")
-    audited = auditing.Audit.prepare(options)
+    with steps_shown(quiet=quiet):
+        audited = auditing.Audit.prepare(options)
     with RoundProgress(audited.steps, description="audit", quiet=quiet) as progress:
         rows = audited.leak_table(lambda step: progress.update(step, {}))
     title = f"The same methods on {audited.base.data.dataset} under both protocols (99 negatives)"

@@ -38,6 +38,7 @@ def tune(
     from fedem_flwr.experiment.study import Study
     from fedem_flwr.experiment.tune import carry_out
     from fedem_flwr.report.progress import RoundProgress
+    from fedem_flwr.report.steps import steps_shown
     from fedem_flwr.report.study import trial_rows
     from fedem_flwr.report.tables import audit_table
     from fedem_flwr.runtime.lines import Line
@@ -54,7 +55,8 @@ def tune(
     )
     shown, result = console(stderr=True), console()
     named = Path(dataset).stem if dataset else "synthetic"
-    study = Study.open(out or Path("studies") / f"{method}-{named}", options)
+    with steps_shown(quiet=quiet, console=shown):
+        study = Study.open(out or Path("studies") / f"{method}-{named}", options)
     if trials is None and minutes is None:
         trials = 20
     if not quiet:

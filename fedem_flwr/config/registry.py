@@ -117,10 +117,16 @@ def _external(group: str, path: tuple[str, ...]) -> dict[str, str]:
 
 
 def _files() -> list[str]:
-    room = import_module(METHODS)
-    return sorted(entry.name.replace("_", "-") for entry in iter_modules(room.__path__) if not entry.ispkg)
+    return _files_in(tuple(import_module(METHODS).__path__))
 
 
+@lru_cache(maxsize=8)
+def _files_in(places: tuple[str, ...]) -> list[str]:
+    """Names of the files of a room, read once, as every message asks for its client."""
+    return sorted(entry.name.replace("_", "-") for entry in iter_modules(places) if not entry.ispkg)
+
+
+@lru_cache(maxsize=64)
 def _method_of(module: str) -> Any:
     here = [kind for kind in vars(import_module(module)).values() if inspect.isclass(kind) and is_method(kind)]
     own = [kind for kind in here if kind.__module__ == module and not kind.__name__.startswith("_")]

@@ -19,6 +19,7 @@ from fedem_flwr.experiment.controls import cache_folder
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.files import write_atomically
 from fedem_flwr.protocol.split import Split
+from fedem_flwr.pulse import tell
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.inputs import adapted, check_method, load_interactions, split_of
@@ -74,7 +75,10 @@ class Audit:
             check_run(config)
         require_writable(cache_folder(base), "give another folder with --set evaluation.cache_dir=...")
         interactions = load_interactions(base)
-        splits = {name: split_of(base.changed("data", protocol=name), interactions) for name in PROTOCOLS}
+        splits = {}
+        for done, name in enumerate(PROTOCOLS, 1):
+            splits[name] = split_of(base.changed("data", protocol=name), interactions)
+            tell("splitting, protocols", done, len(PROTOCOLS))
         narrowest, asked = min(splits.values(), key=lambda split: split.items), frozenset(paths(options))
         configs = {key: adapted(config, narrowest, asked) for key, config in configs.items()}
         for (_, protocol), config in configs.items():

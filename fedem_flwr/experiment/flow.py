@@ -87,7 +87,9 @@ def prepare(
         held.callback(shutil.rmtree, fresh, ignore_errors=True)  # unless it came to be a run
         split: Split | Federation = known or _split(config, fresh, source, console)
         facts = split if isinstance(split, Split) else split.facts
-        config, *adapted_others = (adapted(each, facts, asked.given) for each in (config, *others))
+        config, *adapted_others = (
+            adapted(each, facts, given) for each, given in zip((config, *others), asked.given, strict=True)
+        )
         if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
             directory.create(overwrite=True)
             for name in (SPLIT_FOLDER, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):
@@ -127,7 +129,7 @@ def _claim(config: Config, out: Path | None, held: ExitStack, *, overwrite: bool
 def _split(config: Config, folder: Path, source: Source | None, console: Console | None) -> Split:
     """Read the data and split them, and say how far that is where it takes a while."""
     with steps_shown(quiet=console is None, console=console):
-        return split_into(folder, config, lambda done, total: tell("splitting, users", done, total), source)
+        return split_into(folder, config, source=source)
 
 
 def reopen(run_dir: Path, back_to: int | None = None, *, trusted: bool = False) -> Runs:

@@ -22,13 +22,14 @@ class Experiment:
     Attributes:
         config: of the run.
         others: of the runs beside it, on the same split.
-        given: dotted names of the settings that were asked for, which are not fitted to the data.
+        given: dotted names of the settings that were asked for, of the run and of each beside it, which stay as they
+            are whatever the data are.
         federation: what is known of data that are on nodes elsewhere.
     """
 
     config: Config
     others: tuple[Config, ...]
-    given: frozenset[str]
+    given: tuple[frozenset[str], ...]
     federation: Federation | None = None
 
 
@@ -61,20 +62,20 @@ def plan(
     if methods and "name" not in options.get("method", {}):
         options = merge_trees(options, {"method": {"name": methods[0]}})
         against = [*({"name": name} for name in methods[1:]), *against]
-    config = resolve(merge_trees(tree, variants.get(options.get("method", {}).get("name"), {})), options, origin)
+    own = merge_trees(tree, variants.get(options.get("method", {}).get("name"), {}))
+    config = resolve(own, options, origin)
     each_once = [section for at, section in enumerate(against) if section not in against[:at]]
     shared = {section: keys for section, keys in tree.items() if section in SHARED_SECTIONS}
     common = {section: keys for section, keys in options.items() if section != "method"}
+    beside = [merge_trees(shared, variants.get(section.get("name"), {})) for section in each_once]
     others = [
-        resolve(
-            merge_trees(shared, variants.get(section.get("name"), {})), merge_trees(common, {"method": section}), origin
-        )
-        for section in each_once
+        resolve(other, merge_trees(common, {"method": section}), origin)
+        for other, section in zip(beside, each_once, strict=True)
     ]
     _check_names([other.method.name for other in others])
     for each in (config, *others):  # before anything is read or written
         check_run(each)
-    given = frozenset(paths(merge_trees(tree, options)))
+    given = tuple(frozenset(paths(merge_trees(each, options))) for each in (own, *beside))
     return Experiment(config, tuple(others), given, federation)
 
 

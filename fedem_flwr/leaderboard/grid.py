@@ -122,8 +122,8 @@ def cells_of(tree: Tree, options: Tree, axes: Axes, *, origin: str) -> list[Cell
                 here = {"data": {"dataset": dataset, "protocol": protocol}, "run": {"seed": seed}}
                 asked = plan(file, merge_trees(options, here), origin=origin)
                 found += [
-                    Cell(Name(_label(dataset), protocol, config.method.name, seed), config, asked.given)
-                    for config in (asked.config, *asked.others)
+                    Cell(Name(_label(dataset), protocol, config.method.name, seed), config, given)
+                    for config, given in zip((asked.config, *asked.others), asked.given, strict=True)
                 ]
     _refuse_collisions(found, origin)
     return found

@@ -7,18 +7,15 @@ Score: the dot product. Loss: BPR of each positive against its fresh negatives, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Section
-from fedem_flwr.contract import Part, State
-from fedem_flwr.contract.central import Central
+from fedem_flwr.contract import State
 from fedem_flwr.engine.samples import TrainingItems
-from fedem_flwr.models.mf import scores
+from fedem_flwr.methods.mf_central import MFCentral
 
 
 class LightGCNCentralOptions(Section):
@@ -27,24 +24,14 @@ class LightGCNCentralOptions(Section):
     layers: int = Field(3, ge=0, le=8, description="L; 0: matrix factorisation with BPR")
 
 
-class LightGCNCentral(Central):
-    """Embeddings that are smoothed over the graph."""
+class LightGCNCentral(MFCentral):
+    """Matrix factorisation's vectors and rows are layer 0; they are smoothed over the graph before they are scored."""
 
     Options = LightGCNCentralOptions
-    TUNES = ("local.lr_user", "local.lr_item", "local.ridge")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         self._known: tuple[TrainingItems, tuple[Tensor, Tensor]] | None = None
-
-    def trained(self) -> Mapping[str, Part]:
-        """Layer 0."""
-        dim = self.config.model.dim
-        return {"user": self.vectors(dim), "items": self.rows(dim)}
-
-    def score(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """See the class."""
-        return scores(parts["user"], parts["items"])
 
     def minimised(self, logits: Tensor) -> Tensor:
         """BPR, the mean over a positive's negatives."""

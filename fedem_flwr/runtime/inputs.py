@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.protocol.splits import account_of, make_split, split_to
+from fedem_flwr.pulse import tell
 from fedem_flwr.runtime.resumable import Resumable
 from fedem_flwr.runtime.stock import StockStrategy
 
@@ -49,14 +51,14 @@ def split_into(
 
     Args:
         folder: replaced when the split is complete.
-        on_progress: told how many users are done, and of how many.
+        on_progress: told how many users are done, and of how many; by default whoever watches this step is.
         source: the data, where they are not those that the configuration names.
     """
     return split_to(
         folder,
         source or open_source(*_where(config), **_how(config)),
         config.data.protocol,
-        on_progress=on_progress,
+        on_progress=on_progress or partial(tell, "splitting, users"),
         **_kept(config),
     )
 

@@ -9,17 +9,18 @@ import pytest
 
 from conformance.cells import CELLS
 from conformance.exceptions import EXCEPTIONS
-from conformance.methods import GUARDED, LEFT_OUT, SUBJECTS, TEST_ONLY, Subject
+from conformance.methods import LEFT_OUT, SUBJECTS, TEST_ONLY, Subject
 from conformance.runs import Runs
 from fedem_flwr.config.registry import names
 
-MARKS = {"on Ray": [pytest.mark.ray]}
+ELSEWHERE = ("on Ray",)  # see test_on_ray.py
 
 
 def table() -> Iterator[Any]:
     for subject in SUBJECTS:
         for cell in CELLS:
-            yield pytest.param(subject, cell, id=f"{subject.short}-{cell}", marks=MARKS.get(cell, ()))
+            if cell not in ELSEWHERE:
+                yield pytest.param(subject, cell, id=f"{subject.short}-{cell}")
 
 
 @pytest.mark.parametrize(("subject", "cell"), list(table()))
@@ -34,14 +35,9 @@ def test_cell(subject: Subject, cell: str, runs: Runs) -> None:
     pytest.fail(f"{subject.short} passes the cell '{cell}': it is an exception no longer")
 
 
-@pytest.mark.ray
-def test_seeded_noise_is_the_same_on_ray(runs: Runs) -> None:
-    CELLS["on Ray"](GUARDED, runs)
-
-
 def test_exceptions_are_of_this_table_have_reasons_and_are_few() -> None:
     shorts = {subject.short for subject in SUBJECTS}
-    assert all(method in shorts and cell in CELLS for method, cell in EXCEPTIONS)
+    assert all(method in shorts and cell in CELLS and cell not in ELSEWHERE for method, cell in EXCEPTIONS)
     assert all(len(reason) > 30 for reason in EXCEPTIONS.values())
     assert (len(SUBJECTS), len(CELLS), len(EXCEPTIONS)) == (26, 19, 28), "494 cells, of which 28 cannot apply"
 

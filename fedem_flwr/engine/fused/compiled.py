@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 
 
 def _version() -> str:
@@ -59,12 +60,13 @@ class _Entry:
         self.function, self.lock = function, threading.Lock()
         self.folder: Path | None = None
         self.compiled: Any = None
+        self.met: set[Any] = set()  # of what kinds of arguments it is there
 
     def __call__(self, *args: Any) -> Any:
-        kinds = tuple(map(numba.typeof, args))
-        if self.compiled is None or kinds not in self.compiled.overloads:
+        if (looks := _looks(args)) not in self.met:  # the compiler's own look at them takes many times as long
             with self.lock:
-                self._prepare(kinds)
+                self._prepare(tuple(map(numba.typeof, args)))
+                self.met.add(looks)
         return self.compiled(*args)
 
     def _prepare(self, kinds: tuple[Any, ...]) -> None:
@@ -99,6 +101,13 @@ class _Entry:
             return numba.njit(cache=True, **_OPTIONS)(self.function)
         finally:
             _settings.CACHE_DIR = before
+
+
+def _looks(value: Any) -> Any:
+    """What the compiler's type of a value depends on."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.ndim, value.flags.num
+    return (type(value), *map(_looks, value)) if isinstance(value, tuple) else type(value)
 
 
 def folder_for_compiled() -> Path | None:
