@@ -182,7 +182,6 @@ def test_mixtures_hold_each_kind() -> None:
     assert families_of({"rows": [{**row, "ndcg@10": at} for at, row in enumerate(rows)]}).keys() == {
         "fedials",
         "fedials-order",
-        "fedials with popularity",
         "popularity",
     }
     assert all(row.keys() == rows[0].keys() for row in rows)

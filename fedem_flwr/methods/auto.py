@@ -2,7 +2,7 @@
 
 Private: the history. First rounds: tables with several settings side by side (`tasks.search_tables`), compared by sums
 of the clients' validation NDCG@10. Then the best one's table, and, where there are times, map and encoder of
-`fedials-order`. What is served is a mixture of these and of popularity, or one of them alone, chosen by such sums too.
+`fedials-order`. What is served, a mixture of these or popularity, is chosen by such sums, too.
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def family_of(weights: Mapping[str, float]) -> str:
     """What a mixture is called."""
     if not weights.get("fold_in_weight"):
         return "popularity"
-    if any(weights.get(name) for name in _ORDER):
-        return "fedials-order"
-    return "fedials with popularity" if weights.get("popularity_weight") else "fedials"
+    return "fedials-order" if any(weights.get(name) for name in _ORDER) else "fedials"
 
 
 def search_text(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What `auto` may serve: the fold-in's scores, with those of order or popularity beside them; popularity alone."""
+"""What `auto` may serve: the fold-in's scores, with those of order beside them, or popularity alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from fedem_flwr.contract.tuning import Row
 
 FOLD_IN, POPULAR = "fold_in_weight", "popularity_weight"
 ALONE: Row = {FOLD_IN: 1.0, POPULAR: 0.0}
-_BESIDE = (0.25, 0.5, 1.0)  # weights of popularity beside the fold-in's 1
 
 
 def mixtures(grid: Sequence[Row]) -> list[Row]:
@@ -17,7 +16,4 @@ def mixtures(grid: Sequence[Row]) -> list[Row]:
     Args:
         grid: of order's parts; where there is no order, one row of zeros.
     """
-    none = dict.fromkeys(grid[0], 0.0)
-    with_order = [{FOLD_IN: 1.0, **row, POPULAR: 0.0} for row in grid]
-    with_popularity = [{FOLD_IN: 1.0, **none, POPULAR: weight} for weight in _BESIDE]
-    return [*with_order, *with_popularity, {FOLD_IN: 0.0, **none, POPULAR: 1.0}]
+    return [*({**row, **ALONE} for row in grid), {**dict.fromkeys(grid[0], 0.0), FOLD_IN: 0.0, POPULAR: 1.0}]
