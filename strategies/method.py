@@ -100,7 +100,7 @@ class MethodStrategy(CohortStrategy):
 
     def evaluates(self, round_: int) -> bool:
         """Also where the method says so, and where a grid is due."""
-        due = any(self._tries(tuning, round_) for tuning in self.tunings)
+        due = any(self._tries(tuning, round_) for tuning in self.tunings if not tuning.compares)
         return due or self.method.evaluates(round_) or super().evaluates(round_)
 
     def settings(self, round_: int) -> dict[str, int | float | str]:
@@ -117,7 +117,7 @@ class MethodStrategy(CohortStrategy):
     def _grid(self, tuning: Tuning) -> SettingsGrid:
         """A grid, searched from coarse to fine where rounds are evaluated on a sample of the users."""
         grid = self.grids[tuning.name]
-        grid.staged = tuning.staged and self.sampled > 0
+        grid.staged = self.sampled > 0 and not tuning.compares
         return grid
 
     def _tries(self, tuning: Tuning, round_: int) -> bool:

@@ -36,7 +36,8 @@ class Tuning:
         measure: the devices' sums of what is wanted, see `evaluation.settings_grid`.
         idle: settings that messages carry while the model of so many rounds has no use for the others; None: it always
             has.
-        staged: whether it is searched from coarse to fine in large runs; else every row is tried.
+        compares: whether its rows are models of which one is to be left: then all of them are tried at once in large runs,
+            too, and a round in which they are is no candidate for what is served.
     """
 
     name: str
@@ -45,4 +46,4 @@ class Tuning:
     due: Callable[[int], bool]
     measure: Callable[[Device, Asked, Split, Wanted], Sums]
     idle: Callable[[int], Row | None] = lambda _: None
-    staged: bool = True
+    compares: bool = False

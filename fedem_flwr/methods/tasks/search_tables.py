@@ -189,7 +189,7 @@ def comparison(method: Auto, stage: Stage) -> Tuning:
 
         return grid_sums({row: scorer(rows[row]) for row in wanted.rows}, split, stage.name, wanted.who)
 
-    return Tuning(stage.name, rows, rows[0], lambda round_: round_ == stage.compared, measure, staged=False)
+    return Tuning(stage.name, rows, rows[0], lambda round_: round_ == stage.compared, measure, compares=True)
 
 
 def searched_users(samples: np.ndarray, run: RunConfig) -> np.ndarray:
