@@ -21,6 +21,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedem_flwr.config import Tree, resolve
+from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import control_rounds
 from fedem_flwr.experiment.finish import finish
@@ -132,7 +133,7 @@ def _prepared(given: Mapping[str, Any], runtime: str, held: ExitStack) -> Prepar
         return PreparedRun.open(directory, resumes=True)
     directory.create()
     split = split_into(directory.path / SPLIT_FOLDER, config)
-    config = adapted(config, split, dim_is_preset=True)
+    config = adapted(config, split, frozenset(paths(tree)))
     return PreparedRun.create(directory, config, split, _command(given), saved=True)
 
 

@@ -248,6 +248,7 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
                 f"{contributed:,} of {asked:,} participants contributed to round {server_round}, fewer than the "
                 f"quorum of {needed:,}{reason}"
             )
+        sums = self.settled(server_round, sums)
         self.combine(server_round)
         return None, MetricRecord(dict(sums))
 

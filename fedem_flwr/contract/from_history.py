@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ class FromHistory(Method):
 
     FEDERATED_ONLY = True  # a table of one's own history alone knows no other item
     LOW_RANK = True
-    TUNES = ("ials.weight", "ials.ridge", "ials.kappa")
+    TUNES: ClassVar[tuple[str, ...]] = ("ials.weight", "ials.ridge", "ials.kappa")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)

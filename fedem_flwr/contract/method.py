@@ -33,6 +33,7 @@ from fedem_flwr.engine.parts import Part, State, initial_state
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.scorers import CohortScorer, Component
+from fedem_flwr.protocol.split import SplitFacts
 
 _SANE_ENTRY = 30.0  # of an embedding, on average over a table's entries, in standard deviations of the initial ones
 
@@ -90,6 +91,15 @@ class Method:
         self.local = LocalSettings(local.epochs, local.batch_size, local.negatives, local.early_stop)
         self.engine: str = config.run.engine
         self.max_norm = norm_limit(config, items)
+
+    @classmethod
+    def fitted(cls, config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
+        """A configuration that fits what everybody may know of the data, before anything is made of it.
+
+        Args:
+            given: dotted names of the settings that were asked for, and stay.
+        """
+        return config
 
     # What it is.
 

@@ -46,6 +46,7 @@ class Gathered:
         each: by name, single users' tensors (a, ...), of `uploaders` (a,).
         trained: participants whose contribution is in the sums. users: those that have data.
         samples: (n,) training interactions of each user.
+        measured: by name, the means of grids that the nodes tried with the model before this round's step.
     """
 
     round: int
@@ -56,6 +57,7 @@ class Gathered:
     trained: int
     users: int
     samples: np.ndarray
+    measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:

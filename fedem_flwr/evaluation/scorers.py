@@ -58,6 +58,21 @@ class Component(Protocol):
 
 
 @dataclass(frozen=True)
+class SameForAll:
+    """The same scores for everybody.
+
+    Attributes:
+        values: (m,), how popular items are, say.
+    """
+
+    values: Tensor
+
+    def scores(self, history: History, who: IntArray) -> tuple[Tensor, None]:
+        """(k', m)."""
+        return self.values.repeat(len(who), 1), None
+
+
+@dataclass(frozen=True)
 class HistoryScorer:
     """Scores users from their histories; nothing was kept of them.
 

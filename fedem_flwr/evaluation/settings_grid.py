@@ -22,7 +22,9 @@ Settings = Mapping[str, float]
 
 
 def grid_sums(scorers: Mapping[int, Scorer], split: Split, prefix: str, who: IntArray | None = None) -> Sums:
-    """Sums of the validation NDCG@10 in the whole catalogue under each of several scorers of the same users.
+    """Sums of the validation NDCG@10 under each of several scorers of the same users.
+
+    In the whole catalogue; among 99 negatives under `paper`, whose figures are of these.
 
     Args:
         scorers: by the number of their settings in the grid.
@@ -62,7 +64,8 @@ def mixture_sums(
 
 
 def _validation(split: Split, users: np.ndarray, scores: Tensor) -> float:
-    return evaluate_scores(split, users, scores.cpu(), which="validation")["full"].sums[METRIC]
+    way = "sampled99" if split.protocol == "paper" else "full"
+    return evaluate_scores(split, users, scores.cpu(), which="validation")[way].sums[METRIC]
 
 
 def _named(prefix: str, totals: Mapping[int, float], users: int) -> Sums:

@@ -60,7 +60,7 @@ def controls_of(
     controls["local_only"] = cached_local_only(split, config, cache_folder(config), on_round, choose) if alone else None
     before = config.run.rounds if alone else 0
     for preset in trained_configs(config):
-        other = adapted(preset, split, dim_is_preset=True)
+        other = adapted(preset, split, frozenset())
 
         def on_epoch(epoch: int, before: int = before) -> None:
             on_round(before + epoch)

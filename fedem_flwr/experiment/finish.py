@@ -19,6 +19,7 @@ from fedem_flwr.experiment.remarks import notes_of
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.per_user import PerUser
+from fedem_flwr.report.search import search_of
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.serving.served import ServedModel, look_at, with_served
@@ -41,14 +42,15 @@ def finish(run: PreparedRun, outcome: Outcome, on_round: Callable[[int], None], 
     lines = directory.read_metrics()
     model = ServedModel.open(last)
     looked = _look(run, model, controls, choose) if here else _Looked(None, None, [])
-    seen = {"lists": looked.lists, "bottleneck": shares(directory.path)}
-    shown = {**with_served(diagnose(run, lines, outcome), model), **seen}
+    diagnostics = with_served(diagnose(run, lines, outcome), model)
+    shown = {**diagnostics, "lists": looked.lists, "bottleneck": shares(directory.path)}
     directory.write_diagnostics({**shown, "groups": drawn(looked.groups)} if looked.groups else shown)
     ldp, guarantee = kept(run)
     notes = [*filter(None, [guarantee]), *notes_of(last, controls)]
     summary = summarise(run, lines, outcome, controls, looked.comparison, notes, tested)
     served = {} if tested is None else {TEMPORAL: described(tested.run, looked.groups)}
-    directory.write_summary({**summary, **served, "ldp": ldp})
+    searched = {"search": search_of(lines, diagnostics)}
+    directory.write_summary({**summary, **served, "ldp": ldp, **searched})
     return write_report(directory.path)
 
 

@@ -93,8 +93,7 @@ def prepare(
         split: Split | Federation = known or _split(config, fresh, source, console)
         facts = split if isinstance(split, Split) else split.facts
         config, *adapted_others = (
-            adapted(each, facts, dim_is_preset=not given)
-            for each, given in zip((config, *others), asked.widths_given, strict=True)
+            adapted(each, facts, given) for each, given in zip((config, *others), asked.given, strict=True)
         )
         if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
             directory.create(overwrite=True)

@@ -133,12 +133,16 @@ class TableStep(Task):
         """Noise makes counts that nobody can have, and a P that is no sum of p pᵀ: the nearest that there can be."""
         return {**sums, "counts": sums["counts"].clamp(0, users), "gram": nearest_gram(sums["gram"])}
 
+    def newton(self, state: State, steps: int) -> Newton:
+        """The settings of a step."""
+        return self.method.newton(steps)
+
     def fold(self, state: State, gathered: Gathered) -> State:
         """A Newton-like step; with some of the users, a small one with running means of c and P."""
         if not gathered.trained:
             return state
         steps, scale = int(state["steps"]) + 1, gathered.users / gathered.trained
-        step, sums = self.method.newton(steps), {name: total * scale for name, total in gathered.sums.items()}
+        step, sums = self.newton(state, steps), {name: total * scale for name, total in gathered.sums.items()}
         everybody = gathered.trained == gathered.users
         counts = _remembered(state["counts"], sums["counts"], 1 / steps, everybody=everybody)
         gram = _remembered(state["gram"], sums["gram"], max(1 / steps, step.rate), everybody=everybody)

@@ -25,6 +25,7 @@ from fedem_flwr.report.bottleneck_plot import CAPTION, bottleneck
 from fedem_flwr.report.comparison import comparison_of, signed
 from fedem_flwr.report.groups import GROUP_HEADS, asked_text, column_labels, group_cells
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
+from fedem_flwr.report.search import picture, search_text
 from fedem_flwr.report.sections import guarantee_rows, lists_text, tunings_of
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.report.tables import (
@@ -143,6 +144,9 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
     if run.diagnostics.get("bottleneck"):
         draw = partial(bottleneck, run.diagnostics["bottleneck"])
         pictures.append(_picture("The aggregation bottleneck", CAPTION, draw))
+    if run.diagnostics.get("search"):
+        caption = f"Tables with several settings, trained side by side and compared. {search_text(run.summary)}"
+        pictures.append(_picture("The search for settings", caption, partial(picture, run.diagnostics)))
     if run.diagnostics.get("lists"):
         caption = "The items of all users' top 10, and of their training data, by how many users trained on them. "
         draw = partial(plots.popularity_histogram, run.diagnostics["lists"])

@@ -12,7 +12,7 @@ from fedem_flwr.report.labels import setting_text, settings_text
 from fedem_flwr.report.run_directory import number_at
 from fedem_flwr.report.tables import ABSENT
 
-_GRIDS = ("tuning", "mixing")  # of the fold-in, and of what is added to its scores
+_GRIDS = ("search", "tuning", "mixing")  # of tables, of the fold-in, and of what is added to its scores
 _HEADS = {"ndcg@10": "NDCG@10", "hr@10": "HR@10"}
 
 

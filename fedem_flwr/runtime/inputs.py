@@ -191,26 +191,29 @@ def check_method(config: Config, items: int = 1) -> None:
     client_of(config.method.strategy, config.method.client)
 
 
-def adapted(config: Config, split: SplitFacts, *, dim_is_preset: bool = False) -> Config:
+def adapted(config: Config, split: SplitFacts, given: frozenset[str] | None = None) -> Config:
     """A configuration that fits the data.
 
     Without times nothing uses order: the rows' order would be that of the file. A width that nobody asked for is
     lowered where there are hardly more items than that.
 
     Args:
-        dim_is_preset: whether model.dim comes from a preset.
+        given: dotted names of the settings that were asked for; None: all of them.
 
     Raises:
         InputError: the method learns from order, or needs more items than there are.
     """
     strategy = find("strategies", config.method.strategy)
-    if dim_is_preset and getattr(strategy, "LOW_RANK", False) and 4 * config.model.dim > split.items:
+    free = given is not None and "model.dim" not in given
+    if free and getattr(strategy, "LOW_RANK", False) and 4 * config.model.dim > split.items:
         config = config.changed("model", dim=max(2, min(config.model.dim, split.items // 8 * 2)))
     if getattr(strategy, "LOW_RANK", False) and config.model.dim > split.items:
         raise InputError(
             f"model.dim = {config.model.dim} is more than the {split.items} items of {split.dataset}: the table would "
             f"have no low rank; lower it (--set model.dim={max(1, split.items // 4)})"
         )
+    if given is not None and is_method(strategy):
+        config = strategy.fitted(config, split, given)
     if split.has_times:
         return config
     if getattr(strategy, "NEEDS_TIMES", False):
