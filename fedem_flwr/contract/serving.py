@@ -189,8 +189,9 @@ class AdaptedScorer(StaleScorer):
         cohort, nobody = self._adapted(who, position)
         shared, blank = self._shared(who), self.history.counts()[position] == 0
         with_data = torch.from_numpy(np.flatnonzero(~blank)).to(who.device)
-        for round_ in range(1, self.rounds + 1 if len(with_data) else 0):
-            cohort.train(with_data, shared, round_)
+        with torch.enable_grad():  # whoever asks for scores needs no gradients
+            for round_ in range(1, self.rounds + 1 if len(with_data) else 0):
+                cohort.train(with_data, shared, round_)
         return _without(cohort.scores(cohort.everyone, shared)[0], nobody | blank), None
 
     def _adapted(self, who: Tensor, position: IntArray) -> tuple[Cohort, np.ndarray]:

@@ -53,7 +53,7 @@ class Recommender:
         self._model = model
         self._items: list[str] = [str(item) for item in model.run.split.item_ids]
         self._codes = {item: code for code, item in enumerate(self._items)}
-        with torch.inference_mode():
+        with torch.no_grad():
             self._components = model.components()  # computes the table's Gram matrix, once
             self._scored = model.scored(self._components)
 
@@ -132,7 +132,7 @@ class Recommender:
         seen = _newest_places(self._model.interactions(code))
         self._check_left(seen, f"user '{user}'", exclude_seen)
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 if self._components:
                     return self._named(self._best([seen], top, exclude_seen))[0]
                 scores = self._model.trained_user(code).cpu()
@@ -150,7 +150,7 @@ class Recommender:
         code = self._codes.get(str(item))
         if code is None:
             raise InputError(f"item '{item}' is not in {self._dataset}{self._suggestion(str(item))}")
-        with torch.inference_mode():
+        with torch.no_grad():
             cosine = (self._directions @ self._directions[code]).unsqueeze(0)  # (1, m)
             return self._named(best_items(cosine, [np.array([code])], top))[0]
 
@@ -173,7 +173,7 @@ class Recommender:
             message = f"left out, as {self._dataset} has no such items: {_listed(unknown)}"
             warnings.warn(message, UnknownItemsWarning, stacklevel=3)
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 return self._named(self._best([codes for codes, _ in read], top, exclude_seen))
         except FloatingPointError as error:
             raise self._insane(error) from None
