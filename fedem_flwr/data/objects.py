@@ -12,9 +12,10 @@ from typing import Any, Final
 from fedem_flwr.data.columns import SAMPLE_ROWS, Columns
 from fedem_flwr.data.gathering import Unfit, Values, finite, labels_of, of_fields, times_of
 from fedem_flwr.data.opening import Opened
+from fedem_flwr.data.records import Style
 from fedem_flwr.data.roles import Roles, find_roles, shortened
 from fedem_flwr.data.text_rows import check_dates, check_field
-from fedem_flwr.data.texts import Style, Text
+from fedem_flwr.data.texts import Text
 from fedem_flwr.errors import InputError
 
 _PYTHON: Final = re.compile(r"\s*\{u?'")  # an object in Python's notation, as some older files have them
@@ -43,7 +44,7 @@ def json_pieces(text: Text, columns: Columns, needed: tuple[str, ...]) -> tuple[
 
 
 def _json_values(text: Text, keys: dict[str, str], notation: str | None) -> Iterator[Values]:
-    for first_line, piece in text.pieces(_PLAIN):
+    for first_line, piece, _ in text.pieces(_PLAIN):
         try:
             values = _fast_json(piece, keys, notation)
         except Unfit:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fedem_flwr.data.columns import ABSENT, RATING_SCALE, ROLES, SAMPLE_ROWS, Columns, is_known, plain, rank
+from fedem_flwr.data.records import Record, Style, records
 from fedem_flwr.data.roles import Roles, find_roles, shortened
 from fedem_flwr.data.separators import SEPARATORS, Cut, best_cut, cut_by, named_separator
-from fedem_flwr.data.texts import Record, Style, Text, records
+from fedem_flwr.data.texts import Text
 from fedem_flwr.data.times import are_unix_times, is_number, notation_of
 from fedem_flwr.errors import InputError
 
@@ -81,9 +82,7 @@ def _guess(text: Text, head: str, comment: str, columns: Columns, needed: tuple[
         return max(whole, key=_fields, default=cut)
     # A list of names: blanks in them separate nothing, unless it is a header's names that they separate.
     if cut.style.separator == " " and not _names_items(cut.records[0].fields, columns):
-        return Cut(
-            Style("\t", False, comment), tuple(Record(r.line, r.text, [r.text.strip()]) for r in cut.records), 1, 1
-        )
+        return cut_by(text.path, head, "\t", comment)
     return cut
 
 
