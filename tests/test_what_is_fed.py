@@ -8,11 +8,13 @@ import lzma
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fedem_flwr.data import Columns, Interactions, read_interactions
+from fedem_flwr.data.frame import read_frame
 from fedem_flwr.errors import InputError
 
 ROWS = "".join(f"{at % 7},{at % 11},{at % 5 + 1}\n" for at in range(60))
@@ -99,3 +101,81 @@ def test_members_after_the_first(tmp_path: Path, codec: str) -> None:
     damaged = two[:30] + bytes([two[30] ^ 255]) + two[31:]
     for below in (damaged, damaged + two, b"garbage", two + b"garbage", two[:-3], two[:4]):
         assert f"damaged or truncated {codec} file" in refused(tmp_path, one + below)
+
+
+# --- ids that stand for nobody, rows that are none
+
+
+@pytest.mark.parametrize("word", ["NULL", "nan", "None", "\\N", "NA", "<NA>"])
+def test_missing_ids_as_text(tmp_path: Path, word: str) -> None:
+    said = refused(tmp_path, CSV + f"{word},1,2\n3,4,5\n{word},2,2\n")
+    assert f"the user is missing in 2 of 63 rows (written '{word}', first in row 60, from 0)" in said
+    assert "the item is missing" in refused(tmp_path, f'{{"user": 1, "item": {json.dumps(word)}}}\n')
+    assert read(tmp_path, CSV + f"{word}_,1,2\n").users == 8
+
+
+def test_missing_ids_of_parquet_and_frames(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user": [1.0, float("nan")], "item": [1, 2]}), tmp_path / "rows")
+    with pytest.raises(InputError, match="the user is missing in 1 of 2 rows"):
+        read_interactions(tmp_path / "rows")
+    with pytest.raises(InputError, match="DataFrame 'dataframe': the item is missing in 1 of 2 rows"):
+        read_frame(pd.DataFrame({"user": ["a", "b"], "item": ["x", "nan"]}))
+
+
+def matrix(kind: str, entries: int, rows: str) -> str:
+    return f"%%MatrixMarket matrix coordinate {kind} general\n% made by hand\n\n7 11 {entries}\n{rows}"
+
+
+def test_matrix_market(tmp_path: Path) -> None:
+    rows = ROWS.replace(",", " ")
+    data = read(tmp_path, matrix("integer", 60, rows))
+    assert (data.rows, data.users, data.items) == (60, 7, 11)
+    assert data.rating is not None and data.rating[:3].tolist() == [1, 2, 3]
+    pattern = "".join(line.rsplit(" ", 1)[0] + "\n" for line in rows.splitlines())
+    assert read(tmp_path, matrix("pattern", 60, pattern)).rating is None
+    assert "line 4: 61 entries are said, and 60 are there" in refused(tmp_path, matrix("real", 61, rows))
+    assert "kind 'matrix coordinate complex general'" in refused(tmp_path, matrix("complex", 60, rows))
+    assert "line 4: '7 11 x' is no size" in refused(tmp_path, matrix("real", 60, rows).replace("11 60", "11 x"))
+
+
+@pytest.mark.parametrize("sizes", ["40,50,60", "40,50,3", "40,50"])
+def test_sizes_in_the_first_line(tmp_path: Path, sizes: str) -> None:
+    wide = sizes.count(",") == 2
+    rows = [f"{1000 + at % 40},{2000 + at % 49}" + (f",{at % 5 + 1}" if wide else "") for at in range(60)]
+    text = "\n".join([sizes, *rows, ""])
+    assert "the first line ('40, 50') seems to be the table's sizes" in refused(tmp_path, text)
+    assert read(tmp_path, text, Columns(header=True)).rows == 60
+    assert read(tmp_path, text, Columns(header=False)).rows == 61
+    assert read(tmp_path, text.replace("2000", "50")).rows == 61, "an item that is met again"
+
+
+def test_a_second_header(tmp_path: Path) -> None:
+    pairs = "".join(f"{at % 7},{at}\n" for at in range(30))
+    said = refused(tmp_path, f"user,item\n{pairs}user,item\n{pairs}")
+    assert "the header 'user, item' stands again among the rows (1, first as row 30, from 0)" in said
+    assert read(tmp_path, f"user,item\n{pairs}user,9\n9,item\n").rows == 32
+
+
+@pytest.mark.parametrize("pad", ["\u00a0", "\t", "\u3000", " \t"])
+def test_blanks_of_any_kind_around_labels(tmp_path: Path, pad: str) -> None:
+    padded = "".join(f"{pad}{line.replace(',', pad + ',', 1)}\n" for line in ROWS.splitlines())
+    data = read(tmp_path, CSV + padded)
+    assert (data.rows, data.users, data.items) == (120, 7, 11)
+    assert "line 62, column 0: the user is empty" in refused(tmp_path, CSV + f"{pad},1,2\n")
+    assert read_frame(pd.DataFrame({"user": ["a", f"a{pad}"], "item": ["x", "y"]})).users == 1
+
+
+def test_whole_numbers_with_and_without_zero(tmp_path: Path) -> None:
+    data = read(tmp_path, CSV + "3.0,5.0,1\n3.5,a.0,1\n7.0,1,1\n")
+    assert data.user_ids.tolist() == ["0", "1", "2", "3", "4", "5", "6", "3.5", "7.0"]
+    assert data.user[60:].tolist() == [3, 7, 8] and data.item_ids[data.item[60:]].tolist() == ["5", "a.0", "1"]
+    assert data.reading is not None
+    assert "1 users written both like '3.0' and like '3' taken as one each" in data.reading.sentence
+    assert "1 items written both like '5.0'" in data.reading.sentence
+    data = read(tmp_path, "user,item\n7.0,a\n7,b\n")
+    assert (data.user.tolist(), data.user_ids.tolist()) == ([0, 0], ["7"])
+
+
+def test_a_notation_that_is_none_of_numbers(tmp_path: Path) -> None:
+    text = "user,item,time\n1,2,1600000000\n"
+    assert "data.time_format = '%Q' is none of strptime's" in refused(tmp_path, text, Columns(time_format="%Q"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fedem_flwr.data.columns import ABSENT, RATING_SCALE, ROLES, SAMPLE_ROWS, Columns, is_known, plain, rank
-from fedem_flwr.data.records import Record, Style, records
+from fedem_flwr.data.records import Record, Style, first_records, records
 from fedem_flwr.data.roles import Roles, find_roles, shortened
 from fedem_flwr.data.separators import SEPARATORS, Cut, best_cut, cut_by, named_separator
 from fedem_flwr.data.texts import Text
@@ -15,6 +15,7 @@ from fedem_flwr.data.times import are_unix_times, is_number, notation_of
 from fedem_flwr.errors import InputError
 
 NEEDED: Final = ("user", "item")
+_MATRIX: Final = "%%MatrixMarket"
 _COMMENTS: Final = ("#", "%")
 _MOSTLY: Final = 0.6  # of the lines of a damaged table have as many columns, at least
 _WIDE: Final = 8  # columns that no table without a header has
@@ -32,6 +33,7 @@ class Layout:
         header: number of the header's line; 0: there is none.
         width: columns of every row; 0 for lists.
         roles: which column is what.
+        entries: how many rows the text says that it has.
     """
 
     style: Style
@@ -40,6 +42,7 @@ class Layout:
     header: int
     width: int
     roles: Roles
+    entries: int | None = None
 
 
 def find_layout(text: Text, columns: Columns, needed: tuple[str, ...] = NEEDED) -> Layout:
@@ -54,6 +57,8 @@ def find_layout(text: Text, columns: Columns, needed: tuple[str, ...] = NEEDED) 
     path, head = text.path, text.head.decode(errors="replace")
     if not head.strip():
         raise InputError(f"{path}: the file is empty; expected rows of user, item[, rating][, time]")
+    if head.startswith(_MATRIX):
+        return _matrix(text, head, columns, needed)
     comment, named = _comment(text, head, columns)
     given = None if columns.separator is None else named_separator(columns.separator)
     first = next(records(path, head, Style(" ", False, comment)), None)
@@ -68,6 +73,33 @@ def find_layout(text: Text, columns: Columns, needed: tuple[str, ...] = NEEDED) 
             "separated by tab, comma, '::', ';', '|' or spaces"
         )
     return _table(text, cut, columns, named, needed)
+
+
+def _matrix(text: Text, head: str, columns: Columns, needed: tuple[str, ...]) -> Layout:
+    """The layout of a sparse matrix in MatrixMarket's format: its size stands between the comments and the entries.
+
+    Source: R. F. Boisvert, R. Pozo, K. A. Remington, The Matrix Market Exchange Formats, NISTIR 5935, 1996.
+
+    Raises:
+        InputError: another kind of matrix, or a size that is none.
+    """
+    kind = head[len(_MATRIX) : head.index("\n")].lower().split()
+    if kind[:2] != ["matrix", "coordinate"] or kind[2:3] == ["complex"] or kind[3:] != ["general"]:
+        raise InputError(
+            f"{text.path}, line 1: a MatrixMarket file of the kind '{shortened(' '.join(kind))}'; what can be read is "
+            "'matrix coordinate integer general' (or real, or pattern)"
+        )
+    style = Style(" ", False, "%")
+    size, *rows = first_records(text.path, head, style) or [Record(1, head, [])]
+    if len(size.fields) != 3 or not all(map(_is_whole, size.fields)) or not rows:
+        raise InputError(
+            f"{text.path}, line {size.line}: '{shortened(size.text)}' is no size (rows, columns, "
+            "entries) with entries below it"
+        )
+    width = 2 if kind[2:3] == ["pattern"] else 3
+    where, seen = f"{text.path}, line {rows[0].line}", f"'{shortened(rows[0].text)}'"
+    roles = find_roles(where, seen, None, [record.fields for record in rows], width, columns, needed)
+    return Layout(style, False, size.line, 0, width, roles, int(size.fields[2]))
 
 
 def _guess(text: Text, head: str, comment: str, columns: Columns, needed: tuple[str, ...]) -> Cut:

@@ -204,8 +204,8 @@ def check_field(where: str, role: str, field: str, notation: str | None) -> None
     if not field.isascii() and any("\ud800" <= each <= "\udfff" for each in field):
         raise InputError(f"{where}: the {role} '{shortened(field)}' holds half a character (a lone surrogate); mend it")
     if role in ("user", "item"):
-        if not 0 < len(field) <= LONGEST_LABEL:
-            fault = f"is longer than {LONGEST_LABEL} characters" if field else "is empty"
+        if not 0 < len(field.strip()) <= LONGEST_LABEL:
+            fault = f"is longer than {LONGEST_LABEL} characters" if field.strip() else "is empty"
             raise InputError(f"{where}: the {role} {fault}; mend or remove the line")
         return
     remedy = f"mend the line, or say which column is the {role} ('{ABSENT}' for none)"
