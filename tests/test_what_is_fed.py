@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fedem_flwr.config.resolved import read_toml
 from fedem_flwr.data import Columns, Interactions, read_interactions
+from fedem_flwr.data.catalog import open_source
 from fedem_flwr.data.frame import read_frame
 from fedem_flwr.errors import InputError
 
@@ -179,3 +181,88 @@ def test_whole_numbers_with_and_without_zero(tmp_path: Path) -> None:
 def test_a_notation_that_is_none_of_numbers(tmp_path: Path) -> None:
     text = "user,item,time\n1,2,1600000000\n"
     assert "data.time_format = '%Q' is none of strptime's" in refused(tmp_path, text, Columns(time_format="%Q"))
+
+
+# --- lists, headers, names, paths
+
+HISTORIES = [(user, [user % 3 + 1, user % 4 + 9, *range(20, 20 + user % 5)]) for user in range(101, 113)]
+
+
+def lists(outer: str, inner: str, item: str = "{}") -> str:
+    return "".join(f"{user}{outer}{inner.join(map(item.format, items))}\n" for user, items in HISTORIES)
+
+
+def test_a_tab_after_the_user_and_blanks_between_items(tmp_path: Path) -> None:
+    data = read(tmp_path, lists("\t", " "))
+    assert data.reading is not None and data.reading.form == "lists"
+    assert data.item_ids[data.item].tolist() == [str(item) for _, items in HISTORIES for item in items]
+
+
+@pytest.mark.parametrize("form", [None, "lists"])
+@pytest.mark.parametrize(("outer", "inner"), [(";", ","), ("\t", ","), (": ", " "), ("|", " "), (",", " ")])
+def test_lists_with_two_separators(tmp_path: Path, outer: str, inner: str, form: str | None) -> None:
+    said = refused(tmp_path, lists(outer, inner), Columns(form=form))
+    assert "line 1: '101" in said and "one user and its items" in said and "data.format=lists" in said
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_lists_of_names(tmp_path: Path, alike: bool) -> None:
+    text = lists(" ", " ", "i{}")
+    if alike:
+        text = "".join(" ".join((line.split() * 2)[:6]) + "\n" for line in text.splitlines())
+    assert "data.format=lists" in refused(tmp_path, text)
+    assert read(tmp_path, text, Columns(form="lists")).users == len(HISTORIES)
+    reading = read(tmp_path, lists("\t", " ", "i{}")).reading
+    assert reading is not None and "no user has two rows" in reading.sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('"user","item","rating"\n"1",7,8,3\n"2",7,9,4\n', ["3 names, and the rows have 4 columns", "row.names=FALSE"]),
+        ("user item\n1 7 8\n2 7 9\n", ["2 names, and the rows have 3 columns", "row.names=FALSE"]),
+        ("user,item\n7,8,\n7,9,\n", ["the rows end with a separator"]),
+    ],
+)
+def test_a_header_that_is_one_name_short(tmp_path: Path, text: str, words: list[str]) -> None:
+    assert all(word in refused(tmp_path, text) for word in words)
+
+
+@pytest.mark.parametrize("columns", [Columns(item="item"), Columns()])
+def test_a_name_that_two_columns_have(tmp_path: Path, columns: Columns) -> None:
+    text = "user,item,item\n1,2,3\n1,4,5\n"
+    assert "called 'item' (numbers 1, 2, from 0); say which is the item by its number" in refused(
+        tmp_path, text, columns
+    )
+    assert read(tmp_path, text, Columns(item=2)).item_ids.tolist() == ["3", "5"]
+    frame = pd.DataFrame([[1, 2, 3]], columns=["user", "item", "item"])
+    with pytest.raises(InputError, match="two columns are called 'item'"):
+        read_frame(frame, columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("~/nope.csv", "home/nope.csv: no such file; check the path"),
+        ("nope.csv", "nope.csv: no such file"),
+        ("C:\\data\\x.csv", "is a path of Windows"),
+        ("https://example.org/x.csv", "is an address: download the file"),
+        ("x\temp.csv", "in TOML, write a path in single quotes"),
+        ("nope", "neither a known data set nor a file; `fedem data list`"),
+        ("ml-100q", "did you mean 'ml-100k'?"),
+    ],
+)
+def test_a_path_that_leads_nowhere(name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(InputError) as caught:
+        open_source(name)
+    assert words in str(caught.value) and "amazon" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["C:\\Users\\me\\x.csv", "C:\\data\\x.csv"])
+def test_a_path_of_windows_in_toml(path: str, tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f'[data]\ndataset = "{path}"\n')
+    with pytest.raises(InputError, match=r"line 2, .*; write a path in single quotes, or with /"):
+        read_toml(tmp_path / "x.toml")
+    (tmp_path / "x.toml").write_text(f"[data]\ndataset = '{path}'\n")
+    assert read_toml(tmp_path / "x.toml")["data"]["dataset"] == path

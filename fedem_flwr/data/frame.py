@@ -11,6 +11,7 @@ from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions,
 from fedem_flwr.data.plausible import refuse_missing
 from fedem_flwr.data.reading import Reading
 from fedem_flwr.data.roles import find_roles, shortened
+from fedem_flwr.data.sniffing import refuse_twins
 from fedem_flwr.data.times import seconds
 from fedem_flwr.errors import InputError
 
@@ -50,6 +51,7 @@ def read_frame(frame: pd.DataFrame, columns: Columns | None = None, name: str = 
     sample = frame.head(SAMPLE_ROWS)
     texts = [_texts(sample.iloc[:, at]) for at in range(frame.shape[1])]
     rows = [list(row) for row in zip(*texts, strict=True)]
+    refuse_twins(where, names or [], known)
     roles = find_roles(where, seen, names, rows, frame.shape[1], known)
     at = roles.at
     user, user_ids = _labels(where, "user", frame.iloc[:, at["user"]])

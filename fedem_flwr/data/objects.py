@@ -16,7 +16,7 @@ from fedem_flwr.data.opening import Opened
 from fedem_flwr.data.reading import ColumnRead
 from fedem_flwr.data.records import Style
 from fedem_flwr.data.roles import Roles, find_roles, shortened
-from fedem_flwr.data.sniffing import NEEDED
+from fedem_flwr.data.sniffing import NEEDED, refuse_twins
 from fedem_flwr.data.text_rows import check_dates, check_field
 from fedem_flwr.data.texts import Text
 from fedem_flwr.errors import InputError
@@ -181,6 +181,7 @@ def _roles(
     seen = f"the {word}s '{shortened(', '.join(names))}'"
     if nested := [name for name, why in others.items() if why == _NESTED]:
         seen += f" (nested, so not read: '{shortened(', '.join(nested))}')"
+    refuse_twins(where, names, columns)
     roles = find_roles(where, seen, names, rows, len(names), columns, needed)
     unread = (ColumnRead(at, shortened(name), note=others[name]) for at, name in enumerate(others, len(names)))
     return replace(roles, columns=(*roles.columns, *unread))

@@ -51,6 +51,8 @@ def looked_over(where: str, data: Interactions, *, sized: bool) -> Interactions:
     if sized:
         _refuse_sizes(where, data)
     notes = []
+    if data.users == data.rows > 1 and data.reading is not None and data.reading.form == "rows":
+        notes.append("no user has two rows (if a line is one user and its items: --set data.format=lists)")
     for role in ("user", "item"):
         codes, labels = getattr(data, role), getattr(data, f"{role}_ids")
         twins = _twins(labels)
