@@ -212,6 +212,9 @@ def test_lists_of_names(tmp_path: Path, alike: bool) -> None:
         text = "".join(" ".join((line.split() * 2)[:6]) + "\n" for line in text.splitlines())
     assert "data.format=lists" in refused(tmp_path, text)
     assert read(tmp_path, text, Columns(form="lists")).users == len(HISTORIES)
+    if alike:
+        told = Columns(item=5, rating="-", time="-")
+        assert read(tmp_path, text, told).rows == len(HISTORIES), "a table, for who says what is where"
     reading = read(tmp_path, lists("\t", " ", "i{}")).reading
     assert reading is not None and "no user has two rows" in reading.sentence
 

@@ -16,6 +16,7 @@ MISSING: Final = (
     *("\\N", "(null)", "undefined"),
 )
 """What programs write for a user or an item that they do not have."""
+_FEWEST_LISTS: Final = 5  # rows without which it says nothing that no user has two
 _FEWEST_ROWS: Final = 20  # of which a first line can be told to be the sizes
 
 
@@ -51,16 +52,19 @@ def looked_over(where: str, data: Interactions, *, sized: bool) -> Interactions:
     if sized:
         _refuse_sizes(where, data)
     notes = []
-    if data.users == data.rows > 1 and data.reading is not None and data.reading.form == "rows":
+    if data.users == data.rows >= _FEWEST_LISTS and data.reading is not None and data.reading.form == "rows":
         notes.append("no user has two rows (if a line is one user and its items: --set data.format=lists)")
     for role in ("user", "item"):
-        codes, labels = getattr(data, role), getattr(data, f"{role}_ids")
+        codes, labels = (data.user, data.user_ids) if role == "user" else (data.item, data.item_ids)
         twins = _twins(labels)
         if len(twins):
             label, count = shortened(str(labels[twins[0, 0]])), len(twins)
             notes.append(f"{count:,} {role}s written both like '{label}' and like '{label[:-2]}' taken as one each")
             codes, labels = _merged(codes, labels, twins)
-            data = replace(data, **{role: codes, f"{role}_ids": labels})
+            if role == "user":
+                data = replace(data, user=codes, user_ids=labels)
+            else:
+                data = replace(data, item=codes, item_ids=labels)
     if notes and data.reading is not None:
         data = replace(data, reading=replace(data.reading, notes=(*data.reading.notes, *notes)))
     return data

@@ -167,7 +167,7 @@ def _table(text: Text, cut: Cut, columns: Columns, named: list[str] | None, need
     if names is not None:
         refuse_twins(where, names, columns)
         _refuse_row_names(where, names, cut)
-    elif columns.form is None and may_be_lists(cut):
+    elif columns.form is None and not columns.given() and may_be_lists(cut):
         raise InputError(
             f"{where}: '{shortened(first.text)}' is no row of user, item[, rating][, time] separated by "
             f"{separator_name(cut.style.separator)}; if a line is one user and its items: --set data.format=lists, "
@@ -205,12 +205,12 @@ def _refuse_row_names(where: str, names: Sequence[str], cut: Cut) -> None:
     rows = [record.fields for record in cut.records[1:]]
     if cut.width != len(names) + 1 or sum(len(row) == cut.width for row in rows) < MOSTLY * len(rows):
         return
-    cause = "if the first column holds the rows' names (R's write.table), write without them (row.names=FALSE), or"
+    cause = "if the first column holds the rows' names (R's write.table), write without them (row.names=FALSE)"
     if not any(row[-1] for row in rows):
-        cause = "the rows end with a separator: remove it, or"
+        cause = "the rows end with a separator: remove it"
     raise InputError(
-        f"{where}: the header has {len(names)} names, and the rows have {cut.width} columns; {cause} give the header "
-        "one name more, in its place"
+        f"{where}: the header has {len(names)} names, and the rows have {cut.width} columns; {cause}, or give the "
+        "header one name more, in its place; or a separator inside a label or number needs quotes"
     )
 
 

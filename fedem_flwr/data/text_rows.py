@@ -202,7 +202,7 @@ def check_field(where: str, role: str, field: str, notation: str | None) -> None
     if not field.isascii() and any("\udc80" <= each <= "\udcff" for each in field):
         raise InputError(f"{where}: not UTF-8 text; say its encoding (--set data.encoding=latin-1, or cp1252, ...)")
     if not field.isascii() and any("\ud800" <= each <= "\udfff" for each in field):
-        raise InputError(f"{where}: the {role} '{shortened(field)}' holds half a character (a lone surrogate); mend it")
+        raise InputError(f"{where}: the {role} holds half a character (a lone surrogate); mend it")
     if role in ("user", "item"):
         if not 0 < len(field.strip()) <= LONGEST_LABEL:
             fault = f"is longer than {LONGEST_LABEL} characters" if field.strip() else "is empty"
