@@ -185,7 +185,7 @@ def one_line(answer: tuple[int, str, str], *words: str, code: int = 2) -> None:
     ("arguments", "words"),
     [
         (["--dataset", "ml-100"], ["ml-100", "did you mean 'ml-100k'"]),
-        (["--dataset", "nowhere/data.csv"], ["nowhere/data.csv", "neither a known data set nor a file"]),
+        (["--dataset", "nowhere/data.csv"], ["nowhere/data.csv: no such file; check the path"]),
         (["--method", "fedme"], ["unknown method 'fedme'", "did you mean"]),
         (["--against", "fedfm"], ["unknown method 'fedfm'", "did you mean 'fedmf'"]),
         (["--protocol", "strickt"], ["data.protocol", "strickt", "'paper', 'strict' or 'temporal'"]),

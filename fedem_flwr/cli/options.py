@@ -69,6 +69,8 @@ def located(tree: Tree, folder: Path | None = None) -> Tree:
 def _beside(dataset: str, folder: Path) -> str:
     """A data set of a file in `folder`: a known name, or a path."""
     path = Path(dataset).expanduser()
+    if "://" in dataset:
+        return dataset
     return str(folder / path) if path.suffix or len(path.parts) > 1 or (folder / path).is_file() else dataset
 
 
@@ -82,7 +84,7 @@ def experiment_tree(experiment: str | None) -> tuple[Tree, str]:
     shipped = presets() / "experiments" / f"{experiment}.toml"
     if not Path(experiment).exists() and shipped.is_file():
         return read_toml(shipped), experiment
-    path = Path(experiment)
+    path = Path(experiment).expanduser()
     return located(read_toml(path), path.parent), experiment
 
 

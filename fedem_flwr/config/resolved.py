@@ -162,11 +162,18 @@ def renamed(tree: Mapping[str, Any]) -> Tree:
 def read_toml(path: Path) -> Tree:
     """Read a TOML file, or raise an InputError that names the file and line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        said = re.search(r"line (\d+)", str(error))
+        line = text.split("\n")[int(said[1]) - 1] if said else ""
+        hint = "; write a path in single quotes, or with / for \\" if re.search(r'"[^"]*\\', line) else ""
+        raise InputError(f"{path} is not valid TOML: {error}{hint}") from None
 
 
 def preset_names(kind: Literal["methods", "datasets"]) -> list[str]:

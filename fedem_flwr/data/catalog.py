@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final, Literal
 
@@ -15,12 +17,13 @@ from fedem_flwr.data.interactions import Interactions, Source, gather
 from fedem_flwr.data.known import KNOWN_DATASETS, KnownDataset, dataset_entry
 from fedem_flwr.data.loader import read_interactions
 from fedem_flwr.data.synthetic import SyntheticConfig, SyntheticSource
-from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.errors import InputError
 from fedem_flwr.files import private_folder, write_atomically
 
 SYNTHETIC: Final = "synthetic"
 _LOCAL_FILE: Final = "ratings.dat"
 _SOURCE_FILE: Final = "source.json"
+_WINDOWS: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _log = logging.getLogger(__name__)
 
 Status = Literal["ok", "differs", "unverified"]
@@ -211,9 +214,22 @@ def open_source(
         return read_interactions(found.path, found.columns.but(columns or Columns()), name=name_or_path)
     path = Path(name_or_path).expanduser()
     if not path.exists():
-        names = [*KNOWN_DATASETS, SYNTHETIC]
-        raise InputError(f"'{name_or_path}' is neither a known data set nor a file{suggest(name_or_path, names)}")
+        raise _nothing_there(name_or_path, path)
     return read_interactions(path, columns)
+
+
+def _nothing_there(given: str, path: Path) -> InputError:
+    """What a name that is neither a data set's nor a file's was meant to be."""
+    if "://" in given:
+        return InputError(f"'{given}' is an address: download the file, and name it here")
+    if _WINDOWS.match(given) and os.name != "nt":
+        return InputError(f"'{given}' is a path of Windows, and this is another system: no such file here")
+    if path.suffix or len(path.parts) > 1 or given.startswith("~") or not given.isprintable():
+        escaped = " (it holds control characters: in TOML, write a path in single quotes, or with /)"
+        return InputError(f"{path}: no such file; check the path{'' if given.isprintable() else escaped}")
+    near = get_close_matches(given, [*KNOWN_DATASETS, SYNTHETIC], n=1, cutoff=0.5)
+    remedy = f"did you mean '{near[0]}'?" if near else "`fedem data list` has the names of data sets"
+    return InputError(f"'{given}' is neither a known data set nor a file; {remedy}")
 
 
 def load_dataset(

@@ -8,8 +8,10 @@ import numpy as np
 
 from fedem_flwr.data.columns import ABSENT, LONGEST_LABEL, SAMPLE_ROWS, Columns
 from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, StrArray, first_appearance
+from fedem_flwr.data.plausible import refuse_missing
 from fedem_flwr.data.reading import Reading
 from fedem_flwr.data.roles import find_roles, shortened
+from fedem_flwr.data.sniffing import refuse_twins
 from fedem_flwr.data.times import seconds
 from fedem_flwr.errors import InputError
 
@@ -49,13 +51,14 @@ def read_frame(frame: pd.DataFrame, columns: Columns | None = None, name: str = 
     sample = frame.head(SAMPLE_ROWS)
     texts = [_texts(sample.iloc[:, at]) for at in range(frame.shape[1])]
     rows = [list(row) for row in zip(*texts, strict=True)]
+    refuse_twins(where, names or [], known)
     roles = find_roles(where, seen, names, rows, frame.shape[1], known)
     at = roles.at
     user, user_ids = _labels(where, "user", frame.iloc[:, at["user"]])
     item, item_ids = _labels(where, "item", frame.iloc[:, at["item"]])
     rating = _numbers(where, "rating", frame.iloc[:, at["rating"]], None) if "rating" in at else None
     time = _numbers(where, "time", frame.iloc[:, at["time"]], roles.notation) if "time" in at else None
-    return Interactions(
+    data = Interactions(
         name=name,
         user=user,
         item=item,
@@ -65,6 +68,8 @@ def read_frame(frame: pd.DataFrame, columns: Columns | None = None, name: str = 
         item_ids=item_ids,
         reading=Reading(name, "dataframe", columns=roles.columns, rows=len(frame)),
     )
+    refuse_missing(where, data)
+    return data
 
 
 def _texts(column: pd.Series) -> list[str]:
@@ -92,7 +97,7 @@ def _label(value: object) -> str:
     """An id as text; whole numbers lose the ".0" that a column with gaps gives them."""
     if isinstance(value, float | np.floating) and value.is_integer():
         value = int(value)
-    return str(value).strip(" ")
+    return str(value).strip()
 
 
 def _numbers(where: str, role: str, column: pd.Series, notation: str | None) -> Float64Array:

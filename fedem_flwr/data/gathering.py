@@ -41,7 +41,7 @@ def labels_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
         column = column.dictionary_encode()
     for chunk in column.chunks:
         if len(chunk.dictionary):
-            lengths = pc.min_max(pc.utf8_length(pc.utf8_trim(chunk.dictionary, " "))).as_py()
+            lengths = pc.min_max(pc.utf8_length(pc.utf8_trim_whitespace(chunk.dictionary))).as_py()
             if lengths["min"] == 0 or lengths["max"] > LONGEST_LABEL:
                 raise Unfit
     return column
@@ -115,7 +115,7 @@ class Gathered:
         )
 
     def _codes(self, role: str) -> tuple[Int64Array, StrArray]:
-        """(rows,) codes by first appearance and their labels; blanks around a label do not count."""
+        """(rows,) codes by first appearance and their labels; blanks of any kind around a label do not count."""
         import pyarrow as pa
 
         if role not in self.parts:
@@ -127,7 +127,7 @@ class Gathered:
         for chunk in column.chunks:
             codes[start : start + len(chunk)] = chunk.indices.to_numpy()
             start += len(chunk)
-        merged, kept = first_appearance(np.array([label.strip(" ") for label in labels], dtype=object))
+        merged, kept = first_appearance(np.array([label.strip() for label in labels], dtype=object))
         if len(kept) < len(labels):
             codes = merged[codes]
         return codes, np.array(kept.tolist(), dtype=np.str_)

@@ -16,6 +16,7 @@ from fedem_flwr.data.gathering import Gathered
 from fedem_flwr.data.interactions import Interactions
 from fedem_flwr.data.objects import json_pieces, parquet_pieces
 from fedem_flwr.data.opening import PARQUET, Opened, opened, stem
+from fedem_flwr.data.plausible import looked_over
 from fedem_flwr.data.reading import ColumnRead, Form, Reading
 from fedem_flwr.data.sniffing import NEEDED, find_layout
 from fedem_flwr.data.text_rows import list_pieces, row_pieces
@@ -24,6 +25,7 @@ from fedem_flwr.errors import InputError, suggest
 
 __all__ = ["ABSENT", "FORMS", "Columns", "read_interactions"]
 
+_MATRIX: Final = "a matrix of users (rows) and items (columns), by MatrixMarket"
 FORMS: Final = tuple(form for form in get_args(Form) if form != "dataframe")
 
 
@@ -54,7 +56,9 @@ def read_interactions(
         raise InputError(f"{path}: no rows; expected rows of user, item[, rating][, time]")
     if known.in_order:
         reading = replace(reading, notes=(*reading.notes, "rows taken as being in the order of time (data.order)"))
-    return gathered.interactions(name or stem(path), lambda rows: replace(reading, rows=rows), in_order=known.in_order)
+    data = gathered.interactions(name or stem(path), lambda rows: replace(reading, rows=rows), in_order=known.in_order)
+    sized = reading.form == "rows" and not reading.header and known.header is None and _MATRIX not in reading.notes
+    return looked_over(str(path), data, sized=sized)
 
 
 def _read(file: Opened, known: Columns, needed: tuple[str, ...], gathered: Gathered) -> Reading:
@@ -88,6 +92,13 @@ def _read(file: Opened, known: Columns, needed: tuple[str, ...], gathered: Gathe
     else:
         for values in row_pieces(text, layout):
             gathered.add(values)
+        if layout.entries is not None:
+            notes = (_MATRIX,)
+            if gathered.rows != layout.entries:
+                raise InputError(
+                    f"{file.path}, line {layout.skip}: {layout.entries:,} entries are said, and {gathered.rows:,} are "
+                    "there; truncated? Fetch it again"
+                )
         found = layout.roles.columns
     style = layout.style
     form: Form = "lists" if layout.lists else "rows"

@@ -6,19 +6,26 @@ import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from fedem_flwr.data.columns import SAMPLE_ROWS, Columns
+from fedem_flwr.data.columns import ABSENT, ROLES, SAMPLE_ROWS, Columns, rank
 from fedem_flwr.data.gathering import Unfit, Values, finite, labels_of, of_fields, times_of
 from fedem_flwr.data.opening import Opened
+from fedem_flwr.data.reading import ColumnRead
+from fedem_flwr.data.records import Style
 from fedem_flwr.data.roles import Roles, find_roles, shortened
+from fedem_flwr.data.sniffing import NEEDED, refuse_twins
 from fedem_flwr.data.text_rows import check_dates, check_field
-from fedem_flwr.data.texts import Style, Text
+from fedem_flwr.data.texts import Text
 from fedem_flwr.errors import InputError
 
 _PYTHON: Final = re.compile(r"\s*\{u?'")  # an object in Python's notation, as some older files have them
 _BATCH_ROWS: Final = 1 << 20
+_MONGO: Final = {"$oid", "$numberLong", "$numberInt", "$numberDouble", "$numberDecimal", "$date", "$uuid", "$symbol"}
+_NESTED: Final = "nested values"
+_FLAT: Final = "write one plain value there"
 _PLAIN: Final = Style("\n")  # no quoting: a line break inside a string of JSON is written \n
 
 
@@ -34,16 +41,17 @@ def json_pieces(text: Text, columns: Columns, needed: tuple[str, ...]) -> tuple[
     for number, line in enumerate(text.head.decode(errors="replace").split("\n"), 1):
         if line.strip() and len(sample) < SAMPLE_ROWS:
             sample.append(_object(text.path, number, line))
-    names = list(dict.fromkeys(name for each in sample for name, value in each.items() if _is_field(value)))
-    rows = [[_as_text(each.get(name, "")) for name in names] for each in sample]
-    seen = f"the keys '{shortened(', '.join(names))}'"
-    roles = find_roles(f"{text.path}, line 1", seen, names, rows, len(names), columns, needed)
+    values = {name: [each.get(name) for each in sample] for each in sample for name in each}
+    names = [name for name, column in values.items() if any(as_field(value) is not None for value in column)]
+    rows = [[as_field(each.get(name)) or "" for name in names] for each in sample]
+    others = {name: _why_not(column) for name, column in values.items() if name not in names}
+    roles = _roles(f"{text.path}, line 1", "key", names, rows, others, columns, needed)
     keys = {role: names[column] for role, column in roles.at.items()}
     return roles, _json_values(text, keys, roles.notation)
 
 
 def _json_values(text: Text, keys: dict[str, str], notation: str | None) -> Iterator[Values]:
-    for first_line, piece in text.pieces(_PLAIN):
+    for first_line, piece, _ in text.pieces(_PLAIN):
         try:
             values = _fast_json(piece, keys, notation)
         except Unfit:
@@ -92,9 +100,11 @@ def _slow_json(path: Path, piece: bytes, keys: dict[str, str], notation: str | N
             continue
         each = _object(path, number, line)
         for role, key in keys.items():
-            value = each.get(key)
-            field = _as_text(value).strip(" ") if _is_field(value) else ""
-            check_field(f"{path}, line {number}, key '{shortened(key)}'", role, field, notation)
+            where, value = f"{path}, line {number}, key '{shortened(key)}'", each.get(key)
+            if isinstance(value, dict | list) and as_field(value) is None:
+                raise InputError(f"{where}: the {role} is nested ('{shortened(str(value))}'); {_FLAT}")
+            field = (as_field(value) or "").strip(" ")
+            check_field(where, role, field, notation)
             fields[role].append(field)
         lines.append(number)
     check_dates(lambda row: f"{path}, line {lines[row]}", fields.get("time", []), notation)
@@ -113,8 +123,24 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     return found
 
 
-def _is_field(value: Any) -> bool:
-    return isinstance(value, str | int | float) and not isinstance(value, bool)
+def as_field(value: Any) -> str | None:
+    """A value as the text of a field, whole numbers without ".0"; None of what is no field: nested, missing, a truth.
+
+    What MongoDB exports as an object of one key (extended JSON: {"$oid": ...}, {"$numberLong": ...}, {"$date": ...}) is
+    the value in it; dates that are numbers count in milliseconds there.
+    """
+    while isinstance(value, dict) and len(value) == 1 and next(iter(value)) in _MONGO:
+        (value,) = value.values()
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return _as_text(value)
+
+
+def _why_not(values: Sequence[Any]) -> str:
+    """Why a key is no column."""
+    if any(isinstance(value, dict | list) for value in values):
+        return _NESTED
+    return "true or false" if any(isinstance(value, bool) for value in values) else "empty"
 
 
 def _as_text(value: Any) -> str:
@@ -122,6 +148,43 @@ def _as_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value)
+
+
+def _roles(
+    where: str,
+    word: str,
+    names: list[str],
+    rows: Sequence[Sequence[str]],
+    others: dict[str, str],
+    columns: Columns,
+    needed: tuple[str, ...],
+) -> Roles:
+    """The roles of columns; those that cannot be read are listed as not used, with why.
+
+    Args:
+        word: for a column.
+        others: names of columns that cannot be read, and why.
+
+    Raises:
+        InputError: what should be a user, item, rating or time holds nested values.
+    """
+    for role in ROLES:
+        given = columns.given().get(role)
+        nested = [
+            name for name, why in others.items() if why == _NESTED and (given == name or rank(role, name) is not None)
+        ]
+        in_its_place = given is not None or any(rank(role, name) is not None for name in names)
+        if nested and (given in nested or not in_its_place):
+            name = str(given) if given in nested else nested[0]
+            none = "" if role in NEEDED else f", or leave it out (--set data.{role}_column={ABSENT})"
+            raise InputError(f"{where}: the {word} '{shortened(name)}' holds nested values, no {role}; {_FLAT}{none}")
+    seen = f"the {word}s '{shortened(', '.join(names))}'"
+    if nested := [name for name, why in others.items() if why == _NESTED]:
+        seen += f" (nested, so not read: '{shortened(', '.join(nested))}')"
+    refuse_twins(where, names, columns)
+    roles = find_roles(where, seen, names, rows, len(names), columns, needed)
+    unread = (ColumnRead(at, shortened(name), note=others[name]) for at, name in enumerate(others, len(names)))
+    return replace(roles, columns=(*roles.columns, *unread))
 
 
 def parquet_pieces(file: Opened, columns: Columns, needed: tuple[str, ...]) -> tuple[Roles, Iterator[Values]]:
@@ -139,6 +202,7 @@ def parquet_pieces(file: Opened, columns: Columns, needed: tuple[str, ...]) -> t
     try:
         parquet = pq.ParquetFile(path)
         flat = [field.name for field in parquet.schema_arrow if not pa.types.is_nested(field.type)]
+        others = {field.name: _NESTED for field in parquet.schema_arrow if pa.types.is_nested(field.type)}
         head = next(parquet.iter_batches(SAMPLE_ROWS, columns=flat), None)
     except (pa.ArrowException, OSError) as error:
         raise InputError(
@@ -148,8 +212,7 @@ def parquet_pieces(file: Opened, columns: Columns, needed: tuple[str, ...]) -> t
         raise InputError(f"{path}: no rows; expected rows of user, item[, rating][, time]")
     texts = [_texts(column) for column in head.columns]
     rows = [list(row) for row in zip(*texts, strict=True)]
-    seen = f"the columns '{shortened(', '.join(flat))}'"
-    roles = find_roles(str(path), seen, flat, rows, len(flat), columns, needed)
+    roles = _roles(str(path), "column", flat, rows, others, columns, needed)
     used = {role: flat[column] for role, column in roles.at.items()}
     return roles, _parquet_values(path, parquet, used, roles.notation)
 

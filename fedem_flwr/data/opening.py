@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -21,6 +22,7 @@ ENDINGS: Final = {".gz", ".bz2", ".xz", ".zst"}
 PARQUET: Final = b"PAR1"
 
 _HEAD_BYTES: Final = 4096
+_BLOCK_BYTES: Final = 1 << 18
 _SAVE: Final = "save it as CSV, and name that"
 _UNREADABLE: Final = (
     (b"\xd0\xcf\x11\xe0", f"an old Excel workbook; {_SAVE}"),
@@ -58,10 +60,48 @@ def _zstd(file: Any) -> Any:
     return pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 
 
+class _Members:
+    """Decompressed blocks of all members of a bzip2 or xz file, of which zeros alone may stand between.
+
+    Python's own readers take a damaged later member for the end of the file.
+    """
+
+    def __init__(self, begin: Callable[[], Any], file: BinaryIO) -> None:
+        self._begin, self._file = begin, file
+        self._member: Any = None
+        self._waiting = b""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end.
+
+        Raises:
+            EOFError, OSError, lzma.LZMAError: what follows is truncated, or no member.
+        """
+        while True:
+            data, self._waiting = self._waiting, b""
+            if self._member is None:
+                data = data or self._file.read(_BLOCK_BYTES)
+                if not data:
+                    return b""
+                data = data.lstrip(b"\0")
+                if not data:
+                    continue
+                self._member = self._begin()
+            elif not data and self._member.needs_input:
+                data = self._file.read(_BLOCK_BYTES)
+                if not data:
+                    raise EOFError("it ends too early")
+            block: bytes = self._member.decompress(data, size)
+            if self._member.eof:
+                self._waiting, self._member = self._member.unused_data, None
+            if block:
+                return block
+
+
 _CODECS: Final = (
     _Codec("gzip", b"\x1f\x8b", gzip.open),
-    _Codec("bzip2", b"BZh", bz2.open),
-    _Codec("xz", b"\xfd7zXZ\x00", lzma.open),
+    _Codec("bzip2", b"BZh", partial(_Members, bz2.BZ2Decompressor)),
+    _Codec("xz", b"\xfd7zXZ\x00", partial(_Members, lzma.LZMADecompressor)),
     _Codec("zstd", b"\x28\xb5\x2f\xfd", _zstd),
 )
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from fedem_flwr.data.columns import SAMPLE_ROWS
+from fedem_flwr.data.records import Record, Style, first_records, quotes_are_quotes, split_plain, usual_width
 from fedem_flwr.data.roles import shortened
-from fedem_flwr.data.texts import Record, Style, records, separator_name
+from fedem_flwr.data.texts import separator_name
 from fedem_flwr.data.times import is_number, notation_of
 from fedem_flwr.errors import InputError, suggest
 
@@ -68,30 +67,10 @@ def named_separator(given: str) -> str:
 
 def cut_by(path: Path, head: str, separator: str, comment: str) -> Cut:
     """Cut the head of a text by one separator."""
-    plain = Style(separator, False, comment)
-    found = _first(path, head, plain)
-    if separator not in ("::", " ") and any('"' in record.text for record in found):
-        quoted = _cut(Style(separator, True, comment), _first(path, head, Style(separator, True, comment)))
-        plain_cut = _cut(plain, found)
-        # In text separated by commas or semicolons a quote is a quote; elsewhere only where it explains the columns.
-        if separator in ",;" or _closed_quotes(found) or quoted.alike > plain_cut.alike:
-            return quoted
-    return _cut(plain, found)
-
-
-def _first(path: Path, head: str, style: Style) -> tuple[Record, ...]:
-    return tuple(record for record, _ in zip(records(path, head, style), range(SAMPLE_ROWS + 1), strict=False))
-
-
-def _closed_quotes(found: Sequence[Record]) -> bool:
-    """Whether every field that begins with a quote ends with one."""
-    fields = [field for record in found for field in record.fields if field.startswith('"')]
-    return bool(fields) and all(len(field) > 1 and field.endswith('"') for field in fields)
-
-
-def _cut(style: Style, found: tuple[Record, ...]) -> Cut:
-    width, count = Counter(len(record.fields) for record in found).most_common(1)[0]
-    return Cut(style, found, width, count / len(found))
+    style = Style(separator, None, comment)
+    style = replace(style, quoting=quotes_are_quotes(path, head, style))
+    found = first_records(path, head, style)
+    return Cut(style, found, *usual_width(found))
 
 
 def best_cut(path: Path, head: str, comment: str) -> tuple[Cut, list[Cut]]:
@@ -134,7 +113,7 @@ def _unexplained(cut: Cut, fitting: Sequence[Cut]) -> int:
     rows = [record.fields for record in cut.records if len(record.fields) == cut.width]
     if cut.style.quoting:
         bare = [_QUOTED.sub('""', record.text) for record in cut.records]
-        rows = [row for text in bare if len(row := text.split(cut.style.separator)) == cut.width]
+        rows = [row for text in bare if len(row := split_plain(text, cut.style.separator)) == cut.width]
     others = [other.style.separator for other in fitting if other is not cut]
     return sum(any(_stands_in(column, other) for other in others) for column in map(list, zip(*rows, strict=True)))
 

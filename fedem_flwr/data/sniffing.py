@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fedem_flwr.data.columns import ABSENT, RATING_SCALE, ROLES, SAMPLE_ROWS, Columns, is_known, plain, rank
+from fedem_flwr.data.columns import ABSENT, ROLES, SAMPLE_ROWS, Columns, is_known, plain, rank
+from fedem_flwr.data.listed import MOSTLY, all_whole, are_lists, is_whole, items_in_one_field, may_be_lists
+from fedem_flwr.data.records import Record, Style, first_records, records
 from fedem_flwr.data.roles import Roles, find_roles, shortened
 from fedem_flwr.data.separators import SEPARATORS, Cut, best_cut, cut_by, named_separator
-from fedem_flwr.data.texts import Record, Style, Text, records
-from fedem_flwr.data.times import are_unix_times, is_number, notation_of
+from fedem_flwr.data.texts import Text, separator_name
+from fedem_flwr.data.times import is_number, notation_of
 from fedem_flwr.errors import InputError
 
 NEEDED: Final = ("user", "item")
+_MATRIX: Final = "%%MatrixMarket"
 _COMMENTS: Final = ("#", "%")
-_MOSTLY: Final = 0.6  # of the lines of a damaged table have as many columns, at least
-_WIDE: Final = 8  # columns that no table without a header has
-_HIGHEST: Final = 10.0  # rating of a scale that is recognised by its values
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Layout:
         header: number of the header's line; 0: there is none.
         width: columns of every row; 0 for lists.
         roles: which column is what.
+        entries: how many rows the text says that it has.
     """
 
     style: Style
@@ -39,6 +40,7 @@ class Layout:
     header: int
     width: int
     roles: Roles
+    entries: int | None = None
 
 
 def find_layout(text: Text, columns: Columns, needed: tuple[str, ...] = NEEDED) -> Layout:
@@ -53,13 +55,17 @@ def find_layout(text: Text, columns: Columns, needed: tuple[str, ...] = NEEDED) 
     path, head = text.path, text.head.decode(errors="replace")
     if not head.strip():
         raise InputError(f"{path}: the file is empty; expected rows of user, item[, rating][, time]")
+    if head.startswith(_MATRIX):
+        return _matrix(text, head, columns, needed)
     comment, named = _comment(text, head, columns)
     given = None if columns.separator is None else named_separator(columns.separator)
     first = next(records(path, head, Style(" ", False, comment)), None)
     if first is None:
         raise InputError(f"{path}: nothing but comments; expected rows of user, item[, rating][, time]")
     cut = cut_by(path, head, given, comment) if given is not None else _guess(text, head, comment, columns, needed)
-    if columns.form == "lists" or (columns.form is None and _are_lists(text, cut, columns, named)):
+    if needed == NEEDED and columns.form in (None, "lists") and given is None and not columns.given() and named is None:
+        cut = items_in_one_field(text, head, comment, cut)
+    if columns.form == "lists" or (columns.form is None and are_lists(text, cut, columns, named)):
         return Layout(cut.style, True, 0, 0, 0, Roles({"user": 0, "item": 1}, (), None))
     if cut.width == 1 and len(needed) > 1:
         raise InputError(
@@ -67,6 +73,33 @@ def find_layout(text: Text, columns: Columns, needed: tuple[str, ...] = NEEDED) 
             "separated by tab, comma, '::', ';', '|' or spaces"
         )
     return _table(text, cut, columns, named, needed)
+
+
+def _matrix(text: Text, head: str, columns: Columns, needed: tuple[str, ...]) -> Layout:
+    """The layout of a sparse matrix in MatrixMarket's format: its size stands between the comments and the entries.
+
+    Source: R. F. Boisvert, R. Pozo, K. A. Remington, The Matrix Market Exchange Formats, NISTIR 5935, 1996.
+
+    Raises:
+        InputError: another kind of matrix, or a size that is none.
+    """
+    kind = head[len(_MATRIX) : head.index("\n")].lower().split()
+    if kind[:2] != ["matrix", "coordinate"] or kind[2:3] == ["complex"] or kind[3:] != ["general"]:
+        raise InputError(
+            f"{text.path}, line 1: a MatrixMarket file of the kind '{shortened(' '.join(kind))}'; what can be read is "
+            "'matrix coordinate integer general' (or real, or pattern)"
+        )
+    style = Style(" ", False, "%")
+    size, *rows = first_records(text.path, head, style) or [Record(1, head, [])]
+    if len(size.fields) != 3 or not all(map(is_whole, size.fields)) or not rows:
+        raise InputError(
+            f"{text.path}, line {size.line}: '{shortened(size.text)}' is no size (rows, columns, "
+            "entries) with entries below it"
+        )
+    width = 2 if kind[2:3] == ["pattern"] else 3
+    where, seen = f"{text.path}, line {rows[0].line}", f"'{shortened(rows[0].text)}'"
+    roles = find_roles(where, seen, None, [record.fields for record in rows], width, columns, needed)
+    return Layout(style, False, size.line, 0, width, roles, int(size.fields[2]))
 
 
 def _guess(text: Text, head: str, comment: str, columns: Columns, needed: tuple[str, ...]) -> Cut:
@@ -77,13 +110,11 @@ def _guess(text: Text, head: str, comment: str, columns: Columns, needed: tuple[
     if needed == NEEDED:
         if cut.fits:
             return cut
-        whole = [each for each in cuts if _all_whole(each)]  # a user a line, with as many items as it has
+        whole = [each for each in cuts if all_whole(each)]  # a user a line, with as many items as it has
         return max(whole, key=_fields, default=cut)
     # A list of names: blanks in them separate nothing, unless it is a header's names that they separate.
     if cut.style.separator == " " and not _names_items(cut.records[0].fields, columns):
-        return Cut(
-            Style("\t", False, comment), tuple(Record(r.line, r.text, [r.text.strip()]) for r in cut.records), 1, 1
-        )
+        return cut_by(text.path, head, "\t", comment)
     return cut
 
 
@@ -122,52 +153,6 @@ def _comment(text: Text, head: str, columns: Columns) -> tuple[str, list[str] | 
     )
 
 
-def _all_whole(cut: Cut) -> bool:
-    """Whether every field is a whole number, and (nearly) every line has two or more."""
-    several = sum(len(record.fields) > 1 for record in cut.records)
-    return several >= 0.9 * len(cut.records) and all(all(map(_is_whole, record.fields)) for record in cut.records)
-
-
-def _is_whole(field: str) -> bool:
-    return field.isascii() and field.isdigit()
-
-
-def _are_lists(text: Text, cut: Cut, columns: Columns, named: list[str] | None) -> bool:
-    """Whether each line is a user and its items, rather than one interaction.
-
-    Lists are whole numbers, and no user has two lines. Where all lines are equally long, only values tell: ratings of a
-    scale and times speak for interactions, five columns and more without either for lists.
-
-    Raises:
-        InputError: it could be both.
-    """
-    told = any((columns.separator, columns.header, columns.given(), named))
-    users = [record.fields[0] for record in cut.records]
-    if told or not _all_whole(cut) or len(set(users)) < len(users) or len(users) < 2:
-        return False
-    if not cut.fits:
-        return cut.alike < _MOSTLY or cut.width > _WIDE
-    others = [
-        list(column) for column in zip(*(r.fields for r in cut.records if len(r.fields) == cut.width), strict=True)
-    ]
-    timed = any(map(are_unix_times, others[2:]))
-    rated = cut.width in (3, 4) and _are_ratings(others[2])
-    if cut.width == 2 or timed or rated:
-        return False
-    if cut.width > 4:
-        return True
-    more = ", rating" if cut.width == 3 else ", rating, time"
-    raise InputError(
-        f"{text.path}, line {cut.records[0].line}: '{shortened(cut.records[0].text)}' could be one interaction (user, "
-        f"item{more}) or one user and {cut.width - 1} items, as no user has a second "
-        "line; say which (--set data.format=rows, or lists)"
-    )
-
-
-def _are_ratings(values: Sequence[str]) -> bool:
-    return len(set(values)) <= RATING_SCALE and all(float(value) <= _HIGHEST for value in values)
-
-
 def _table(text: Text, cut: Cut, columns: Columns, named: list[str] | None, needed: tuple[str, ...]) -> Layout:
     """The layout of one interaction a line."""
     first, *below = cut.records
@@ -179,6 +164,15 @@ def _table(text: Text, cut: Cut, columns: Columns, named: list[str] | None, need
     width = len(first.fields) if header else cut.width
     where = f"{text.path}, line {first.line}"
     seen = f"header '{shortened(first.text)}'" if header else f"'{shortened(first.text)}'"
+    if names is not None:
+        refuse_twins(where, names, columns)
+        _refuse_row_names(where, names, cut)
+    elif columns.form is None and not columns.given() and may_be_lists(cut):
+        raise InputError(
+            f"{where}: '{shortened(first.text)}' is no row of user, item[, rating][, time] separated by "
+            f"{separator_name(cut.style.separator)}; if a line is one user and its items: --set data.format=lists, "
+            "else say what separates columns (data.separator), or which is what (data.user_column, data.item_column)"
+        )
     if len(needed) == 1 and width == 1:
         columns = replace(columns, item=0)
     elif len(needed) == 1 and names is None and columns.item is None:
@@ -186,6 +180,38 @@ def _table(text: Text, cut: Cut, columns: Columns, named: list[str] | None, need
     roles = find_roles(where, seen, names, [record.fields for record in rows], width, columns, needed)
     skip = rows[0].line - 1 if header else 0
     return Layout(cut.style, False, skip, first.line if header else 0, width, roles)
+
+
+def refuse_twins(where: str, names: Sequence[str], columns: Columns) -> None:
+    """Refuse a column that is given, or would be found, by a name that two columns have.
+
+    Raises:
+        InputError: there is one.
+    """
+    given = columns.given()
+    for role in ROLES:
+        ranked = [(place, name) for name in names if (place := rank(role, name)) is not None]
+        name = given.get(role, min(ranked, default=(0, None))[1])
+        places = [at for at, each in enumerate(names) if each == name]
+        if len(places) > 1:
+            raise InputError(
+                f"{where}: two columns are called '{name}' (numbers {', '.join(map(str, places))}, from 0); say which "
+                f"is the {role} by its number (--set data.{role}_column={places[0]})"
+            )
+
+
+def _refuse_row_names(where: str, names: Sequence[str], cut: Cut) -> None:
+    """A header that is one name short: of row names, as R writes them, or of an end that each row has."""
+    rows = [record.fields for record in cut.records[1:]]
+    if cut.width != len(names) + 1 or sum(len(row) == cut.width for row in rows) < MOSTLY * len(rows):
+        return
+    cause = "if the first column holds the rows' names (R's write.table), write without them (row.names=FALSE)"
+    if not any(row[-1] for row in rows):
+        cause = "the rows end with a separator: remove it"
+    raise InputError(
+        f"{where}: the header has {len(names)} names, and the rows have {cut.width} columns; {cause}, or give the "
+        "header one name more, in its place; or a separator inside a label or number needs quotes"
+    )
 
 
 def _has_header(first: Record, below: Sequence[Record], columns: Columns) -> bool:

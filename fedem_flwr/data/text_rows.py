@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,9 +20,10 @@ import numpy as np
 
 from fedem_flwr.data.columns import ABSENT, LONGEST_LABEL
 from fedem_flwr.data.gathering import Unfit, Values, finite, labels_of, of_fields, times_of
+from fedem_flwr.data.records import Record, Style, records
 from fedem_flwr.data.roles import shortened
 from fedem_flwr.data.sniffing import Layout
-from fedem_flwr.data.texts import Record, Style, Text, records
+from fedem_flwr.data.texts import Text
 from fedem_flwr.data.times import is_number, seconds
 from fedem_flwr.errors import InputError
 
@@ -29,6 +31,7 @@ _UNIT: Final = b"\x1f"  # Arrow takes one-character separators only, so "::" bec
 _BLOCK: Final = 4 << 20  # bytes that one thread parses at a time
 _WORKERS: Final = 2
 _SPACED_QUOTE: Final = re.compile(rb'(?:\A|[^\w" ]) +"')  # a blank before a quote: Arrow takes such a quote as a letter
+_SPACED: Final = re.compile(rb"\t|  | \n|\n ")  # more than single blanks between fields
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,21 +47,22 @@ def row_pieces(text: Text, layout: Layout) -> Iterator[Values]:
     yield from (values for values in _ahead(partial(_values, text.path, layout), numbered) if values is not None)
 
 
-def _without_head(text: Text, layout: Layout) -> Iterator[tuple[int, bytes]]:
+def _without_head(text: Text, layout: Layout) -> Iterator[tuple[int, bytes, Style]]:
     """The pieces of a text from its first row on."""
-    for number, piece in text.pieces(layout.style):
+    for number, piece, style in text.pieces(layout.style):
         first_line = max(number, layout.skip + 1)
-        yield first_line, piece if first_line == number else piece.split(b"\n", first_line - number)[-1]
+        yield first_line, piece if first_line == number else piece.split(b"\n", first_line - number)[-1], style
 
 
-def _values(path: Path, layout: Layout, numbered: tuple[int, bytes]) -> Values | None:
+def _values(path: Path, layout: Layout, numbered: tuple[int, bytes, Style]) -> Values | None:
     """The columns of a piece; None where there is nothing in it."""
-    first_line, piece = numbered
-    cleaned = _cleaned(piece, layout.style)
+    first_line, piece, style = numbered
+    layout = replace(layout, style=style)
+    cleaned = _cleaned(piece, style)
     if not cleaned.strip(b"\n"):
         return None
     try:
-        if layout.style.quoting and layout.style.comment and b'"' in piece:
+        if style.quoting and style.comment and b'"' in piece:
             raise Unfit  # what looks like a comment may be inside quotes
         return _fast(cleaned, layout)
     except Unfit:
@@ -79,9 +83,14 @@ def _cleaned(piece: bytes, style: Style) -> bytes:
     """Without comments and lines of blanks, and with single blanks where these separate."""
     if style.comment and style.comment.encode() in piece:
         piece = re.sub(rb"(?m)^" + re.escape(style.comment.encode()) + rb".*\n", b"", piece)
-    if style.separator == " " and (b"\t" in piece or b"  " in piece or b" \n" in piece or b"\n " in piece):
+    quoted = style.quoting and b'"' in piece
+    if (
+        style.separator == " "
+        and not quoted
+        and (b"\t" in piece or b"  " in piece or b" \n" in piece or b"\n " in piece)
+    ):
         piece = re.sub(rb"(?m)^ | (?=\n)", b"", re.sub(rb"[ \t]+", b" ", piece))
-    elif (b"\n " in piece or piece.startswith(b" ")) and not (style.quoting and b'"' in piece):
+    elif (b"\n " in piece or piece.startswith(b" ")) and not quoted:
         piece = re.sub(rb"(?m)^ +\n", b"", piece)
     return piece
 
@@ -95,8 +104,8 @@ def _fast(piece: bytes, layout: Layout) -> Values:
     import pyarrow as pa
     import pyarrow.csv as pc
 
-    separator, quoting = layout.style.separator, layout.style.quoting and b'"' in piece
-    if quoting and _SPACED_QUOTE.search(piece):
+    separator, quoting = layout.style.separator, bool(layout.style.quoting) and b'"' in piece
+    if quoting and (_SPACED.search(piece) if separator == " " else _SPACED_QUOTE.search(piece)):
         raise Unfit
     if separator == "::":
         piece, separator = piece.replace(b"::", _UNIT), _UNIT.decode()
@@ -192,9 +201,11 @@ def check_field(where: str, role: str, field: str, notation: str | None) -> None
     """
     if not field.isascii() and any("\udc80" <= each <= "\udcff" for each in field):
         raise InputError(f"{where}: not UTF-8 text; say its encoding (--set data.encoding=latin-1, or cp1252, ...)")
+    if not field.isascii() and any("\ud800" <= each <= "\udfff" for each in field):
+        raise InputError(f"{where}: the {role} holds half a character (a lone surrogate); mend it")
     if role in ("user", "item"):
-        if not 0 < len(field) <= LONGEST_LABEL:
-            fault = f"is longer than {LONGEST_LABEL} characters" if field else "is empty"
+        if not 0 < len(field.strip()) <= LONGEST_LABEL:
+            fault = f"is longer than {LONGEST_LABEL} characters" if field.strip() else "is empty"
             raise InputError(f"{where}: the {role} {fault}; mend or remove the line")
         return
     remedy = f"mend the line, or say which column is the {role} ('{ABSENT}' for none)"
@@ -217,10 +228,11 @@ def list_pieces(text: Text, layout: Layout, on_empty: Callable[[int], None]) -> 
     import pyarrow as pa
     import pyarrow.csv as pc
 
-    for first_line, piece in text.pieces(layout.style):
-        cleaned = re.sub(rb"(?m)^\n", b"", _cleaned(piece, layout.style))
-        separator = layout.style.separator.encode()
-        if layout.style.quoting or not cleaned:
+    for first_line, piece, style in text.pieces(layout.style):
+        layout = replace(layout, style=style)
+        cleaned = re.sub(rb"(?m)^\n", b"", _cleaned(piece, style))
+        separator = style.separator.encode()
+        if (style.quoting and b'"' in piece) or not cleaned:
             values, empty = _slow_lists(text.path, piece, layout, first_line)
         else:
             # one field a line; which of them are users is told by the line ends of the text as it was

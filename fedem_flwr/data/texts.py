@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import codecs
-import csv
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +13,11 @@ import numpy as np
 
 from fedem_flwr.data.opening import Opened
 from fedem_flwr.data.reading import SEPARATOR_NAMES
+from fedem_flwr.data.records import Style, quote_begins, quotes_are_quotes, records, whole_records
 from fedem_flwr.data.roles import shortened
 from fedem_flwr.errors import InputError
+
+__all__ = ["HEAD_BYTES", "PIECE_BYTES", "Style", "Text", "encoding_of", "records", "separator_name"]
 
 PIECE_BYTES: Final = 16 << 20
 HEAD_BYTES: Final = 1 << 18
@@ -30,30 +31,6 @@ _MARKS: Final = (  # byte order marks; that of UTF-32 begins like that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SAME: Final = {"utf-8", "utf-8-sig", "ascii"}  # encodings whose bytes need no translation
-
-
-@dataclass(frozen=True)
-class Style:
-    """How the lines of a text are cut into fields.
-
-    Attributes:
-        separator: one character, or "::"; " " is any blanks.
-        quoting: whether a field may be in double quotes, with separators and line breaks in it.
-        comment: what lines to skip start with, or nothing.
-    """
-
-    separator: str
-    quoting: bool = False
-    comment: str = ""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One record of a text: the number of its first line, that line, and the fields."""
-
-    line: int
-    text: str
-    fields: list[str]
 
 
 def separator_name(separator: str) -> str:
@@ -115,20 +92,22 @@ class Text:
         start = self._buffer[:HEAD_BYTES]
         return start if len(start) == len(self._buffer) and self._ended else start[: start.rfind(b"\n") + 1] or start
 
-    def pieces(self, style: Style) -> Iterator[tuple[int, bytes]]:
-        """Number of the first line, and the text from there, that ends where a record does.
+    def pieces(self, style: Style) -> Iterator[tuple[int, bytes, Style]]:
+        """Number of the first line, the text from there, that ends where a record does, and how to cut it.
+
+        Where no quote has told so far whether quotes are quotes, the first ones that begin a field do.
 
         Raises:
             InputError: a quote that is not closed, bytes that are no text.
         """
         size = PIECE_BYTES
         while True:
-            while len(self._buffer) < size and not self._ended:
-                self._buffer += self._more()
+            self._fill(size)
             if not self._buffer:
                 return
+            style = self._decided(style, size)
             window = self._buffer[:size]
-            end = _whole_records(window, style)
+            end = whole_records(window, style)
             if end == 0:
                 if len(window) > _LONGEST_RECORD or (self._ended and len(window) == len(self._buffer)):
                     self._refuse_endless(style)
@@ -136,8 +115,25 @@ class Text:
                 continue
             piece, self._buffer, size = window[:end], self._buffer[end:], PIECE_BYTES
             ends = _line_ends(self.path, piece, self._lines, style.separator)
-            yield self._lines, piece
+            yield self._lines, piece, style
             self._lines += ends
+
+    def _fill(self, size: int) -> None:
+        while len(self._buffer) < size and not self._ended:
+            self._buffer += self._more()
+
+    def _decided(self, style: Style, size: int) -> Style:
+        """With quotes being quotes or not, where a field in the next bytes begins with one."""
+        if style.quoting is not None or self._buffer.find(b'"', 0, size) < 0:
+            return style
+        found = quote_begins(style.separator).search(self._buffer, 0, size)
+        if found is None:
+            return style
+        start = self._buffer.rfind(b"\n", 0, found.start() + 1) + 1
+        self._fill(start + HEAD_BYTES)
+        below = self._buffer[start : start + HEAD_BYTES]
+        whole = below[: below.rfind(b"\n") + 1].decode(errors="replace")
+        return replace(style, quoting=quotes_are_quotes(self.path, whole, style))
 
     def _refuse_endless(self, style: Style) -> None:
         first = shortened(self._buffer[:400].decode(errors="replace").split("\n")[0])
@@ -181,14 +177,6 @@ class Text:
         return (text if self._started else text.removeprefix("\ufeff")).encode(errors="replace")
 
 
-def _whole_records(text: bytes, style: Style) -> int:
-    """Where the last whole record of a text ends."""
-    if not style.quoting or b'"' not in text:
-        return text.rfind(b"\n") + 1
-    found = _records_pattern(style.separator).match(text)
-    return 0 if found is None else found.end()
-
-
 def _line_ends(path: Path, piece: bytes, first_line: int, separator: str) -> int:
     """How many lines end in a piece.
 
@@ -207,60 +195,3 @@ def _line_ends(path: Path, piece: bytes, first_line: int, separator: str) -> int
             "the character, or say the encoding (--set data.encoding=...)"
         )
     return ends
-
-
-@cache
-def _records_pattern(separator: str) -> re.Pattern[bytes]:
-    """Matches as many whole records as there are; blanks may stand before a quote, anything after a closed one."""
-    cut = re.escape(separator.encode())
-    rest = rb"[^\n" + cut + rb"]*+"
-    field_ = rb'(?: *+"(?:[^"]++|"")*+"' + rest + rb"|(?! *+\")" + rest + rb")"
-    return re.compile(rb"(?:" + field_ + rb"(?:" + cut + field_ + rb")*+\n)++")
-
-
-def records(path: Path, text: str, style: Style, first_line: int = 1) -> Iterator[Record]:
-    """The records of a text that are neither blank nor comments, one by one: exact, and slow.
-
-    Raises:
-        InputError: a field that is longer than any is.
-    """
-    lines = text.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    if style.quoting:
-        yield from _quoted(path, lines, style, first_line)
-        return
-    if style.comment:
-        lines = ["" if line.startswith(style.comment) else line for line in lines]
-    for number, line in enumerate(lines, first_line):
-        if line.strip(" "):
-            yield Record(number, line, split_plain(line, style.separator))
-
-
-def split_plain(line: str, separator: str) -> list[str]:
-    """The fields of a line without quoting."""
-    if separator == " ":
-        return re.split(r"[ \t]+", line.strip(" \t"))
-    return [field.strip(" ") for field in line.split(separator)]
-
-
-def _quoted(path: Path, lines: list[str], style: Style, first_line: int) -> Iterator[Record]:
-    before, fresh = 0, True
-
-    def feed() -> Iterator[str]:
-        nonlocal fresh
-        for line in lines:
-            comment = fresh and style.comment and line.startswith(style.comment)  # inside quotes it is none
-            fresh = False
-            yield "\n" if comment else line + "\n"
-
-    reader = csv.reader(feed(), delimiter=style.separator, skipinitialspace=True)
-    try:
-        for fields in reader:
-            start, before, fresh = before, reader.line_num, True
-            if not fields:
-                continue
-            if lines[start].strip(" "):
-                yield Record(first_line + start, lines[start], [field.strip(" ") for field in fields])
-    except csv.Error as error:
-        raise InputError(f"{path}, line {first_line + before}: {error}; is a quote not closed there?") from None

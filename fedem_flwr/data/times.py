@@ -41,11 +41,18 @@ def are_unix_times(values: Sequence[str]) -> bool:
 
 
 def seconds(texts: Sequence[str] | NDArray[np.object_], notation: str) -> NDArray[np.float64]:
-    """(rows,) seconds since 1970 in UTC, NaN where a text is not in the notation; dates without a zone count as UTC."""
+    """(rows,) seconds since 1970 in UTC, NaN where a text is not in the notation; dates without a zone count as UTC.
+
+    Raises:
+        InputError: the notation is none.
+    """
     import pandas as pd
 
     stripped = pd.Series(np.asarray(texts, dtype=object), dtype=object).str.strip(" ")
-    parsed = pd.to_datetime(stripped, format=notation, utc=True, errors="coerce")
+    try:
+        parsed = pd.to_datetime(stripped, format=notation, utc=True, errors="coerce")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"data.time_format = '{notation}' is none of strptime's: {error}") from None
     values = (parsed - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
     return np.asarray(values, np.float64)
 
@@ -63,10 +70,7 @@ def notation_of(where: str, column: str, values: Sequence[str], given: str | Non
     """
     filled = [value for value in values if value]
     if given is not None:
-        try:
-            fit = np.isfinite(seconds(filled, given)).sum()
-        except (ValueError, TypeError) as error:
-            raise InputError(f"data.time_format = '{given}' is none of strptime's: {error}") from None
+        fit = np.isfinite(seconds(filled, given)).sum()
         return given if 0 < len(filled) <= 2 * fit else None
     if not filled or sum(map(_looks_dated, filled)) < len(filled) / 2:
         return None
