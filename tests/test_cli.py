@@ -131,7 +131,7 @@ def test_a_file_of_ones_own_and_overwriting(fedem: Fedem, tmp_path: Path) -> Non
     options = ["run", "--dataset", path, "--rounds", 1, "--out", tmp_path / "run", *TINY_OPTIONS, "-q"]
     options += ["--set", "model.dim=8"]
     code, out, err = fedem(*options)
-    assert (code, err) == (0, "") and "fedials on mine" in out
+    assert (code, err) == (0, "") and "auto on mine" in out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["users"] == 12
     code, _, err = fedem(*options)
     assert code == 2 and "already holds a run" in err
