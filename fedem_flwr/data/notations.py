@@ -71,9 +71,13 @@ def is_clock(text: str) -> bool:
     return _HOURS.fullmatch(text) is not None
 
 
-def hints_at_time(text: str) -> bool:
-    """Whether there is something of a date or a time of day in a text."""
-    return len(text) <= 40 and _HINT.search(text) is not None
+def like_times(texts: Sequence[str]) -> str:
+    """What times some texts look like that are in no notation; empty where they look like none."""
+    if all(map(is_clock, texts)):
+        return "times of day"
+    if all(len(text) <= 40 and _HINT.search(text) for text in texts):
+        return f"times, in a notation that is not known, as '{texts[0]}' (data.time_format)"
+    return ""
 
 
 def _of_shape(text: str) -> Iterator[str]:

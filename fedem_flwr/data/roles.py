@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fedem_flwr.data.columns import ABSENT, RATING_SCALE, ROLES, Columns, is_other_time, rank
-from fedem_flwr.data.notations import hints_at_time, is_clock
+from fedem_flwr.data.notations import like_times
 from fedem_flwr.data.parts import check_parts
 from fedem_flwr.data.reading import ColumnRead, How, dates_in
 from fedem_flwr.data.times import AS_NUMBERS, are_unix_times, is_number, notation_of, unit_name
@@ -102,17 +102,6 @@ class _Search:
 
     def is_time(self, column: int) -> bool:
         return are_unix_times(self.filled(column)) or self.notation(column) is not None
-
-    def like_times(self, column: int) -> str:
-        """What times an unused column looks like; empty where it looks like none."""
-        values = self.filled(column)
-        if self.is_time(column):
-            return "times, under a name that does not say so"
-        if all(map(is_clock, values)):
-            return "times of day"
-        if all(map(hints_at_time, values)):
-            return f"times, in a notation that is not known, as '{shortened(values[0])}' (data.time_format)"
-        return ""
 
     def is_large(self, column: int) -> bool:
         """Whether there are numbers alone, larger than ratings are on any scale."""
@@ -289,7 +278,11 @@ def _look_for_a_time(search: _Search) -> None:
         if column not in search.free:
             continue
         if search.is_open("time"):
-            like = search.like_times(column)
+            like = (
+                "times, under a name that does not say so"
+                if search.is_time(column)
+                else like_times(search.filled(column))
+            )
             if like.startswith("times, ") and not is_other_time(name):
                 raise InputError(
                     f"{search.where}: {search.called(column)} looks like {like}; if it is when user met item: --set "
