@@ -60,5 +60,19 @@ def check_parts(
             )
 
 
+def check_empty(where: str, field: str) -> None:
+    """Make sure that a column that was empty in the first rows is, where it could have been the rating or the time.
+
+    Raises:
+        InputError: there is something in a field of it.
+    """
+    if field.strip():
+        raise InputError(
+            f"{where}: '{field[:60]}' in a column that is empty in the first rows; say which columns are the rating and "
+            f"the time (--set data.rating_column=..., data.time_column=..., '{ABSENT}' for none), and fill what is empty "
+            "in one that is used"
+        )
+
+
 def _is_date_alone(values: Sequence[str], notation: str | None) -> bool:
     return notation is not None and not any(":" in value for value in values) and "%H" not in notation

@@ -19,6 +19,7 @@ import numpy as np
 
 from fedem_flwr.data.columns import ABSENT, LONGEST_LABEL
 from fedem_flwr.data.gathering import Unfit, Values, check_units, finite, labels_of, of_fields, times_of
+from fedem_flwr.data.parts import check_empty
 from fedem_flwr.data.roles import shortened
 from fedem_flwr.data.sniffing import Layout
 from fedem_flwr.data.texts import Record, Style, Text, records
@@ -106,6 +107,7 @@ def _fast(piece: bytes, layout: Layout) -> Values:
     types = {role: dictionary if role in ("user", "item") else pa.float64() for role in at}
     if notation is not None:
         types["time"] = text
+    kinds = {str(at[role]): kind for role, kind in types.items()} | {str(i): text for i in layout.roles.watched}
     try:
         table = pc.read_csv(
             pa.BufferReader(piece),
@@ -116,11 +118,8 @@ def _fast(piece: bytes, layout: Layout) -> Values:
                 delimiter=separator, quote_char='"' if quoting else False, newlines_in_values=quoting
             ),
             convert_options=pc.ConvertOptions(
-                column_types={
-                    **{str(column): text for column in layout.roles.watched},
-                    **{str(at[role]): kind for role, kind in types.items()},
-                },
-                include_columns=[str(column) for column in (*at.values(), *layout.roles.watched)],
+                column_types=kinds,
+                include_columns=list(kinds),
                 null_values=[],
                 strings_can_be_null=False,
             ),
@@ -177,12 +176,7 @@ def _check(path: Path, record: Record, layout: Layout) -> None:
     for role, column in layout.roles.at.items():
         check_field(f"{where}, column {column}", role, record.fields[column], layout.roles.notation)
     for column in layout.roles.watched:
-        if record.fields[column].strip():
-            raise InputError(
-                f"{where}: '{shortened(record.fields[column])}' in column {column}, which is empty in the first rows; "
-                "say which columns are the rating and the time (--set data.rating_column=..., data.time_column=..., "
-                f"'{ABSENT}' for none), and fill what is empty in one that is used"
-            )
+        check_empty(f"{where}, column {column}", record.fields[column])
 
 
 def check_dates(where: Callable[[int], str], fields: Sequence[str], notation: str | None) -> None:
