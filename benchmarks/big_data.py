@@ -61,7 +61,8 @@ def main() -> None:
         said = [f"fedem data info: {measured(['data', 'info', str(data)])}"]
         settings = [word for setting in args.set for word in ("--set", setting)]
         cached = ["--set", f"evaluation.cache_dir={made}"]
-        words = ["run", "--dataset", str(data), "--out", str(folder / "run"), "--overwrite", *cached, *settings]
+        what = ["--dataset", str(data), "--method", "fedials", "--out", str(folder / "run"), "--overwrite"]
+        words = ["run", *what, *cached, *settings]
         said.append(f"fedem run: {measured(words)}")
     print(*said, sep="\n")
 

@@ -12,7 +12,8 @@ from flwr.client import NumPyClient
 from fedem_flwr.contract.asked import Setting, as_tensor
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.evaluation.cohort import Scorer, Sums, evaluate_cohort, groups_of
-from fedem_flwr.evaluation.sample import OfSome, sample_size
+from fedem_flwr.evaluation.sample import sample_size
+from fedem_flwr.evaluation.some import OfSome
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.nodes.sampling import METRICS
 

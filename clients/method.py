@@ -15,6 +15,7 @@ import numpy as np
 
 from fedem_flwr.contract import Asked, Device, Phase, Wanted
 from fedem_flwr.contract.adding import contributed, nothing
+from fedem_flwr.contract.serving import scorer_of
 from fedem_flwr.engine.history import IntArray
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import Scorer
@@ -43,19 +44,27 @@ class MethodClient(HostClient):
         phase = self.method.schedule.named(asked.phase)
         metrics: dict[str, Scalar] = {}
         if config.get("evaluate"):
-            metrics |= self.of_all(lambda: self.evaluated(self.method.scorer(side, asked), config))
+            self._observed(side, asked, round_ - 1)
+            metrics |= self.of_all(lambda: self.evaluated(scorer_of(self.method, side, asked), config))
         for tuning in self.method.tunings():
             if rows := str(config.get(f"tune-{tuning.name}", "")):
                 wanted = Wanted([int(row) for row in rows.split(",")], self.host.sampled(self.node))
                 metrics |= self.of_all(partial(tuning.measure, side, asked, self.host.split, wanted))
+        stages, single = self.method.stages(), all(field.each for field in phase.task.fields().values())
+        ledger = self.host.ledger(self.node)
+        spent = ledger.exhausted(side.positions(asked.uploaders) if single else asked.who)
+        if len(spent):
+            metrics["spent"] = float(len(spent))
+            alone, asked = self._apart(asked, spent, single=single)
+            if not single and not self.method.stateless:  # what they keep goes on being trained, and nothing of it goes
+                contributed(phase.task, side, alone, stages)
         permitted, withheld = self.permitted(phase, asked)
         if withheld:
             metrics["withheld"] = float(withheld)
         if len(permitted):
-            upload = contributed(phase.task, side, asked.of(permitted), self.method.stages())
-            if self.host.config.ldp.noise != "none":
-                single = all(field.each for field in phase.task.fields().values())
-                self.host.count_released(self.node, side.positions(asked.uploaders) if single else permitted)
+            upload = contributed(phase.task, side, asked.of(permitted), stages)
+            if ledger.ldp.noise != "none":
+                ledger.count(side.positions(asked.uploaders) if single else permitted)
         else:
             upload = nothing(phase.task)
         if upload.loss is not None and not self._tells_loss(phase, permitted):
@@ -68,6 +77,19 @@ class MethodClient(HostClient):
         if not self.method.stateless:
             self.keep(round_, side.cohort, config)
         return [upload.arrays[name] for name in self.UPLOADS[phase.name]], upload.samples, metrics
+
+    def _apart(self, asked: Asked, spent: IntArray, *, single: bool) -> tuple[Asked, Asked]:
+        """The message as if it asked the users at positions `spent` alone, and as if it asked nothing of theirs to go.
+
+        Args:
+            single: whether users' own values alone go up: then all participants train as ever.
+        """
+        theirs = np.isin(asked.uploaders, self.users[spent])
+        rest = asked.who if single else np.setdiff1d(asked.who, spent)
+        return (
+            replace(asked, who=spent, uploaders=asked.uploaders[theirs]),
+            replace(asked, who=rest, uploaders=asked.uploaders[~theirs]),
+        )
 
     def permitted(self, phase: Phase, asked: Asked) -> tuple[IntArray, int]:
         """(k',) positions of the participants that may train for this upload, and of how many the sum is held back.
@@ -101,7 +123,13 @@ class MethodClient(HostClient):
     def model(self, round_: int, parameters: Arrays, config: Mapping[str, Scalar]) -> Scorer:
         """What this node's users score with after a round."""
         side = self.host.side(self.node, round_)
-        return self.method.scorer(side, self.asked(side, parameters, config))
+        asked = self.asked(side, parameters, config)
+        self._observed(side, asked, round_)
+        return scorer_of(self.method, side, asked)
+
+    def _observed(self, side: Device, asked: Asked, round_: int) -> None:
+        if self.host.observe is not None:
+            self.host.observe(self.method, side, asked, round_)
 
     def components(self, parameters: Arrays, config: Mapping[str, Scalar]) -> list[tuple[float, Component]]:
         """What scores any history; see `contract.method.Method.components`."""

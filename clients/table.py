@@ -12,12 +12,13 @@ import numpy as np
 
 from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.contract.phases import Task
+from fedem_flwr.contract.serving import StaleScorer
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Download
 from fedem_flwr.errors import FedemError
-from fedem_flwr.evaluation.cohort import MEANS, evaluate_cohort, means_of
-from fedem_flwr.evaluation.sample import OfSome
+from fedem_flwr.evaluation.cohort import MEANS, Scorer, evaluate_cohort, means_of
 from fedem_flwr.evaluation.scorers import CohortScorer
+from fedem_flwr.evaluation.some import OfSome
 
 from .base import Arrays, HostClient, Scalar
 
@@ -41,6 +42,12 @@ class TableClient(HostClient):
             raise FedemError(f"node {self.node} hosts no users: start fewer nodes")
         table = as_tensor(parameters[0].astype(np.float32, copy=False), self.host.device())
         return CohortScorer(self.host.cohort(self.node, round_), {"items": Download.for_all(table, len(self.users))})
+
+    def _scored(self, scorer: CohortScorer, some: np.ndarray | None) -> Scorer:
+        """All users, or the run's sample; where they are scored from histories, with what they had in training."""
+        if self.host.split.histories is not None:
+            return StaleScorer(scorer, self.host.interactions(self.node) > 0)
+        return scorer if some is None else OfSome(scorer, some)
 
     def fit(self, parameters: Arrays, config: dict[str, Scalar]) -> tuple[Arrays, int, dict[str, Scalar]]:
         """Train every user from the downloaded table; return the mean table and the samples behind it.
@@ -71,8 +78,12 @@ class TableClient(HostClient):
         if self.host.policy.smallest_sum > 1:
             self._require_enough()
         some = None if config.get("everybody", 1) else self.host.sampled(self.node)
-        sums = evaluate_cohort(scorer if some is None else OfSome(scorer, some), self.host.split)
-        return 0.0, int(sums["users"]), dict(means_of(sums)) or dict.fromkeys(MEANS, 0.0)  # of nobody: without weight
+        split = self.host.split
+        sums = evaluate_cohort(self._scored(scorer, some), split)
+        nobody: dict[str, Scalar] = dict.fromkeys(
+            (name for name in MEANS if name.partition("/")[0] in split.parts), 0.0
+        )
+        return 0.0, int(sums.get("users", 0)), {**means_of(sums)} or nobody  # which has no weight
 
     def _require_enough(self) -> None:
         if not self.host.policy.sends(self.with_data):

@@ -59,7 +59,7 @@ def run(
             [, time]. Columns are recognised by their names, or given: ``data={"user_column": "who"}``.
         method: a preset's name, ``"package.module:Class"``, the class itself, or a `[method]` section. The default is
             what was best on the data set.
-        protocol: strict (the default), or paper, the literature's leaky evaluation.
+        protocol: strict (the default); paper, the literature's leaky evaluation; or temporal, a model up to an instant.
         rounds: of training.
         seed: of every draw, the split's included.
         out: the run's directory; a new one under runs/ where None.

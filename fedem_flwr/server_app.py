@@ -21,9 +21,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedem_flwr.config import Tree, resolve
+from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import control_rounds
 from fedem_flwr.experiment.finish import finish
+from fedem_flwr.experiment.outcome import Tested
+from fedem_flwr.experiment.second import second_of
 from fedem_flwr.files import quoted, remove_if_empty
 from fedem_flwr.locking import lock_run
 from fedem_flwr.nodes.host import SPLIT_FOLDER
@@ -77,11 +80,27 @@ def _carry_out(grid: Grid, run: PreparedRun, runtime: str) -> None:
     with RoundProgress(rounds, first_round=first, description=config.method.name) as progress:
         outcome = run.server(lambda line: progress.update(line["round"], line), resume=True)(nodes)
     outcome = replace(outcome, peak_rss_bytes=peak_rss_bytes())
+    tested = _test(grid, run)
     with steps_shown():
         total = control_rounds(config)
-        report = finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total))
+        report = finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total), tested)
     out.print(result_table(directory.read_summary(), []))
     out.print(f"report: {report}", soft_wrap=True)
+
+
+def _test(grid: Grid, run: PreparedRun) -> Tested | None:
+    """The second training, where the protocol has one, over the same nodes."""
+    second = second_of(run)
+    if second is None:
+        return None
+    nodes = FlowerGrid(grid, second.directory.path)
+    hosted = nodes.await_users(second.facts.users, run.config.network.join_timeout)
+    if hosted != second.config.run.users_per_node:
+        second = replace(second, config=second.config.changed("run", users_per_node=hosted))
+        write_config(second.directory, second.config)
+    with RoundProgress(second.config.temporal.rounds, description=f"{run.config.method.name}, for the test") as shown:
+        outcome = second.server(lambda line: shown.update(line["round"], line), resume=True)(nodes)
+    return Tested(second, outcome)
 
 
 def _prepared(given: Mapping[str, Any], runtime: str, held: ExitStack) -> PreparedRun:
@@ -114,7 +133,7 @@ def _prepared(given: Mapping[str, Any], runtime: str, held: ExitStack) -> Prepar
         return PreparedRun.open(directory, resumes=True)
     directory.create()
     split = split_into(directory.path / SPLIT_FOLDER, config)
-    config = adapted(config, split, dim_is_preset=True)
+    config = adapted(config, split, frozenset(paths(tree)))
     return PreparedRun.create(directory, config, split, _command(given), saved=True)
 
 

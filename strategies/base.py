@@ -26,7 +26,7 @@ from fedem_flwr.messages.uploads import Spec, arrays_of, problem_of, size_of
 from fedem_flwr.messages.wire import pack_arrays
 from fedem_flwr.randomness import keyed_permutation
 
-from .declared import Declared
+from .declared import SPENT, Declared
 from .roster import NodeRoster
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
@@ -85,7 +85,11 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
 
     @abstractmethod
     def receive(self, arrays: Named, participants: np.ndarray, trained: int) -> None:
-        """Take in a node's valid upload: of `trained` of the participants at the most; of which ones, nobody says."""
+        """Take in a node's valid upload: of `trained` users at the most; `participants` have used up what was sent."""
+
+    def remaining(self, arrays: Named, uploaders: np.ndarray, spent: int) -> np.ndarray:
+        """The uploaders whose own values go up where a node says that `spent` users may send no more."""
+        return uploaders
 
     @abstractmethod
     def combine(self, round_: int) -> None:
@@ -115,7 +119,9 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         """
         evaluated = groups is not None or bool(settings.get("evaluate"))
         sample = bool(settings.get("everybody")) and self.sampled > 0
-        return Declared.of(evaluated=evaluated, groups=groups or 0, own=self.METRICS, sample=sample)
+        return Declared.of(evaluated=evaluated, groups=groups or 0, own=self.METRICS, sample=sample).on(
+            self.config.parts
+        )
 
     def caveats(self) -> list[str]:
         """What a reader of the results must be warned of: sums that are a single user's, metrics that were dropped."""
@@ -215,21 +221,19 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         needed = math.ceil(self.config.run.quorum * asked - 1e-9)
         held: list[tuple[Named, np.ndarray, int]] = []  # until the quorum is there
         for reply, metrics in self._valid(server_round, replies):
-            node = reply.metadata.src_node_id
-            arrays = arrays_of(reply)
-            trains = self._trains[node]
-            trained = max(0, len(trains) - int(metrics.get("withheld", 0)))
-            problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node, trained)
+            node, arrays = reply.metadata.src_node_id, arrays_of(reply)
+            trains, withheld, spent = self._trains[node], *(int(metrics.get(n, 0)) for n in ("withheld", SPENT))
+            trained = max(0, len(trains) - withheld - spent)
+            problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node, withheld, spent)
             if not problem and not trained and any(array.any() for array in (arrays or {}).values()):
                 problem = "withholds its users' sum, and sends one"
             if arrays is None or problem:
                 self.fail(server_round, node, problem)
                 continue
             add_sums(sums, metrics)
-            contributions += 1
+            contributions, contributed = contributions + 1, contributed + len(trains)
             if len(trains):
-                held.append((arrays, trains, trained))
-                contributed += len(trains)
+                held.append((arrays, _NOBODY if withheld else trains, trained))
             if contributed >= needed:
                 for upload in held:
                     self.receive(*upload)
@@ -244,6 +248,7 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
                 f"{contributed:,} of {asked:,} participants contributed to round {server_round}, fewer than the "
                 f"quorum of {needed:,}{reason}"
             )
+        sums = self.settled(server_round, sums)
         self.combine(server_round)
         return None, MetricRecord(dict(sums))
 
@@ -276,9 +281,9 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         content = RecordDict({"arrays": pack_arrays(arrays), "config": settings})
         return Message(content, node, kind, group_id=str(settings["server-round"]))
 
-    def _fault(self, arrays: Named, node: int, trained: int) -> str:
+    def _fault(self, arrays: Named, node: int, withheld: int, spent: int) -> str:
         if len(self._trains[node]):  # beside a sum that is held back goes nobody's own
-            asked = self._asked[node] if trained == len(self._trains[node]) else _NOBODY
+            asked = _NOBODY if withheld else self.remaining(arrays, self._asked[node], spent)
             return self.problem(arrays, asked, self._trains[node])
         return "holds an upload that nobody asked for" if any(array.size for array in arrays.values()) else ""
 

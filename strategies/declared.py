@@ -7,7 +7,7 @@ cannot be, costs the node its reply. So nothing that a node names reaches a sum 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fedem_flwr.evaluation.cohort import MEANS, RHO_BINS, SAMPLE
@@ -82,6 +82,13 @@ def ranking(prefix: str = "", *, grouped: bool = False) -> Block:
     return Block(prefix, sums=MEANS, whole={"nonfinite": len(PARTS)}, free=("interactions",) if grouped else ())
 
 
+def _of_parts(block: Block, parts: Sequence[str]) -> Block:
+    """The same of some held-out parts alone."""
+    sums = tuple(name for name in block.sums if name not in MEANS or name.partition("/")[0] in parts)
+    whole = {name: len(parts) if name == "nonfinite" else most for name, most in (block.whole or {}).items()}
+    return replace(block, sums=sums, whole=whole or None)
+
+
 def grid(name: str, rows: Iterable[int]) -> Block:
     """What `evaluation.settings_grid` gives of some rows."""
     return Block(f"{name}/", sums=tuple(f"{row:03d}" for row in rows))
@@ -109,6 +116,12 @@ class Declared:
         some = tuple(ranking(f"group-{group}/", grouped=True) for group in range(groups))
         apart = (ranking(SAMPLE),) if sample else ()
         return cls((ranking(), RHO, *apart, *some) if evaluated else (), groups, frozenset(own))
+
+    def on(self, parts: Sequence[str]) -> Declared:
+        """The same, evaluated on these held-out parts alone."""
+        return (
+            self if set(parts) == set(PARTS) else replace(self, blocks=tuple(_of_parts(b, parts) for b in self.blocks))
+        )
 
     def with_grids(self, grids: Mapping[str, Iterable[int]]) -> Declared:
         """Also sums of grids, of these rows."""
@@ -140,7 +153,8 @@ class Declared:
         return cannot_be("group-…/users", inside, behind) if inside > metrics.get("users", 0.0) else ""
 
 
-_WHOLE = frozenset({"num-examples", "withheld", "metrics-withheld", "uncompiled"})
+SPENT = "spent"  # users asked for an upload who have sent as much as `ldp.epsilon_limit` lets them
+_WHOLE = frozenset({"num-examples", "withheld", "metrics-withheld", "uncompiled", SPENT})
 _ALWAYS = (*sorted(_WHOLE), "loss-total")
 
 

@@ -6,12 +6,13 @@ A subclass says how uploads are taken in: added up (`strategies.sums`) or one by
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -21,9 +22,9 @@ from fedem_flwr.contract.fields import Named, fault_of
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.phases import NothingMade, Sender
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.evaluation.cohort import Sums
 from fedem_flwr.evaluation.settings_grid import SettingsGrid
 from fedem_flwr.messages.uploads import Failure, problem_of
-from fedem_flwr.messages.wire import plain_numbers
 
 from .base import CohortStrategy
 from .declared import Declared
@@ -49,9 +50,14 @@ class MethodStrategy(CohortStrategy):
         self.method: Method = method_of(config, items)
         self.schedule, self.tunings = self.method.schedule, self.method.tunings()
         self._fits()
-        self.grids = {tuning.name: SettingsGrid(tuning.name, tuning.rows, tuning.first) for tuning in self.tunings}
+        known = config.temporal.chosen  # by a first training
+        self.grids = {
+            tuning.name: SettingsGrid(tuning.name, tuning.rows, known.get(tuning.name, tuning.first))
+            for tuning in self.tunings
+        }
         self.stateless = self.method.stateless
         self.kept: State = self.method.start()
+        self._measured: dict[str, list[float]] = {}  # of grids, with the model before this round's step
         self._sent: tuple[int, Named] = (-1, {})  # what goes down to everybody, and after how many rounds it was made
         self._begin(0)
 
@@ -98,7 +104,7 @@ class MethodStrategy(CohortStrategy):
 
     def evaluates(self, round_: int) -> bool:
         """Also where the method says so, and where a grid is due."""
-        due = any(self._tries(tuning, round_) for tuning in self.tunings)
+        due = any(self._tries(tuning, round_) for tuning in self.tunings if not tuning.compares)
         return due or self.method.evaluates(round_) or super().evaluates(round_)
 
     def settings(self, round_: int) -> dict[str, int | float | str]:
@@ -115,12 +121,14 @@ class MethodStrategy(CohortStrategy):
     def _grid(self, tuning: Tuning) -> SettingsGrid:
         """A grid, searched from coarse to fine where rounds are evaluated on a sample of the users."""
         grid = self.grids[tuning.name]
-        grid.staged = self.sampled > 0
+        grid.staged = self.sampled > 0 and not tuning.compares
         return grid
 
     def _tries(self, tuning: Tuning, round_: int) -> bool:
         """Whether settings are tried with a round's model: where that is due, and once more after a coarse search."""
         grid = self._grid(tuning)
+        if "validation" not in self.config.parts:  # everything is chosen already
+            return False
         return tuning.due(round_) or (grid.refining and round_ == grid.round + 1)
 
     def declared(self, settings: Mapping[str, object], *, groups: int | None = None) -> Declared:
@@ -172,7 +180,7 @@ class MethodStrategy(CohortStrategy):
 
     def combine(self, round_: int) -> None:
         """The task's step; what it makes of nothing is recorded, and the run goes on."""
-        gathered = self.gathered()
+        gathered = replace(self.gathered(), measured=self._measured)
         if gathered.trained or len(gathered.uploaders):  # else every node held its sum back
             try:
                 self.kept = self._sound(self.phase.task.fold(self.kept, gathered))
@@ -197,15 +205,14 @@ class MethodStrategy(CohortStrategy):
                 raise NothingMade(f"'{name}' would have an entry of {size:.3g}, and stays as it was")
         return state
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Also choose among the grids' sums, which are of the previous round's model."""
-        arrays, record = super().aggregate_train(server_round, replies)
-        sums = {} if record is None else plain_numbers(record)
+    def settled(self, round_: int, sums: Sums) -> Sums:
+        """Choose among the grids' sums, which are of the previous round's model."""
+        self._measured = {}
         for grid in self.grids.values():
-            sums = grid.take(sums, server_round - 1)
-        return arrays, MetricRecord(dict(sums))
+            before, sums = len(sums), grid.take(sums, round_ - 1)
+            if len(sums) < before and grid.round == round_ - 1:
+                self._measured[grid.name] = list(grid.means)
+        return sums
 
     # What is kept and shown.
 

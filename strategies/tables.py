@@ -71,6 +71,11 @@ class TablesStrategy(SumsStrategy):
         fault = super().problem(arrays, uploaders, participants)
         return fault or ("" if np.array_equal(arrays["users"], uploaders) else "holds tables of other users")
 
+    def remaining(self, arrays: Named, uploaders: np.ndarray, spent: int) -> np.ndarray:
+        """Those that the node names, where they are fewer by no more than it may leave out."""
+        there = np.isin(uploaders, arrays.get("users", _NOBODY))
+        return uploaders[there] if (~there).sum() <= spent else uploaders
+
     def receive(self, arrays: Named, participants: np.ndarray, trained: int) -> None:
         """Keep the uploads for `combine`; who trained has used up what was waiting.
 
@@ -78,7 +83,7 @@ class TablesStrategy(SumsStrategy):
         """
         super().receive(arrays, participants, trained)
         self._uploads.append((arrays["users"], arrays))
-        self._served.append(participants if trained == len(participants) else _NOBODY)
+        self._served.append(participants)
 
     def gathered(self) -> Gathered:
         """The uploads, stacked."""

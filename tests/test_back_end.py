@@ -17,7 +17,8 @@ from fedem_flwr.experiment.back_end import back_end, back_end_said
         ("fedmf-elastic", "fused", "fused", ""),
         ("fedem", "torch", "torch", ""),
         ("fedmf", "reference", "reference", ""),
-        ("pfedrec", "auto", "torch", "its steps are not known to compiled functions"),
+        ("pfedrec", "auto", "fused", ""),
+        ("fedrecgel", "auto", "torch", "its steps are not known to compiled functions"),
         ("fedials", "auto", "torch", "clients train nothing in steps"),
     ],
 )
@@ -31,7 +32,7 @@ def test_a_run_says_what_trains_it(name: str, engine: str, used: str, why: str, 
 
 def test_what_torch_trains_is_counted(tmp_path: Path) -> None:
     """Participations, round by round; nothing where compiled functions train, or where torch was asked for."""
-    for name, engine, counted in (("pfedrec", "auto", True), ("fedem", "auto", False), ("pfedrec", "torch", False)):
+    for name, engine, counted in (("fedfast", "auto", True), ("pfedrec", "auto", False), ("pfedrec", "torch", False)):
         config = config_of(name, run={"rounds": 2, "engine": engine})
         lines = carry_out(tmp_path / f"{name}-{engine}", config).lines
         expected = [line["participants"] for line in lines] if counted else [0, 0]

@@ -23,7 +23,7 @@ from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import central, controls_of
 from fedem_flwr.experiment.finish import finish
-from fedem_flwr.nodes.host import slice_histories
+from fedem_flwr.nodes.slices import slice_histories
 from fedem_flwr.randomness import keyed_permutation
 from fedem_flwr.report.tables import result_rows, result_table
 from fedem_flwr.serving.recommender import Recommender

@@ -188,7 +188,7 @@ def one_line(answer: tuple[int, str, str], *words: str, code: int = 2) -> None:
         (["--dataset", "nowhere/data.csv"], ["nowhere/data.csv", "neither a known data set nor a file"]),
         (["--method", "fedme"], ["unknown method 'fedme'", "did you mean"]),
         (["--against", "fedfm"], ["unknown method 'fedfm'", "did you mean 'fedmf'"]),
-        (["--protocol", "strickt"], ["data.protocol", "strickt", "'strict' or 'paper'"]),
+        (["--protocol", "strickt"], ["data.protocol", "strickt", "'paper', 'strict' or 'temporal'"]),
         (["--runtime", "rya"], ["run.runtime", "rya", "'ray'"]),
         (["--rounds", "-3"], ["run.rounds", "-3", "greater than or equal to 1"]),
         (["--rounds", "many"], ["--rounds", "many"]),

@@ -9,28 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from back_ends import D, K, M, same, start, trained, world
 from factorised import learner, received
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedem_flwr.contract import Method, State
+from fedem_flwr.contract import Method
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.decoys import with_decoys
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.fallback import LONGEST, fallback, method_fallback
 from fedem_flwr.engine.fused.backend import FusedRound
+from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merge import MergeMode, Schedule
 from fedem_flwr.engine.merging import as_gate
 from fedem_flwr.engine.parts import Part
-from fedem_flwr.engine.samples import TrainingItems, draw_samples
+from fedem_flwr.engine.samples import draw_samples
 
-M, D = 90, 5
-POSITIVES = (3, 0, 21, 9, 9, 14, 1)  # with 3 negatives each and batches of 20: up to 5 batches, tiles that are not full
-K = len(POSITIVES)
-NEAR = 2e-5  # float32 whose operations come in another order, and an Adam that divides by small numbers
-ROW, SHARE, FAR = 1e-4, 0.98, 0.01  # through an adapter: nearly all rows are so near, the others not far
 MODES: tuple[MergeMode, ...] = ("none", "replace", "static", "scalar", "elastic")
 SCHEDULES: tuple[Schedule, ...] = ("paper", "released")
 
@@ -43,18 +40,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def world(seed: int = 0) -> TrainingItems:
-    """Users of whom one has nothing and one an item twice."""
-    g = torch.Generator().manual_seed(seed)
-    lists = [torch.randperm(M, generator=g)[:p].sort().values for p in POSITIVES]
-    lists[3][1] = lists[3][0]
-    forbidden = [x.unique() for x in lists]
-    offsets, ends = (torch.tensor([0, *itertools.accumulate(map(len, x))]) for x in (lists, forbidden))
-    return TrainingItems(
-        torch.tensor([4, 7, 1, 12, 30, 31, 5]), M, offsets, torch.cat(lists), ends, torch.cat(forbidden)
-    )
-
-
 def method(mode: MergeMode, schedule: Schedule = "paper", name: str = "fedem", **sections: Any) -> Method:
     local = {"epochs": 4, "batch_size": 20, "negatives": 3, "lr_user": 0.05, "lr_item": 0.1}
     merge = {"rho": 0.3, "hidden": (9, 4), "epochs": 3, "lr": 0.07} | sections.pop("merge", {})
@@ -63,45 +48,10 @@ def method(mode: MergeMode, schedule: Schedule = "paper", name: str = "fedem", *
     )
 
 
-def start(trained: Method) -> State:
-    """State as after some rounds: every client has its own values, and padding of Θ is 0."""
-    g, found = torch.Generator().manual_seed(1), {}
-    for name, part in trained.parts().items():
-        if part.stays:
-            shape = (K, M, part.width) if part.axis == "item" else (K, part.width)
-            found[name] = 0.4 * torch.randn(shape, generator=g)
-    if "adapter" in found:
-        found["adapter"][:, trained.merge.adapter.mlp.size :] = 0
-    return found
-
-
 def tables() -> Downloads:
     """Tables for all but user 3, in another order than the users."""
     values = 0.4 * torch.randn(6, M, D, generator=torch.Generator().manual_seed(2))
     return received(values, torch.tensor([3, 0, 5, -1, 4, 1, 2]))
-
-
-def trained(engine: str, one: Method, data: TrainingItems, got: Downloads, gate: TrainingItems | None = None) -> Any:
-    """State, losses, sums, and why not compiled, of a round of all who have samples, or by torch of everybody."""
-    one.engine = engine
-    cohort = Cohort(data, start(one), one, gate)
-    who = torch.arange(K) if engine == "torch" else data.counts().nonzero().squeeze(1)
-    result = cohort.train(who, got, 3, sums=any(part.up == "sum" for part in one.parts().values()))
-    return cohort.state, result.loss, result.sums, result.uncompiled
-
-
-def same(one: Method, data: TrainingItems, got: Downloads, gate: TrainingItems | None = None) -> None:
-    state, loss, sums, why = trained("auto", one, data, got, gate)
-    expected = trained("reference", one, data, got, gate)
-    assert why == "" and expected[3] == "run.engine = 'reference'"
-    for name, values in expected[0].items():
-        gap = (state[name] - values).abs().amax(-1)  # of rows: where a gradient is nearly 0, its sign is all Adam sees
-        limit = ROW if one.merge.learned else NEAR
-        assert float((gap <= limit).float().mean()) >= SHARE and float(gap.max()) <= FAR, f"'{name}': {gap}"
-    torch.testing.assert_close(loss, expected[1], rtol=0, atol=NEAR)
-    for name, total in expected[2].items():
-        torch.testing.assert_close(sums[name].total, total.total, rtol=1e-6, atol=10 * NEAR)
-        assert torch.equal(sums[name].weight, total.weight)
 
 
 @pytest.mark.parametrize("early_stop", [0.0, 0.1])
@@ -146,10 +96,10 @@ def test_samples_are_those_of_the_other_back_ends(negatives: int, round_: int, s
         trained_by = method("replace", name="fedmf", local={"negatives": negatives, "epochs": max(1, epochs)})
         cohort = Cohort(one, trained_by.initial_state(K, torch.device("cpu")), trained_by)
         products = trained_by.products(round_)
-        assert products is not None
+        assert isinstance(products, Products)
         size, none = one.sizes(negatives), torch.zeros(K, dtype=torch.bool)
         drawn = draw_samples(one, torch.arange(K), negatives, Draws(trained_by.seed), round_)
-        for index, found in FusedRound(cohort, products, {}, round_, True, False).train(torch.arange(K), size, none):
+        for index, found in FusedRound(cohort, {}, round_, True, False, products).train(torch.arange(K), size, none):
             samples = found.block.samples
             for at, user in enumerate(index.tolist()):
                 count = int(drawn.touched_count[user])
@@ -210,8 +160,7 @@ def test_what_compiled_functions_do_not_know_is_said() -> None:
 
     assert why(method("elastic")) == ""
     assert why(method("elastic", run={"engine": "torch"})) == "run.engine = 'torch'"
-    ncf = learner("fedncf", M, "replace", aggregate={"weights": "average"})
-    assert why(ncf) == "its steps are not known to compiled functions"
+    assert why(learner("fedrecgel", M, "replace")) == "its steps are not known to compiled functions"
     assert why(method("replace", gradients={"sharpness": 0.1})) == "its steps are not known to compiled functions"
     assert why(method("static", "released", local={"ridge": 0.1})).startswith("its steps through merged rows")
 

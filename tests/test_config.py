@@ -284,6 +284,6 @@ def test_a_preset_width_is_lowered_for_a_small_catalogue_and_a_given_one_is_refu
     )
     split = make_split(few, "strict", seed=0)
     config = resolve({}, {"method": {"name": "fedials"}})
-    assert adapted(config, split, dim_is_preset=True).model.dim == 2
+    assert adapted(config, split, frozenset()).model.dim == 2
     with pytest.raises(InputError, match=r"model\.dim = 16 is more than the 12 items"):
         adapted(config, split)

@@ -126,7 +126,7 @@ def test_each_method_has_a_local_only_of_its_own(tmp_path: Path, monkeypatch: py
     """Also where its settings are another's: what it trains is in its class."""
     trained, split = [], checkerboard()
 
-    def count(split: Split, config: Config, told: Callable[[int], None]) -> dict[str, Any]:
+    def count(split: Split, config: Config, told: Callable[[int], None], choose: None) -> dict[str, Any]:
         trained.append(config.method.strategy)
         return {"ndcg@10": 0.1}
 

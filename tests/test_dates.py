@@ -165,7 +165,7 @@ def test_a_column_that_fills_late_is_refused(header: str, late: str, tmp_path: P
     lines = [*([header] if header else []), *rows]
     assert read(tmp_path, "\n".join(lines) + "\n").rows == 250, "empty to the end"
     message = refused(tmp_path, "\n".join([*lines, last]) + "\n")
-    assert f"line {len(lines) + 1}: " in message and "empty in the first rows" in message
+    assert f"line {len(lines) + 1}, column " in message and "empty in the first rows" in message
     left = read(
         tmp_path, "\n".join([*lines, last]) + "\n", Columns(time="-") if late == "time" else Columns(rating="-")
     )

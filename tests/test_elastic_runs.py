@@ -126,7 +126,9 @@ def test_a_served_run_recommends_to_anybody(merge: str, tmp_path: Path) -> None:
     histories = [
         split.train_items[split.train_offsets[u] : split.train_offsets[u + 1]].astype(np.int64) for u in (0, 7)
     ]
-    found = best_of_histories(model.components(), histories, split.items, 5, unseen=False)
+    scored = model.scored(model.components())
+    assert scored is not None
+    found = best_of_histories(scored, histories, split.items, 5, unseen=False)
     for user, best in zip((0, 7), found, strict=True):
         own = model.trained_user(user)[0].topk(5)
         assert best.scores == pytest.approx(own.values.numpy(), rel=1e-4)

@@ -33,6 +33,7 @@ from fedem_flwr.network.processes import Child, await_listening, free_port, runn
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import STATE_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER
+from fedem_flwr.protocol.temporal import SECOND
 from fedem_flwr.report.progress import RoundProgress
 from fedem_flwr.report.run_directory import REPORT, SUMMARY, RunDirectory
 from fedem_flwr.runtime.flower import FlowerGrid
@@ -119,6 +120,15 @@ def test_a_run_ends_like_every_other(ratings: Path, tmp_path: Path, capsys: pyte
     assert f"run directory: {run}\n" in said and f"report: {run / REPORT}\n" in said
     summary = assert_finished(run, rounds=2, runtime="network")
     assert summary["command"].startswith("flwr run . --run-config 'dataset=")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_up_to_an_instant_is_trained_twice_over_the_same_nodes(ratings: Path, tmp_path: Path) -> None:
+    start({"dataset": str(ratings), "method": "fedials", "rounds": 2, "protocol": "temporal"})
+    summary = assert_finished(the_run(tmp_path), rounds=2, runtime="network")
+    second = RunDirectory(the_run(tmp_path) / SECOND)
+    assert second.read_metrics()[-1]["test"]["ndcg@10"] == summary["metrics"]["best_validation"]["ndcg@10"]
+    assert summary["temporal"]["groups"][0]["users"] == second.read_metrics()[-1]["evaluated_users"] == USERS // 4
 
 
 def test_a_run_that_was_interrupted_goes_on(ratings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_a_variant_is_a_method_of_its_own_and_settings_of_one() -> None:
     plain, wide = grid(tree)  # of a grid's methods some may be left out on the command line, and so may their variants
     assert (plain.name.method, wide.name.method) == ("fedmf", "wide")
     assert wide.config.model.dim == 48 != plain.config.model.dim
-    assert wide.width_given and not plain.width_given, "48 is kept where there are few items"
+    assert "model.dim" in wide.given and "model.dim" not in plain.given, "48 is kept where there are few items"
     assert [cell.config.model.dim for cell in grid(tree, methods=["wide"])] == [48]
 
 

@@ -12,12 +12,12 @@ from crashes import resumed_after
 from worlds import USERS, Done, carry_out, carry_out_watched, config_of, figures, largest_difference
 
 from fedem_flwr.contract.finding import method_of
-from fedem_flwr.contract.guarded_training import LIMIT
+from fedem_flwr.contract.guarding import LIMIT
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.experiment.remarks import opening
 from fedem_flwr.network.launch import check_privacy
-from fedem_flwr.nodes.ledger import LEDGER_FILE, count, most
+from fedem_flwr.nodes.ledger import LEDGER_FILE, Ledger, most
 from fedem_flwr.nodes.policy import NodePolicy
 from fedem_flwr.report.tables import result_table
 
@@ -28,7 +28,7 @@ SEEDED = {**NOISE, "seeded": True}
 def ledgers(done: Done) -> list[int]:
     """Uploads of each user, in the order of the nodes."""
     files = sorted(done.run.directory.path.rglob(LEDGER_FILE))
-    return [number for file in files for number in json.loads(file.read_text())]
+    return [number for file in files for one in json.loads(file.read_text()) for number in one["uploads"]]
 
 
 @pytest.mark.parametrize("name", ["fedmf", "fedem", "pfedrec"])
@@ -117,7 +117,7 @@ def test_gradients_are_clipped_in_both_back_ends_alike(name: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "sections", "word"),
     [
-        ("fedials", {"ldp": NOISE}, "no changes of trained parts"),
+        ("fedials-elastic", {"ldp": NOISE, "run": {"rounds": 30}}, "no changes of trained parts"),
         ("fedcia", {"ldp": NOISE}, "no changes of trained parts"),
         ("local-only", {"ldp": NOISE}, "nothing goes up"),
         ("fedfast", {"ldp": NOISE}, "weighted by its own change"),
@@ -152,11 +152,15 @@ def test_networked_nodes_refuse_noise_that_their_server_knows() -> None:
 
 def test_a_damaged_ledger_lets_nothing_go(tmp_path: Path) -> None:
     path = tmp_path / "node" / LEDGER_FILE
-    count(path, 3, np.array([0, 2]))
-    count(path, 3, np.array([2]))
-    assert json.loads(path.read_text()) == [1, 0, 2] and most(tmp_path) == 2 and most(tmp_path / "node" / "x") is None
+    ldp = config_of("fedmf", ldp=NOISE).ldp
+    ledger = Ledger(path, 3, ldp)
+    ledger.count(np.array([0, 2]))
+    ledger.count(np.array([2]))
+    assert json.loads(path.read_text())[0]["uploads"] == [1, 0, 2]
+    assert most(tmp_path) == 2 and most(tmp_path / "node" / "x") is None
     with pytest.raises(FedemError, match="of 3 users"):
-        count(path, 4, np.array([0]))
-    path.write_text("[1, ")
-    with pytest.raises(FedemError, match="is damaged"):
-        count(path, 3, np.array([0]))
+        Ledger(path, 4, ldp).count(np.array([0]))
+    for bad in ("[1, ", "[]", '[{"noise": "gaussian", "ratio": 0, "uploads": [1, 1, 1]}]', "[1, 0, 2]"):
+        path.write_text(bad)
+        with pytest.raises(FedemError, match="is damaged"):
+            ledger.count(np.array([0]))

@@ -149,7 +149,12 @@ def test_a_name_that_a_spreadsheet_would_compute_is_text(tmp_path: Path) -> None
 
 def test_pictures_are_drawn_or_say_why(board: Path, tmp_path: Path) -> None:
     names = {path.name for path in (board / "figures").iterdir()}
-    assert names >= {"convergence-ml-100k-strict.svg", "cost-ml-100k-strict.svg", "leak-ml-100k.svg"}
+    assert names >= {
+        "convergence-ml-100k-strict.svg",
+        "groups-ml-100k-strict.svg",
+        "cost-ml-100k-strict.svg",
+        "leak-ml-100k.svg",
+    }
     runs = [finished(tmp_path, "fedem", 0, 0.9, "paper"), finished(tmp_path, "fedmf", 0, 0.5)]
     paper, strict = tables_of(records_of(runs))
     for image in (convergence(strict), accuracy_and_cost(strict), leak_ledger(paper, strict)):

@@ -194,7 +194,7 @@ def test_a_stock_strategy_as_a_section(folder: Path) -> None:
         ({"locl": {}}, ["unknown argument 'locl'", "did you mean 'local'"]),
         ({"rounds": 3, "run": {"rounds": 3}}, ["rounds is given twice"]),
         ({"rounds": 0}, ["run.rounds", "greater than or equal to 1"]),
-        ({"protocol": "strickt"}, ["data.protocol", "'strict' or 'paper'"]),
+        ({"protocol": "strickt"}, ["data.protocol", "'paper', 'strict' or 'temporal'"]),
         ({"local": 3}, ["local = 3", "dictionary"]),
         ({"local": {"epoch": 3}}, ["unknown key 'local.epoch'", "did you mean 'epochs'"]),
         ({"local": {"lr_user": float("nan")}}, ["local.lr_user"]),

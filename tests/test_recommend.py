@@ -203,9 +203,14 @@ def test_the_whole_catalogue_can_be_ranked(recommender: Recommender) -> None:
 
 def test_methods_with_private_users(fedmf: Path, fedem_run: Path) -> None:
     recommender = Recommender.load(fedmf)
-    words = "method 'fedmf' keeps a trained embedding for each user.*never in training: use --user, or a run of fedials"
+    some = recommender.items[:4]
+    adapted = recommender.recommend(some, top=5)
+    assert not {item for item, _ in adapted} & set(some) and adapted == recommender.recommend(some, top=5)
+    together = recommender.recommend_many([recommender.items[7:9], some], top=5)[1]
+    assert [item for item, _ in together] == [item for item, _ in adapted], "each by itself"
+    words = "method 'fedem' keeps a trained table for each user.*never in training: use --user, or a run of fedials"
     with pytest.raises(InputError, match=words):
-        recommender.recommend(recommender.items[:2])
+        Recommender.load(fedem_run).recommend(some)
     found = recommender.recommend_user("7", top=5)
     assert len(found) == 5 and found != recommender.recommend_user("8", top=5)
     assert len(recommender.recommend_user("7", 10**6, exclude_seen=False)) == len(recommender.items)

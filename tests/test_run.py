@@ -14,7 +14,8 @@ from worlds import ITEMS, USERS, Done, carry_out, carry_out_watched, config_of, 
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.experiment import controls
 from fedem_flwr.experiment.outcome import summarise
-from fedem_flwr.nodes.host import NodeHost, slice_histories
+from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.nodes.slices import slice_histories
 from fedem_flwr.randomness import keyed_permutation
 from fedem_flwr.runtime.prepared import PreparedRun
 

@@ -20,7 +20,8 @@ from fedem_flwr.data import Interactions
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.ranking import evaluate_scores, held_out_ranks
 from fedem_flwr.network.host import ShardHost
-from fedem_flwr.nodes.host import NodeHost, slice_histories
+from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.nodes.slices import slice_histories
 from fedem_flwr.protocol.shards import Federation, user_range, write_shards
 from fedem_flwr.protocol.split import ACCOUNT, SPLIT_SETTINGS, Protocol, Split
 from fedem_flwr.protocol.splits import make_split

@@ -58,6 +58,13 @@ def newton_step(
     return new
 
 
+def nearest_gram(matrix: Tensor) -> Tensor:
+    """The nearest symmetric, positive semidefinite matrix (d, d) in the Frobenius norm (Higham 1988)."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    found: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
+    return found
+
+
 def objective(table: Tensor, users: Tensor, pairs: tuple[Tensor, Tensor], weight: float, ridge: float) -> float:
     """The iALS objective itself, for tests and diagnostics.
 

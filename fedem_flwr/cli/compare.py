@@ -26,7 +26,7 @@ def compare(
     ] = None,
     methods: Annotated[str | None, typer.Option(help="presets of configs/methods, separated by commas")] = None,
     datasets: Annotated[str | None, typer.Option(help="known names or paths, separated by commas")] = None,
-    protocols: Annotated[str | None, typer.Option(help="strict, paper or both, separated by a comma")] = None,
+    protocols: Annotated[str | None, typer.Option(help="strict, paper, temporal, separated by commas")] = None,
     seeds: Annotated[str | None, typer.Option(help="how many, from 0 on; or a list, as in 0,3,7")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="rounds of training, instead of each method's own")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda")] = None,

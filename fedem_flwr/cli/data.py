@@ -26,7 +26,7 @@ from fedem_flwr.report.account import account_rows
 from fedem_flwr.report.progress import task_progress
 from fedem_flwr.report.steps import steps_shown
 from fedem_flwr.report.tables import ABSENT
-from fedem_flwr.runtime.inputs import account_with, load_interactions, split_into
+from fedem_flwr.runtime.inputs import account_with, check_shards, load_interactions, split_into
 from fedem_flwr.terminal import console
 
 _out = console()
@@ -202,6 +202,7 @@ def fetch(name: str, data_dir: Path | None, *, quiet: bool) -> None:
 def shard(options: Tree, nodes: int, out: Path, *, quiet: bool) -> Federation:
     """Write a folder with one shard a node, and what the server may know."""
     config = resolve({}, options, "options")
+    check_shards(config)
     with ExitStack() as held:
         held.enter_context(removed_if_empty(out))
         held.enter_context(Lock.take(out / "shard.lock", str(out)))

@@ -63,6 +63,7 @@ def run(
     certs: Annotated[Path | None, typer.Option(help="the server's keys, of `fedem deploy certs`")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="network: plain HTTP, unknown nodes")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a run that --out holds")] = False,
+    track: Annotated[str | None, typer.Option(help="also tell the run to a tracker: mlflow")] = None,
     quiet: Quiet = False,
     settings: Settings = None,
 ) -> None:
@@ -82,6 +83,7 @@ def run(
                 "device": device,
             },
             "network": {"superlink": superlink, "certs": text(certs), "insecure": insecure or None},
+            "tracking": {"to": track},
         },
         settings or [],
     )

@@ -16,6 +16,7 @@ from fedem_flwr.data.opening import ENDINGS
 from fedem_flwr.data.reading import Reading
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.order import chronological, tie_bits
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import IntArray
 from fedem_flwr.randomness import label_bits
 from fedem_flwr.runtime.inputs import columns_of
@@ -81,7 +82,7 @@ def _order(rows: Interactions, kept: IntArray, config: Config | None) -> IntArra
         users, items = label_bits(np.asarray(rows.user_ids, np.str_)), label_bits(np.asarray(rows.item_ids, np.str_))
         return tie_bits(config.run.seed if config else 0, users[user[positions]], items[item[positions]])
 
-    in_file = config is not None and config.data.protocol == "paper"
+    in_file = config is not None and not rules_of(config.data.protocol).distinct
     time = None if rows.time is None else rows.time[kept]
     return chronological(user, rows.users, time, None if in_file else draw)
 

@@ -16,6 +16,7 @@ from fedem_flwr.experiment.remarks import opening
 from fedem_flwr.files import quoted
 from fedem_flwr.protocol.shards import Federation
 from fedem_flwr.report.labels import left_out, sample_text
+from fedem_flwr.report.search import search_text
 from fedem_flwr.report.tables import result_table
 from fedem_flwr.terminal import console
 
@@ -62,7 +63,7 @@ def _carry_out(runs: flow.Runs, *, quiet: bool, resume: bool = False) -> None:
         raise Interrupted(f"interrupted; continue with `fedem resume {place}`") from None
     main, *others = (each.directory.read_summary() for each in (runs.main, *runs.beside))
     _out.print(result_table(main, others))
-    for line in (sample_text(main), *left_out(main.get("controls"))):
+    for line in (search_text(main), sample_text(main), *left_out(main.get("controls"))):
         if line:
             _out.print(line, soft_wrap=True)
     _out.print(f"report: {report}", soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 Dataset = Annotated[
     str | None, typer.Option(help="a known name (see `fedem data list`) or the path of a delimited file")
 ]
-Protocol = Annotated[str | None, typer.Option(help="strict (default) or paper, the literature's leaky evaluation")]
+Protocol = Annotated[str | None, typer.Option(help="strict (default), paper (the literature's, leaky) or temporal")]
 DataDir = Annotated[
     Path | None, typer.Option(help="folder with known data sets; default: $FEDEM_DATA, the cache, a download")
 ]

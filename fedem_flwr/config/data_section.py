@@ -8,13 +8,14 @@ from pydantic import Field
 
 from fedem_flwr.config.section import Section
 from fedem_flwr.data.synthetic import SyntheticConfig
+from fedem_flwr.protocol.rules import Protocol
 
 
 class DataConfig(Section):
     """What is learnt from, and how it is split."""
 
     dataset: str = Field("synthetic", description="a known name, or the path of a delimited file")
-    protocol: Literal["strict", "paper"] = Field("strict", description="evaluation protocol; `paper` leaks")
+    protocol: Protocol = Field("strict", description="evaluation protocol; `paper` leaks")
     data_dir: str | None = Field(
         None, description="folder with known data sets; else $FEDEM_DATA, the cache, a download"
     )

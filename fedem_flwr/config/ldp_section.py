@@ -34,7 +34,14 @@ class LdpConfig(Section):
         1.0, gt=0, description="the paper's δ is this times C: the scale, or the deviation, of noise"
     )
     count: float = Field(1.0, gt=0, description="what one row's count of a user weighs beside its changes in that norm")
+    gram: float = Field(1.0, gt=0, description="what a user's d × d matrix (`fedials`) weighs in that norm")
     delta: float = Field(1e-5, gt=0, lt=1, description="probability with which the composed ε need not hold")
+    epsilon_limit: float | None = Field(
+        None,
+        gt=0,
+        description="composed ε that no user may pass in the run: its node counts, and lets no more of its uploads go; "
+        "default: not",
+    )
     seeded: bool = Field(
         False, description="noise from `run.seed`, which hides nothing, for tests; networked nodes refuse it"
     )
@@ -47,4 +54,4 @@ class LdpConfig(Section):
     @property
     def active(self) -> bool:
         """Whether uploads go another way than without this section."""
-        return self.noise != "none" or self.clip is not None or self.quantile is not None
+        return self.noise != "none" or any(x is not None for x in (self.clip, self.quantile, self.epsilon_limit))

@@ -54,7 +54,7 @@ class OrderConfig(Section):
     """What follows what: a causal encoder over the newest items, trained after the table (`fedials-order`)."""
 
     rounds: int = Field(
-        400, ge=1, description="the run's last rounds, for the map and the encoder; the others train the table"
+        400, ge=0, description="the run's last rounds, for the map and the encoder; the others train the table"
     )
     participants: float = Field(0.02, gt=0, le=1, description="share of users in such a round")
     fine_tune: bool = Field(True, description="also train a copy of the item rows; false: frozen, only weights go up")

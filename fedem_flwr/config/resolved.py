@@ -17,9 +17,11 @@ import tomli_w
 from pydantic import ValidationError
 
 from fedem_flwr.config.data_section import DataConfig
+from fedem_flwr.config.diagnostics_section import DiagnosticsConfig
 from fedem_flwr.config.ldp_section import LdpConfig
 from fedem_flwr.config.least_squares import FoldInConfig, GroupTablesConfig, IalsConfig, OrderConfig
 from fedem_flwr.config.registry import find, is_method, names
+from fedem_flwr.config.search_section import SearchConfig
 from fedem_flwr.config.section import Keywords, Section
 from fedem_flwr.config.sections import (
     AggregateConfig,
@@ -33,13 +35,16 @@ from fedem_flwr.config.sections import (
     PrivacyConfig,
     RunConfig,
 )
+from fedem_flwr.config.temporal_section import TemporalConfig
+from fedem_flwr.config.tracking_section import TrackingConfig
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.rooms import presets
 
 Tree = dict[str, Any]
 _FORMER = {"elastic": "group_tables"}  # sections by the names that they had
 _MOVED = {"ials.individual_uploads": "privacy.individual_uploads"}
-DEFAULT_METHOD = "fedials"  # where the data set's file names none
+DEFAULT_METHOD = "auto"  # where the data set's file names none
 
 
 class Config(Section):
@@ -55,12 +60,23 @@ class Config(Section):
     ials: IalsConfig = IalsConfig()
     fold_in: FoldInConfig = FoldInConfig()
     order: OrderConfig = OrderConfig()
+    search: SearchConfig = SearchConfig()
     group_tables: GroupTablesConfig = GroupTablesConfig()
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     ldp: LdpConfig = LdpConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    temporal: TemporalConfig = TemporalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    diagnostics: DiagnosticsConfig = DiagnosticsConfig()
+
+    @property
+    def parts(self) -> tuple[Literal["validation", "test"], ...]:
+        """The held-out parts that rounds are evaluated on."""
+        if not rules_of(self.data.protocol).by_instant:
+            return ("validation", "test")
+        return ("test",) if self.temporal.rounds else ("validation",)
 
     def to_toml(self) -> str:
         """The resolved configuration; fields without a value are left out, as TOML has no null."""
@@ -203,7 +219,7 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
         if not isinstance(value, Mapping):
             raise InputError(f"{origin}: '{key}' must be a section, not a value")
     dataset = str(given.get("data", {}).get("dataset", DataConfig().dataset))
-    data_preset = _preset("datasets", dataset)
+    data_preset = _preset("datasets", dataset) if given.get("search", {}).get("presets", True) else {}
     settings = data_preset.pop("settings", {})
     default_method = data_preset.get("method", {}).get("name", DEFAULT_METHOD)
     method = str(given.get("method", {}).get("name", default_method))
@@ -223,7 +239,10 @@ def resolve(experiment: Mapping[str, Any], options: Mapping[str, Any], origin: s
 def _untuned(given: Mapping[str, Any]) -> Tree:
     """Settings that were given are used, not tuned away on validation."""
     values = {"fold_in": ("half_life", "ridge"), "order": ("weight", "map_weight")}
-    return {section: {"tune": False} for section, keys in values.items() if set(keys) & set(given.get(section, {}))}
+    off = {section: {"tune": False} for section, keys in values.items() if set(keys) & set(given.get(section, {}))}
+    grids = {"weight": "weights", "ridge": "ridges"}
+    fixed = {grids[name]: [value] for name, value in given.get("ials", {}).items() if name in grids}
+    return merge_trees(off, {"search": fixed})
 
 
 def load_resolved(path: Path) -> Config:

@@ -114,6 +114,12 @@ class AggregateConfig(Section):
     fraction: float = Field(1.0, gt=0, le=1, description="share of participants whose tables are aggregated")
     saturate: float | None = Field(None, gt=0, description="similarities above this become 1 (released program: 0.9)")
     pca_sign: Literal["raw", "fixed"] = Field("raw", description="sign of the first principal component")
+    neighbours: int = Field(
+        0,
+        ge=0,
+        description="0: all pairs' similarity is exact; else, for eq13 with frobenius, that of so many pairs of each "
+        "client, of others a smooth part, with a bound: products of tables then grow with the clients only",
+    )
     block_items: int = Field(512, ge=1, description="items combined at a time; bounds the server's memory")
     max_norm: float | None = Field(
         None,

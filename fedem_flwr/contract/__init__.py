@@ -7,6 +7,7 @@ from fedem_flwr.contract.fields import Field, indexed
 from fedem_flwr.contract.method import Method
 from fedem_flwr.contract.phases import Gathered, Phase, Task, Upload
 from fedem_flwr.contract.tuning import Tuning, Wanted
+from fedem_flwr.engine.learner import Layers
 from fedem_flwr.engine.optimizer import Pull, Update, moments
 from fedem_flwr.engine.parts import Part, State, weights_of
 
@@ -15,6 +16,7 @@ __all__ = [
     "Device",
     "Field",
     "Gathered",
+    "Layers",
     "Method",
     "Part",
     "Phase",

@@ -13,6 +13,7 @@ from fedem_flwr.contract.asked import Asked, Device, as_tensor
 from fedem_flwr.contract.fields import Field, Named, empty
 from fedem_flwr.contract.phases import Task, Upload
 from fedem_flwr.engine.contribution import Contribution, Stage, staged
+from fedem_flwr.engine.history import IntArray
 
 
 class Adder:
@@ -68,15 +69,20 @@ def contributed(task: Task, device: Device, asked: Asked, stages: Sequence[Stage
     adder = Adder(fields)
     each: dict[str, list[np.ndarray]] = {name: [] for name in fields.keys() - adder.fields.keys()}
     for who in [asked.who] if task.grouped else asked.who[:, None]:
-        users = device.users[who]
-        own = asked.uploaders[np.isin(asked.uploaders, users)]
-        one = task.contribute(device, replace(asked, who=who, uploaders=own))
-        values = _values(staged(_contribution(one, users[:1]), stages, asked.round))
-        adder.add(values)
+        one = one_alone(task, device, asked, who, stages)
+        adder.add(one.arrays)
         for name, found in each.items():
-            found.append(values[name])
+            found.append(one.arrays[name])
         samples, loss = samples + one.samples, None if one.loss is None else (loss or 0.0) + one.loss
     return Upload({**adder.packed(), **{name: np.concatenate(x) for name, x in each.items()}}, samples, loss)
+
+
+def one_alone(task: Task, device: Device, asked: Asked, who: IntArray, stages: Sequence[Stage]) -> Upload:
+    """What the users at positions `who` would send, were they all of a node, after the stages."""
+    users = device.users[who]
+    own = asked.uploaders[np.isin(asked.uploaders, users)]
+    one = task.contribute(device, replace(asked, who=who, uploaders=own))
+    return replace(one, arrays=_values(staged(_contribution(one, users[:1]), stages, asked.round)))
 
 
 def nothing(task: Task) -> Upload:

@@ -12,7 +12,7 @@ from fedem_flwr.engine.block import Batch, Block
 from fedem_flwr.engine.contribution import Stage
 from fedem_flwr.engine.epochs import Step
 from fedem_flwr.engine.gradients import Gradients
-from fedem_flwr.engine.learner import Products
+from fedem_flwr.engine.learner import Layers, Products
 from fedem_flwr.engine.merge import REPLACE, Merge
 from fedem_flwr.engine.optimizer import Update
 from fedem_flwr.engine.parts import Part
@@ -82,7 +82,7 @@ class Alone:
         """The method's."""
         return self.method.perturbed(names)
 
-    def products(self, round_: int) -> Products | None:
+    def products(self, round_: int) -> Products | Layers | None:
         """The method's."""
         return self.method.products(round_)
 

@@ -37,6 +37,7 @@ class Device:
         place: where tensors live.
         has_times: whether histories have an order.
         open_history, open_cohort: read the data and the state when first asked for.
+        open_scored: reads what users are scored from, where that is not what they train on; else None.
         newest: (k,) validation items, where they count as history when the test item is scored; else None.
         smallest_sum: users that must be behind whatever is summed up and sent.
         secret: of the node, which keys its users' draws; see `engine.draws.Draws`.
@@ -54,11 +55,17 @@ class Device:
     smallest_sum: int = 1
     secret: bytes = field(default=b"", repr=False)
     admits: Callable[[int, IntArray], bool] = lambda _, __: True
+    open_scored: Callable[[], History] | None = None
 
     @cached_property
     def history(self) -> History:
         """What the users have interacted with in training, oldest first."""
         return self.open_history()
+
+    @cached_property
+    def scored(self) -> History:
+        """What the users are scored from: with `open_scored` empty for those who are not asked for anything."""
+        return self.history if self.open_scored is None else self.open_scored()
 
     @cached_property
     def cohort(self) -> Cohort:

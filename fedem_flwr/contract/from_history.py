@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.parts import Part
 from fedem_flwr.errors import InputError
-from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 
 
 class FromHistory(Method):
@@ -19,7 +20,7 @@ class FromHistory(Method):
 
     FEDERATED_ONLY = True  # a table of one's own history alone knows no other item
     LOW_RANK = True
-    TUNES = ("ials.weight", "ials.ridge", "ials.kappa")
+    TUNES: ClassVar[tuple[str, ...]] = ("ials.weight", "ials.ridge", "ials.kappa")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
@@ -51,4 +52,10 @@ class FromHistory(Method):
 
     def scorer(self, device: Device, asked: Asked) -> HistoryScorer:
         """All users, from their histories."""
-        return HistoryScorer(device.history, device.place, self.components(asked), device.newest)
+        return history_scorer(device, self.components(asked))
+
+
+def history_scorer(device: Device, components: Sequence[tuple[float, Component]]) -> HistoryScorer:
+    """All users of a node, from what they are scored from."""
+    apart = device.open_scored is not None
+    return HistoryScorer(device.scored, device.place, components, device.newest, needs_history=apart)

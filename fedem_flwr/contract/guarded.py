@@ -1,6 +1,7 @@
 """Local differential privacy as a plug-in (FedEM, AAAI 2026, Table 4): what each user sends is clipped and noised.
 
-Any method whose clients send up what local training has made of its parts can run so: `[ldp]` alone turns it on.
+Any method whose clients send up what local training has made of its parts can run so, or sums that say what they weigh
+(`fedials`): `[ldp]` alone turns it on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import replace
 import torch
 
 from fedem_flwr.config import Config
-from fedem_flwr.contract.guarded_training import LIMIT, GuardedTraining
+from fedem_flwr.contract.guarded_sums import GuardedSums
+from fedem_flwr.contract.guarded_training import GuardedTraining
+from fedem_flwr.contract.guarding import LIMIT
 from fedem_flwr.contract.merging import Merged
 from fedem_flwr.contract.method import Method
 from fedem_flwr.contract.phases import Phase, Task
@@ -33,14 +36,20 @@ class Guarded(Method):
         ldp, up = self.config.ldp, {n: part for n, part in self.parts().items() if part.up != "none"}
         if not self.federated:
             return "nothing goes up, so there is nothing to guard"
-        if any(not isinstance(phase.task, LocalTraining) for phase in super().phases()) or not up:
+        tasks = [phase.task for phase in super().phases()]
+        if any(task.weighs() is None and not (isinstance(task, LocalTraining) and up) for task in tasks):
             return (
-                "it sends sums that are no changes of trained parts (d × d matrices, groups, pairs of items), which "
+                "it sends sums that are no changes of trained parts (groups, pairs of items, similarities), which "
                 "clipping changes does not bound: ε would be infinite"
             )
         if ldp.clip is None:
-            what = f'ldp.noise = "{ldp.noise}"' if ldp.noise != "none" else f"ldp.quantile = {ldp.quantile:g}"
+            quantile = "ldp.epsilon_limit" if ldp.quantile is None else f"ldp.quantile = {ldp.quantile:g}"
+            what = f'ldp.noise = "{ldp.noise}"' if ldp.noise != "none" else quantile
             return f"{what} without ldp.clip: nothing bounds what a user sends, so ε would be infinite; set ldp.clip"
+        if ldp.noise == "none" and ldp.epsilon_limit is not None:
+            return (
+                f"ldp.epsilon_limit = {ldp.epsilon_limit:g} without noise: every upload's ε is infinite; set ldp.noise"
+            )
         weighted = [name for name, part in up.items() if part.mean == "distance" and part.up == "sum"]
         if weighted:
             return f"'{weighted[0]}' goes up weighted by its own change, whose square no clipping of changes bounds"
@@ -54,7 +63,7 @@ class Guarded(Method):
 
     def phases(self) -> Sequence[Phase]:
         """The method's."""
-        return [replace(phase, task=guarded_task(phase.task)) for phase in super().phases()]
+        return [replace(phase, task=guarded_task(phase.task, self)) for phase in super().phases()]
 
     def start(self) -> State:
         """Also C, where it moves."""
@@ -80,8 +89,10 @@ def guarded(kind: type[Method], config: Config) -> type[Method]:
     return type(kind.__name__, (Guarded, kind), own)
 
 
-def guarded_task(task: Task) -> Task:
-    """A task of local training, guarded; any other as it is."""
+def guarded_task(task: Task, method: Method) -> Task:
+    """A task of local training, or one that says what its uploads weigh, guarded; any other as it is."""
+    if task.weighs() is not None:
+        return GuardedSums(task, method)
     if not isinstance(task, LocalTraining) or isinstance(task, GuardedTraining):
         return task
     kind = type(type(task).__name__, (GuardedTraining, type(task)), {"__doc__": type(task).__doc__})

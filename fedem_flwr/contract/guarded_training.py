@@ -10,45 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedem_flwr.config.ldp_section import LdpConfig
 from fedem_flwr.contract.asked import Asked, Device
 from fedem_flwr.contract.fields import Field, Named
+from fedem_flwr.contract.guarding import BELOW, Guarding
 from fedem_flwr.contract.phases import Gathered, Sender
 from fedem_flwr.contract.training import LocalTraining, along, weight_name
 from fedem_flwr.engine.clipping import Clipping
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.contribution import TrainResult
-from fedem_flwr.engine.noise import Kind, NoiseStream, Noising, deviation, farthest, fresh_key, seeded_key
+from fedem_flwr.engine.noise import Noising
 from fedem_flwr.engine.parts import Part, State
 from fedem_flwr.pulse import beat
 
-LIMIT = "ldp-clip"
-"""C in the server's state, and among a message's settings, where it follows a quantile."""
-BELOW = "ldp-below"
-"""Of an upload: how many users' are no longer than C, less one half each, with noise."""
 _ROUNDED = 1e-5  # of sums of float32, as a share of their norm
 
 
-class GuardedTraining(LocalTraining):
+class GuardedTraining(Guarding, LocalTraining):
     """A task that trains locally, whose uploads are clipped and noised. See `guarded_task`."""
-
-    @cached_property
-    def _ldp(self) -> LdpConfig:
-        return self.method.config.ldp
-
-    @property
-    def _noisy(self) -> bool:
-        return self._ldp.noise != "none"
-
-    @property
-    def _kind(self) -> Kind:
-        return "laplace" if self._ldp.noise == "laplace" else "gaussian"
 
     def _weight_field(self, part: Part) -> Field:
         """Counts of rows are fractions here."""
@@ -62,7 +45,7 @@ class GuardedTraining(LocalTraining):
     def trained(self, cohort: Cohort, who: Tensor, device: Device, asked: Asked) -> TrainResult:
         """The device's side: clipped, and with noise from entropy of its own."""
         ldp, downloads = self._ldp, self.method.downloads(device, asked)
-        limit = _positive(asked.number(LIMIT) if ldp.quantile else ldp.clip)
+        limit = self._asked_limit(asked)
         for name, download in downloads.items():
             if not bool(download.values.isfinite().all()):
                 raise ValueError(f"the server sent a '{name}' that is not finite: no noise would hide what comes of it")
@@ -70,8 +53,6 @@ class GuardedTraining(LocalTraining):
                 self._require_start(name)
         for name in self._up.keys() - downloads.keys() if asked.round > 1 else ():
             self._require_start(name)
-        if self._noisy and math.isinf(limit):
-            raise ValueError("the server asks for noise without a norm that uploads are clipped to")
         stages = self.method.stages()
         if limit < math.inf:
             stages = [*stages, Clipping(cohort.parts, limit, ldp.order, ldp.count)]
@@ -80,8 +61,7 @@ class GuardedTraining(LocalTraining):
         if self._noisy:
             noising = Noising(self._up, result, self.method.items, ldp.count)
             for place, user in enumerate(cohort.data.users[who].tolist()):
-                key = seeded_key(self.method.seed, asked.round, user) if ldp.seeded else fresh_key()
-                stream = NoiseStream(key, self._kind, ldp.multiplier * limit)
+                stream = self._noise(asked.round, user, limit)
                 noising.add(place, stream)
                 told += stream.draw(1).to(told) / limit
                 beat()
@@ -115,11 +95,9 @@ class GuardedTraining(LocalTraining):
         one, all_of_them = (self._farthest(limit, count) for count in (1, users))
         for name, part in self._up.items():
             if part.up == "each":
-                sizes = np.linalg.norm(arrays[name].reshape(len(arrays[name]), -1).astype(np.float64), axis=1)
-                size, most = (
-                    float(sizes.max(initial=0.0)),
-                    self.method.max_norm + one * math.sqrt(arrays[name][:1].size),
-                )
+                squares = np.square(arrays[name].astype(np.float64)).sum(tuple(range(1, arrays[name].ndim)))
+                size = math.sqrt(float(squares.max(initial=0.0)))
+                most = self.method.max_norm + one * math.sqrt(arrays[name][:1].size)
             else:
                 total, weight = arrays[name].astype(np.float64), arrays[weight_name(name)].astype(np.float64)
                 start = np.zeros(()) if part.change else self._start(name, part, state).double().numpy()
@@ -134,9 +112,7 @@ class GuardedTraining(LocalTraining):
                     return f"'{weight_name(name)}' has an entry outside {ends}: clipping and noise take none so far"
             if size > most:
                 return f"'{name}' is {size:.3g} from its start, more than {most:.3g}: clipping lets none so far"
-        if self._ldp.quantile and abs(float(arrays[BELOW][0])) > users / 2 + all_of_them / limit + _ROUNDED:
-            return f"'{BELOW}' is {float(arrays[BELOW][0]):.3g}: {users} users cannot say that"
-        return ""
+        return self._untold(float(arrays[BELOW][0]), limit, users) if self._ldp.quantile else ""
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """The method's, of sums whose counts are none too small; then C goes after its quantile."""
@@ -144,17 +120,12 @@ class GuardedTraining(LocalTraining):
         for name, part in self._up.items() if self._noisy else ():
             if part.up == "sum" and part.by_row:
                 sums |= self._floored(name, part, state, gathered)
-        new = super().fold(state, replace(gathered, sums=sums))
-        ldp = self._ldp
-        if ldp.quantile and gathered.trained:
-            share = min(1.0, max(0.0, float(gathered.sums[BELOW][0]) / gathered.trained + 0.5))
-            new = {**new, LIMIT: state[LIMIT] * math.exp(-ldp.quantile_rate * (share - ldp.quantile))}
-        return new
+        return self._followed(super().fold(state, replace(gathered, sums=sums)), state, gathered)
 
     def _floored(self, name: str, part: Part, state: State, gathered: Gathered) -> Mapping[str, Tensor]:
         """Row sums as of at least one user, or as many as the noise of a count makes up: below that, it is noise."""
         total, weight = gathered.sums[name], gathered.sums[weight_name(name)]
-        noise = deviation(self._kind, self._ldp.multiplier * self._limit(state), gathered.trained) / self._ldp.count
+        noise = self._deviation(self._limit(state), gathered.trained) / self._ldp.count
         floor = torch.full_like(weight, max(1.0, noise))
         missing = (floor - weight).clamp(min=0).unsqueeze(1)
         start = 0.0 if part.change else self._start(name, part, state).double()
@@ -165,21 +136,3 @@ class GuardedTraining(LocalTraining):
         if name in state and name in self.method.sends():
             return state[name]
         return part.initial(name, self.method.items, self.method.seed)
-
-    def _limit(self, state: State) -> float:
-        return float(state[LIMIT][0]) if self._ldp.quantile else _positive(self._ldp.clip)
-
-    def _farthest(self, limit: float, users: int) -> float:
-        return farthest(self._kind, self._ldp.multiplier * limit, users) if self._noisy else 0.0
-
-
-def _positive(limit: float | None) -> float:
-    """C, as it came with a message or from the configuration; none is inf.
-
-    Raises:
-        ValueError: it is no norm, or noise scaled by it would be none.
-    """
-    found = math.inf if limit is None else float(limit)
-    if not found > 0:
-        raise ValueError(f"the server asks for uploads clipped to {found:g}: it must be more than 0")
-    return found

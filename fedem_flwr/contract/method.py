@@ -25,7 +25,7 @@ from fedem_flwr.engine.contribution import Stage
 from fedem_flwr.engine.downloads import Downloads
 from fedem_flwr.engine.epochs import LocalSettings, Step
 from fedem_flwr.engine.gradients import Gradients, GradientStep, automatic
-from fedem_flwr.engine.learner import Products
+from fedem_flwr.engine.learner import Layers, Products
 from fedem_flwr.engine.merge import REPLACE, Merge
 from fedem_flwr.engine.merged_gradients import AdapterGradientStep, MergedGradientStep
 from fedem_flwr.engine.optimizer import Update
@@ -33,6 +33,7 @@ from fedem_flwr.engine.parts import Part, State, initial_state
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.scorers import CohortScorer, Component
+from fedem_flwr.protocol.split import SplitFacts
 
 _SANE_ENTRY = 30.0  # of an embedding, on average over a table's entries, in standard deviations of the initial ones
 
@@ -91,6 +92,15 @@ class Method:
         self.engine: str = config.run.engine
         self.max_norm = norm_limit(config, items)
 
+    @classmethod
+    def fitted(cls, config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
+        """A configuration that fits what everybody may know of the data, before anything is made of it.
+
+        Args:
+            given: dotted names of the settings that were asked for, and stay.
+        """
+        return config
+
     # What it is.
 
     def parts(self) -> Mapping[str, Part]:
@@ -146,9 +156,14 @@ class Method:
         groups = ([name for name in names if parts[name].private == private] for private in (False, True))
         return [group for group in groups if group]
 
-    def products(self, round_: int) -> Products | None:
+    def products(self, round_: int) -> Products | Layers | None:
         """What a batch does, where compiled functions know it; None: `step` does it."""
         return None
+
+    def trains_as(self, kind: type[Method]) -> bool:
+        """Whether what is minimised, and how, is what the class `kind` wrote, and no subclass's own."""
+        hooks = ("score", "loss", "penalty", "gradients", "step")
+        return not self.sharpness and all(getattr(type(self), hook) == getattr(kind, hook) for hook in hooks)
 
     def step(self, block: Block, round_: int) -> Step:
         """What takes a block's batches; through merged rows where the block has downloaded ones beside its own."""

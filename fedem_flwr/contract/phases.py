@@ -46,6 +46,7 @@ class Gathered:
         each: by name, single users' tensors (a, ...), of `uploaders` (a,).
         trained: participants whose contribution is in the sums. users: those that have data.
         samples: (n,) training interactions of each user.
+        measured: by name, the means of grids that the nodes tried with the model before this round's step.
     """
 
     round: int
@@ -56,6 +57,7 @@ class Gathered:
     trained: int
     users: int
     samples: np.ndarray
+    measured: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -129,6 +131,17 @@ class Task(ABC):
         Shapes, types and counts are right already. `aggregate.max_norm` bounds what is not bounded here.
         """
         return ""
+
+    def weighs(self) -> Mapping[str, float] | None:
+        """What each array of an upload weighs in the norm to which `[ldp]` clips what a user sends.
+
+        None: it is no sum over users of vectors that histories make, so that clipping would bound nothing.
+        """
+        return None
+
+    def denoised(self, sums: Mapping[str, Tensor], users: int) -> Mapping[str, Tensor]:
+        """What the server makes of sums over so many users with noise in them, so that `fold` can use them."""
+        return sums
 
     def typical_length(self, items: float) -> int:
         """Open lengths in the upload of a user with so many items, for the count of bytes."""

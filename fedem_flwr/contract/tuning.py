@@ -36,6 +36,8 @@ class Tuning:
         measure: the devices' sums of what is wanted, see `evaluation.settings_grid`.
         idle: settings that messages carry while the model of so many rounds has no use for the others; None: it always
             has.
+        compares: whether its rows are models of which one is to be left: then all are tried at once, in large runs too,
+            and being tried makes no candidate of a round.
     """
 
     name: str
@@ -44,3 +46,4 @@ class Tuning:
     due: Callable[[int], bool]
     measure: Callable[[Device, Asked, Split, Wanted], Sums]
     idle: Callable[[int], Row | None] = lambda _: None
+    compares: bool = False

@@ -33,7 +33,7 @@ class KnownDataset:
         users, items, rows: size of the reference ratings.dat, before any filter; None where the distributor names none.
         licence, citation: what the distributor asks for.
         homepage: where the distributor describes it. download: how large the download is, as the distributor says.
-        min_paper, min_strict: rows a user must have to be kept, by protocol.
+        min_paper, min_strict: rows a user must have to be kept, under `paper`, and under the others.
         note: what to know before trusting a figure.
         zipped: whether the rating file is a member of a zip archive, or is downloaded as it is.
     """
@@ -61,5 +61,5 @@ class KnownDataset:
     zipped: bool = True
 
     def min_interactions(self, protocol: str) -> int:
-        """Default smallest number of rows a kept user has, under "paper" or "strict"."""
-        return {"paper": self.min_paper, "strict": self.min_strict}[protocol]
+        """Default smallest number of rows a kept user has, under a protocol."""
+        return self.min_paper if protocol == "paper" else self.min_strict

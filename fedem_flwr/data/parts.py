@@ -68,9 +68,9 @@ def check_empty(where: str, field: str) -> None:
     """
     if field.strip():
         raise InputError(
-            f"{where}: '{field[:60]}' in a column that is empty in the first rows; say which columns are the rating and "
-            f"the time (--set data.rating_column=..., data.time_column=..., '{ABSENT}' for none), and fill what is empty "
-            "in one that is used"
+            f"{where}: '{field[:60]}' in a column that is empty in the first rows; say which columns are the rating "
+            f"and the time (--set data.rating_column=..., data.time_column=..., '{ABSENT}' for none), and fill what is "
+            "empty in one that is used"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,6 +83,27 @@ class Clipping:
             return after
         along, before = factor.view(-1, *[1] * (after.ndim - 1)), given.before[name].double()
         return torch.where(along < 1, before + (after - before) * along, after.double())  # float32 would round it up
+
+
+def shortened(
+    vector: Mapping[str, Tensor], weights: Mapping[str, float], limit: float, order: int
+) -> tuple[dict[str, Tensor], bool]:
+    """One user's arrays, scaled down together to a norm; all zeros where one of them is not finite.
+
+    Args:
+        vector: float64. weights: what each array's numbers are multiplied by in the norm.
+        limit: C. order: 1 or 2, of the norm.
+
+    Returns:
+        The arrays, and whether they are as they were.
+    """
+    flat = torch.cat([(values * weights[name]).flatten() for name, values in vector.items()])
+    norm = float(torch.linalg.vector_norm(flat, ord=order))
+    if not math.isfinite(norm):
+        return {name: torch.zeros_like(values) for name, values in vector.items()}, False
+    if norm <= limit:
+        return dict(vector), True
+    return {name: values * (limit / norm * _ROUNDED) for name, values in vector.items()}, False
 
 
 def sensitivity(order: int, *, told: bool) -> float:

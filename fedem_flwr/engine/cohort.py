@@ -193,9 +193,8 @@ class Cohort:
     def _before_training(self, who: Tensor, downloads: Downloads) -> Tensor:
         """Replace own values where the method does so first; returns (k',) who trains through a merge, on the CPU."""
         for other in self.state.keys() & downloads.keys() - {self.learner.merged}:
-            values = self.state[other][who]
-            downloads[other].write_over(values, who)
-            self.state[other][who] = values
+            got = who[downloads[other].received[who]]
+            self.state[other][got] = downloads[other].of(got)
         first, merging = self.merging.begin(who, downloads)
         if len(first):
             self.overwrite(first, downloads)
@@ -204,12 +203,10 @@ class Cohort:
     def _compiled(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
-        from fedem_flwr.engine.fused.backend import FusedRound  # the compiler takes half a second to import
+        from fedem_flwr.engine.fused.which import compiled_round  # the compiler takes half a second to import
 
-        products = self.learner.products(round_)
-        assert products is not None
         reported = bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
-        return FusedRound(self, products, downloads, round_, reported, keep).train(who, size, merging)
+        return compiled_round(self, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool

@@ -146,8 +146,9 @@ class Collector:
             else:
                 before = _smaller(found.before[name], found.shrunk.get(name))
                 start = given.rows[name] if part.stays and not part.change else before
-                change = (found.rows[name] - start).double() * weight.view(-1, 1, 1)
-                into.total.index_add_(0, items, change[found.real])
+                if start is not found.rows[name]:  # else no stage has changed what the client keeps
+                    change = (found.rows[name] - start).double() * weight.view(-1, 1, 1)
+                    into.total.index_add_(0, items, change[found.real])
             if not part.by_row:
                 into.weight += weight.sum()
         return found

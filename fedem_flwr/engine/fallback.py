@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fedem_flwr.engine.learner import Learner
+from fedem_flwr.engine.learner import Layers, Learner, Products
+from fedem_flwr.engine.plan import plan_of
 from fedem_flwr.engine.samples import POSITION_BITS
 
 if TYPE_CHECKING:
@@ -26,12 +27,20 @@ def method_fallback(learner: Learner, round_: int = 1) -> str:
     if products is None:
         return "its steps are not known to compiled functions"
     parts = learner.parts()
-    if any(part.up == "sum" for name, part in parts.items() if name != products.items):
+    if isinstance(products, Products):
+        known, merged = {products.items}, products.items
+    elif (plan := plan_of(learner, products, round_)) is None:
+        return "its updates are not known to compiled functions"
+    else:
+        known, merged = {*plan.vectors, plan.first, plan.second}, learner.merged
+    if any(part.up == "sum" for name, part in parts.items() if name not in known):
         return "it sends up parts that compiled functions do not know"
     if any(learner.clipped(name) < math.inf for name in parts):
         return "its gradients are clipped"
-    through_merge = learner.merge.in_training and learner.merged == products.items
-    if through_merge and (products.ridge or products.optimiser != "adam"):
+    through_merge = learner.merge.in_training and learner.merged == merged
+    if through_merge and isinstance(products, Layers):
+        return "it trains a network through merged rows"
+    if through_merge and isinstance(products, Products) and (products.ridge or products.optimiser != "adam"):
         return "its steps through merged rows are not those of plain Adam"
     return ""
 

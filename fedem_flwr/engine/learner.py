@@ -32,6 +32,36 @@ class Products:
     ridge: float = 0.0
 
 
+@dataclass(frozen=True)
+class Layers:
+    """The same of a method that scores with a network over item rows, one output, ReLU between its layers.
+
+    How its parts move the method's `updates` say.
+
+    Attributes:
+        weights: the part that holds the network's weights, flat as in `models.mlp`; of the axis `user` it is a vector,
+            which is one linear layer without a bias.
+        items: one or two item parts of one width, whose rows are added up: what the network sees.
+        user: the part that holds the vector which it sees in front of them; empty: none.
+        hidden: widths of its hidden layers.
+        apart, sparse: λ, μ, where there are two tables D and C: −λ (D − C)² + μ |C| is added to the loss, a mean over
+            the width and over the batch's samples.
+        base, basis: an item part (m, d) and a model part B (r, d): rows a (r,) of the one item part are then seen as
+            base + a B. Neither of the two moves.
+        ridge: γ, by which γ (‖weights‖² + the mean of ‖row seen‖² over the batch's samples) is added.
+    """
+
+    weights: str
+    items: tuple[str, ...]
+    user: str = ""
+    hidden: tuple[int, ...] = ()
+    apart: float = 0.0
+    sparse: float = 0.0
+    base: str = ""
+    basis: str = ""
+    ridge: float = 0.0
+
+
 class Learner(Differentiable, Protocol):
     """A method, as the engine sees it.
 
@@ -65,7 +95,7 @@ class Learner(Differentiable, Protocol):
     def stages(self) -> Sequence[Stage]:
         """What happens to each user's contribution before it is added to others."""
 
-    def products(self, round_: int) -> Products | None:
+    def products(self, round_: int) -> Products | Layers | None:
         """What it does in a round, where that can be said so; else None."""
 
     def step(self, block: Block, round_: int) -> Step:

@@ -83,6 +83,10 @@ class Merging:
                 args = self.state[ADAPTER], receivers, downloads[name]
                 merge_compiled(self.learner.merge, self.state[name], receivers, *args, seen=False)
                 continue
+            if self.learner.merge.mode == "replace":
+                receivers = part[downloads[name].received[part]]
+                self.state[name][receivers] = downloads[name].of(receivers)
+                continue
             table = self.state[name][part]
             self.merge(table, part, downloads[name])
             self.state[name][part] = table

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.figures import headline
 from fedem_flwr.evaluation.ranking import METRICS, PARTS, MetricSums, Part, held_out_ranks
+from fedem_flwr.evaluation.some import asked_only
 from fedem_flwr.protocol.splits import Split
 
 Sums = dict[str, float]
@@ -58,7 +59,7 @@ def evaluate_cohort(
     whole: np.ndarray | None = None,
     some: np.ndarray | None = None,
 ) -> Sums:
-    """Rank every user's validation and test item.
+    """Rank every user's held-out items.
 
     Args:
         scorer: the users, and how they are scored.
@@ -69,7 +70,8 @@ def evaluate_cohort(
             None: everybody is in one.
         some: positions of users whose sums are also returned apart, as `sample/...`.
     """
-    activity = scorer.counts()
+    activity = scorer.counts() if split.histories is None else split.trained_on(scorer.users)
+    scorer = asked_only(scorer, split)
     place = groups_of(activity, group_edges, whole)
     apart = np.zeros(len(activity), np.bool_)
     apart[[] if some is None else some] = True
@@ -77,10 +79,13 @@ def evaluate_cohort(
     def evaluate(part: Tensor) -> Sums:
         position = part.cpu().numpy()
         users, interactions = scorer.users[position], activity[position]
-        scored = {PARTS[0]: scorer.scores(part, PARTS[0])}
-        scored[PARTS[1]] = scorer.scores(part, PARTS[1]) if scorer.by_part else scored[PARTS[0]]
-        ranks = {which: held_out_ranks(split, users, scored[which][0].cpu(), which=which) for which in PARTS}
-        rho = scored["test"][1]
+        scored = {split.parts[0]: scorer.scores(part, split.parts[0])}
+        for which in split.parts[1:]:
+            scored[which] = scorer.scores(part, which) if scorer.by_part else scored[split.parts[0]]
+        ranks = {
+            which: held_out_ranks(split, users, scores.cpu(), which=which) for which, (scores, _) in scored.items()
+        }
+        rho = scored[split.parts[-1]][1]
         sums = {**_sums(ranks), **({} if rho is None else _rho_sums(rho))}
         for group in range(len(group_edges) + 1 if group_edges else 0):
             members = np.flatnonzero(place[position] == group)
@@ -91,8 +96,9 @@ def evaluate_cohort(
             sums |= {f"{SAMPLE}{key}": value for key, value in _sums(ranks, members).items()}
         return sums
 
-    total: Sums = {"users": 0.0}
-    for sums in in_parallel(evaluate, list(scorer.blocks()), scorer.device, "evaluating"):
+    blocks = list(scorer.blocks())
+    total: Sums = {"users": 0.0} if blocks or split.histories is None else {}  # who is not asked has no metrics
+    for sums in in_parallel(evaluate, blocks, scorer.device, "evaluating"):
         add_sums(total, sums)
     return total
 
@@ -125,8 +131,8 @@ def _sums(ranks: Mapping[Part, Mapping[str, Tensor]], members: np.ndarray | None
     """Of the ranks by part and list; of some users, by position, or of all."""
     chosen = slice(None) if members is None else torch.from_numpy(members)
     out: Sums = {"users": 0.0, "nonfinite": 0.0}
-    for part in PARTS:
-        for name, found in ranks[part].items():
+    for part, lists in ranks.items():
+        for name, found in lists.items():
             metrics = MetricSums.from_ranks(found[chosen])
             out["users"] = float(metrics.count)
             out["nonfinite"] += metrics.nonfinite if name == "full" else 0
@@ -150,14 +156,15 @@ def nested(means: Mapping[str, float], protocol: str) -> dict[str, Any]:
     """The form that metrics.jsonl and summary.json use, from flat means.
 
     Returns:
-        {"validation": {...}, "test": {...}}, each with the protocol's headline metrics at its top level (99 negatives
-        under `paper`, whole catalogue under `strict`), and `sampled99` and `full` beneath.
+        {"validation": {...}, "test": {...}}, as far as they are measured, each with the protocol's headline metrics at
+        its top level (99 negatives under `paper`, else the whole catalogue), and `sampled99` and `full` beneath.
     """
 
     def under(path: str) -> Sums:
         return {metric: means[f"{path}/{metric}"] for metric in METRICS if f"{path}/{metric}" in means}
 
-    return {part: headline(protocol, under(f"{part}/full"), under(f"{part}/sampled99")) for part in PARTS}
+    found = {part: (under(f"{part}/full"), under(f"{part}/sampled99")) for part in PARTS}
+    return {part: headline(protocol, *lists) for part, lists in found.items() if any(lists)}
 
 
 def rho_statistics(sums: Mapping[str, float]) -> dict[str, Any] | None:

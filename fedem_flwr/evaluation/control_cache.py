@@ -59,7 +59,9 @@ def remembered(entry: Path, compute: Callable[[], Measured]) -> Measured:
 
 def split_hash(split: Split, **settings: float | str | None) -> str:
     """Hex SHA-256 of everything in a split but its account, by content, and of the settings given."""
-    fields = {name: value for name, value in vars(split).items() if name != ACCOUNT}
+    fields = {name: value for name, value in vars(split).items() if name not in (ACCOUNT, "histories")}
+    if split.histories is not None:
+        fields |= {**split.histories.facts, **split.histories.arrays()}
     scalars = {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
     digest = hashlib.sha256(json.dumps([scalars, settings], sort_keys=True).encode())
     for name, value in sorted(fields.items()):

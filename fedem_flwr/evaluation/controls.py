@@ -27,11 +27,11 @@ from fedem_flwr.evaluation.linear_controls import (
     order_refused,
 )
 from fedem_flwr.evaluation.plain_controls import drawn_ranks, ranks_of_counts
-from fedem_flwr.evaluation.ranking import PARTS, Part
+from fedem_flwr.evaluation.ranking import Part
 from fedem_flwr.protocol.split import IntArray, Split
 from fedem_flwr.randomness import keyed_uniform
 
-Control = Literal["random", "popularity", "item_knn", "ease", "ease_recent"]
+Control = Literal["random", "popularity", "popularity_recent", "item_knn", "ease", "ease_recent"]
 
 MOST_SCORES = 1 << 27  # random ones; beyond, their ranks are drawn
 DEFAULT_LIMITS = Limits()
@@ -44,7 +44,7 @@ def random_control(split: Split) -> Figures:
     if split.users * split.items > MOST_SCORES:
 
         def drawn(users: IntArray) -> Mapping[Part, Mapping[str, Tensor]]:
-            return {which: drawn_ranks(split, users, which) for which in PARTS}
+            return {which: drawn_ranks(split, users, which) for which in split.parts}
 
         return figures_of(split, drawn, "random", width=_NARROW)
     items = torch.arange(split.items)
@@ -55,12 +55,15 @@ def random_control(split: Split) -> Figures:
     return figures_of(split, ranked_by(split, score), "random")
 
 
-def popularity_control(split: Split) -> Figures:
-    """Score an item by the number of users who have it in training."""
-    counts = np.bincount(split.train_csr().indices, minlength=split.items)
+def popularity_control(split: Split, *, recent: bool = False) -> Figures:
+    """Score an item by the number of users who have it in training; or of late, where a split knows."""
+    if recent and split.histories is not None:
+        counts = np.asarray(split.histories.recent, np.int64)
+    else:
+        counts = np.bincount(split.train_csr().indices, minlength=split.items)
 
     def ranked(users: IntArray) -> Mapping[Part, Mapping[str, Tensor]]:
-        return {which: ranks_of_counts(split, users, counts, which) for which in PARTS}
+        return {which: ranks_of_counts(split, users, counts, which) for which in split.parts}
 
     return figures_of(split, ranked, "popularity", width=_NARROW)
 
@@ -71,10 +74,12 @@ def measure_controls(
     test_history: TestHistory = "training",
     sample: IntArray | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    choose: Split | None = None,
 ) -> Measured:
     """All controls of a split by name (`Control`).
 
     Args:
+        choose: what settings are chosen on; None: the split's own validation items.
         sample: codes of the users that item-kNN and EASE are measured on, who then say how many; None: all.
         limits: what either may take.
 
@@ -83,13 +88,15 @@ def measure_controls(
         ``{"skipped": why}`` for what would take too much, and for recency where order may not be used.
     """
     found: dict[str, Figures] = {"random": random_control(split), "popularity": popularity_control(split)}
+    if split.histories is not None:
+        found["popularity_recent"] = popularity_control(split, recent=True)
     skipped: dict[str, str | None] = {}
     if (why := limits.objection(knn_cost(split))) is None:
-        found["item_knn"] = item_knn_control(split, test_history, sample)
+        found["item_knn"] = item_knn_control(split, test_history, sample, choose)
     else:
         skipped["item_knn"] = why
     if (why := limits.objection(ease_cost(split, ease_lambda))) is None:
-        found |= ease_controls(split, ease_lambda, test_history, sample)
+        found |= ease_controls(split, ease_lambda, test_history, sample, choose)
         skipped["ease_recent"] = order_refused(split)
     else:
         skipped |= {"ease": why, "ease_recent": why}
@@ -112,9 +119,11 @@ def remembered_controls(
     test_history: TestHistory = "training",
     sample: IntArray | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    choose: Split | None = None,
 ) -> Measured:
     """`measure_controls`, remembered in ``directory`` under the content of the split and the settings."""
     settings = {"ease_lambda": ease_lambda, "test_history": test_history, "format": _FORMAT, **asdict(limits)}
     chosen = "" if sample is None else hashlib.sha256(np.asarray(sample, np.int64).tobytes()).hexdigest()
+    settings |= {} if choose is None else {"choose": split_hash(choose)}
     entry = directory / f"controls-{split_hash(split, **settings, sample=chosen)}.bin"
-    return remembered(entry, lambda: measure_controls(split, ease_lambda, test_history, sample, limits))
+    return remembered(entry, lambda: measure_controls(split, ease_lambda, test_history, sample, limits, choose))

@@ -13,8 +13,9 @@ from torch import Tensor
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.control_cache import UserMetrics
 from fedem_flwr.evaluation.linear import blocks
-from fedem_flwr.evaluation.ranking import PARTS, MetricSums, Part, held_out_ranks, user_terms
+from fedem_flwr.evaluation.ranking import MetricSums, Part, held_out_ranks, user_terms
 from fedem_flwr.evaluation.tuning import LISTS
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import IntArray, Split
 
 Ranked = Callable[[IntArray], Mapping[Part, Mapping[str, Tensor]]]  # (k,) users -> their ranks
@@ -35,7 +36,7 @@ def headline(protocol: str, full_means: Mapping[str, float], sampled_means: Mapp
     Returns:
         The headline's metrics by name, then ``"sampled99"`` and ``"full"`` with either set in whole.
     """
-    first = sampled_means if protocol == "paper" else full_means
+    first = sampled_means if rules_of(protocol).headline == "sampled99" else full_means
     return {**first, "sampled99": dict(sampled_means), "full": dict(full_means)}
 
 
@@ -52,23 +53,25 @@ def figures_of(
         width: numbers that a user takes; m where None.
 
     Returns:
-        The test figures in the form of `headline`, with those of the validation item as ``"validation"``; and the test
+        The test figures in the form of `headline`, with those of the validation item, if there are any, as
+        ``"validation"``; and the test
         metrics of each user by list and name, such as "full/ndcg@10", NaN for whoever was not looked at.
     """
-    everybody = np.arange(split.users, dtype=np.int64) if who is None else who
-    sums = {which: dict.fromkeys(LISTS, MetricSums.empty()) for which in PARTS}
+    everybody = split.everybody if who is None else who
+    sums = {which: dict.fromkeys(LISTS, MetricSums.empty()) for which in split.parts}
     terms: dict[str, NDArray[np.float32]] = {}
     parts = [everybody[block] for block in blocks(len(everybody), width or split.items)]
     for users, found in zip(parts, in_parallel(ranked, parts, _CPU, f"control {name}"), strict=True):
         for which, lists in found.items():
             for way, ranks in lists.items():
                 sums[which][way] += MetricSums.from_ranks(ranks)
-                for metric, values in user_terms(ranks).items() if which == "test" else ():
+                for metric, values in user_terms(ranks).items() if which == split.parts[-1] else ():
                     place = terms.setdefault(f"{way}/{metric}", np.full(split.users, np.nan, np.float32))
                     place[users] = values.numpy()
     forms = {which: headline(split.protocol, *(ways[way].means() for way in LISTS)) for which, ways in sums.items()}
     counted = {} if who is None else {"users": len(who)}
-    return {**forms["test"], **counted, "validation": forms["validation"]}, terms
+    validation = {"validation": forms["validation"]} if "validation" in forms else {}
+    return {**forms[split.parts[-1]], **counted, **validation}, terms
 
 
 def ranked_by(split: Split, score: Scorer, score_test: Scorer | None = None) -> Ranked:
@@ -76,6 +79,8 @@ def ranked_by(split: Split, score: Scorer, score_test: Scorer | None = None) -> 
 
     def ranked(users: IntArray) -> Mapping[Part, Mapping[str, Tensor]]:
         scores = score(users)  # (k, m)
+        if split.histories is not None:
+            return {part: held_out_ranks(split, users, scores, which=part) for part in split.parts}
         validation = held_out_ranks(split, users, scores, which="validation")
         last = scores if score_test is None else score_test(users)
         return {"validation": validation, "test": held_out_ranks(split, users, last, which="test")}

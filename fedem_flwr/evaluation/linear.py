@@ -52,9 +52,9 @@ class AgedItems:
 
     @classmethod
     def of(cls, split: Split, *, validation: bool = False) -> AgedItems:
-        """The training items and, if asked for, the validation item as the newest one."""
-        everyone = np.arange(split.users, dtype=np.int64)
-        user, item = np.repeat(everyone, np.diff(split.train_offsets)), np.asarray(split.train_items, np.int64)
+        """What users are scored from and, if asked for, the validation item as the newest one."""
+        everyone, (known, items) = np.arange(split.users, dtype=np.int64), split.known()
+        user, item = np.repeat(everyone, np.diff(known)), np.asarray(items, np.int64)
         if validation:
             user, item = np.append(user, everyone), np.append(item, split.validation)
             order = np.argsort(user, kind="stable")

@@ -24,6 +24,7 @@ from fedem_flwr.evaluation.tuning import (
     tuning_users,
     validation_gains,
 )
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import IntArray, Split
 
 TestHistory = Literal["training", "all"]
@@ -34,25 +35,34 @@ SHRINKAGES = (0.0, 10.0, 100.0)
 NEIGHBOURS = (10, 20, 50, 100, 200)
 
 
-def item_knn_control(split: Split, test_history: TestHistory = "training", sample: IntArray | None = None) -> Figures:
+def item_knn_control(
+    split: Split,
+    test_history: TestHistory = "training",
+    sample: IntArray | None = None,
+    choose: Split | None = None,
+) -> Figures:
     """Item-based nearest neighbours, their number and the shrinkage chosen on validation.
 
     Args:
         sample: codes of the users that it is measured on; None: all.
+        choose: what settings are chosen on; None: the split itself.
     """
-    histories, users, ages_alike = AgedItems.of(split), tuning_users(split), HALF_LIVES[:1]
-    neighbours = Neighbours.of(split.train_csr(), max(NEIGHBOURS), SHRINKAGES)
+    first = choose or split
+    histories, users, ages_alike = AgedItems.of(first), tuning_users(first), HALF_LIVES[:1]
+    neighbours = Neighbours.of(first.train_csr(), max(NEIGHBOURS), SHRINKAGES)
     grid = [(count, shrinkage) for shrinkage in SHRINKAGES for count in NEIGHBOURS]
 
     def gain(setting: tuple[int, float]) -> Gains:
         model, what = neighbours[setting[1]].model(setting[0]), "control item-kNN: trying settings"
-        return validation_gains(split, users, histories, model, ages_alike, what)[0]
+        return validation_gains(first, users, histories, model, ages_alike, what)[0]
 
     gains = searched(grid, gain, staged=sample is not None)
+    tested = neighbours if choose is None else Neighbours.of(split.train_csr(), max(NEIGHBOURS), SHRINKAGES)
+    known = histories if choose is None else AgedItems.of(split)
 
     def figures(setting: tuple[int, float]) -> Figures:
-        model = neighbours[setting[1]].model(setting[0])
-        return _linear_figures(split, model, "item-kNN", sample, histories, test_history)
+        model = tested[setting[1]].model(setting[0])
+        return _linear_figures(split, model, "item-kNN", sample, known, test_history)
 
     return _chosen(split, gains, figures, lambda setting: {"neighbours": setting[0], "shrinkage": setting[1]})
 
@@ -62,6 +72,7 @@ def ease_controls(
     ease_lambda: float | None = None,
     test_history: TestHistory = "training",
     sample: IntArray | None = None,
+    choose: Split | None = None,
 ) -> dict[str, Figures]:
     """EASE, λ chosen on validation; and with recency, λ and the half-life of a history's items chosen together.
 
@@ -70,6 +81,7 @@ def ease_controls(
         ease_lambda: λ, where it is not to be chosen.
         test_history: whether the test item is scored with the validation item in the history.
         sample: codes of the users that they are measured on; None: all.
+        choose: what settings are chosen on; None: the split itself.
 
     Returns:
         ``"ease"``, and ``"ease_recent"`` where the order of a history may be used (`order_refused`).
@@ -77,13 +89,16 @@ def ease_controls(
     Raises:
         InputError: λ is not positive, or too small for the arithmetic.
     """
-    ease, histories, users = Ease(split.train_csr()), AgedItems.of(split), tuning_users(split)
+    first = choose or split
+    ease, histories, users = Ease(first.train_csr()), AgedItems.of(first), tuning_users(first)
     half_lives = HALF_LIVES[:1] if order_refused(split) else HALF_LIVES
     gains: dict[tuple[float, float], Gains] = {}
     for ridge in RIDGES if ease_lambda is None else (ease_lambda,):
         what = f"control EASE: trying settings, λ {ridge:g}"
-        found = validation_gains(split, users, histories, ease.model(ridge), half_lives, what)
+        found = validation_gains(first, users, histories, ease.model(ridge), half_lives, what)
         gains |= {(ridge, half_life): gain for half_life, gain in zip(half_lives, found, strict=True)}
+    if choose is not None:
+        ease, histories = Ease(split.train_csr()), AgedItems.of(split)
     plain = {setting: gain for setting, gain in gains.items() if setting[1] == HALF_LIVES[0]}
 
     def figures(setting: tuple[float, float]) -> Figures:
@@ -108,7 +123,8 @@ def _linear_figures(
     test_history: TestHistory,
     half_life: float = HALF_LIVES[0],
 ) -> Figures:
-    longer = AgedItems.of(split, validation=True) if test_history == "all" else None
+    longs = test_history == "all" and split.histories is None
+    longer = AgedItems.of(split, validation=True) if longs else None
     ranked = ranked_by(
         split,
         lambda users: model(histories.rows(users, half_life)),
@@ -134,7 +150,8 @@ def _chosen(
         if name.startswith(f"{way}/")
     }
     result = headline(split.protocol, *(results[way][way] for way in LISTS))
-    result["validation"] = headline(split.protocol, *(results[way]["validation"][way] for way in LISTS))
+    if "validation" in split.parts:
+        result["validation"] = headline(split.protocol, *(results[way]["validation"][way] for way in LISTS))
     result |= {key: value for key, value in results[LISTS[0]].items() if key == "users"}
     result["settings"] = {way: dict(named(setting)) for way, setting in best.items()}
     return result, per_user
@@ -142,7 +159,7 @@ def _chosen(
 
 def order_refused(split: Split) -> str | None:
     """Why the order of a history may not be used, or None where it may."""
-    if split.protocol == "paper":
+    if not rules_of(split.protocol).distinct:
         return "the paper protocol's rows repeat, and stand in another order where a data set has no times"
     return None if split.has_times else "the data set has no times, so the order of its rows means nothing"
 

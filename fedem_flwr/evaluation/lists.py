@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.cohort import Scorer
-from fedem_flwr.evaluation.ranking import held_out_ranks, user_terms
-from fedem_flwr.protocol.split import IntArray, Split, user_rows
+from fedem_flwr.evaluation.ranking import held_out_ranks, targets_of, user_terms
+from fedem_flwr.evaluation.some import asked_only
+from fedem_flwr.protocol.split import IntArray, Split
 
 TOP = 10
 DECILES = 10
@@ -47,7 +48,8 @@ def served(split: Split, scorers: Iterable[Scorer]) -> Served:
     metrics = {name: np.full(split.users, np.nan, np.float32) for name in names}
     placed = {way: np.full(split.users, -1, np.int32) for way in ("full", "sampled99")}
     recommended = np.zeros(split.items, np.int64)
-    for scorer in scorers:
+    for whole in scorers:
+        scorer = asked_only(whole, split)
 
         def look(part: Tensor, scorer: Scorer = scorer) -> tuple[IntArray, dict[str, Tensor], Tensor]:
             users, scores = scorer.users[np.asarray(part.cpu())], scorer.scores(part, "test")[0].cpu()
@@ -64,14 +66,13 @@ def served(split: Split, scorers: Iterable[Scorer]) -> Served:
 
 
 def top_items(split: Split, users: IntArray, scores: Tensor) -> Tensor:
-    """(k, 10) the best items of users without their training and validation items, from (k, m) scores.
+    """(k, 10) the best items of users without what they have met, from (k, m) scores.
 
     Where fewer are left, or have a finite score, m stands for the others.
     """
-    rows, flat = user_rows(split.train_offsets, users)
+    _, rows, met = targets_of(split, users, "test")
     known = scores.masked_fill(~torch.isfinite(scores), -torch.inf)
-    known[torch.from_numpy(rows), torch.from_numpy(np.asarray(split.train_items[flat], np.int64))] = -torch.inf
-    known[torch.arange(len(users)), torch.from_numpy(np.asarray(split.validation[users], np.int64))] = -torch.inf
+    known[torch.from_numpy(rows), torch.from_numpy(np.asarray(met, np.int64))] = -torch.inf
     best = known.topk(min(TOP, split.items), dim=1)
     return best.indices.where(torch.isfinite(best.values), split.items)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedem_flwr.config import Config
+from fedem_flwr.evaluation.cohort import Sums
 from fedem_flwr.evaluation.sample import is_candidate, sample_size
 
 
@@ -23,6 +24,10 @@ class LooksAtRounds:
         Where clients keep nothing a round can come back, and the best one does; else only some rounds can be reported.
         """
         return not self.stateless and is_candidate(round_, self.config.run.rounds, self.config.evaluation.every)
+
+    def settled(self, round_: int, sums: Sums) -> Sums:
+        """A round's sums without those that are no metrics of it; asked before its uploads are combined."""
+        return sums
 
     @property
     def sampled(self) -> int:

@@ -25,6 +25,11 @@ PARTS: tuple[Part, ...] = ("validation", "test")
 # exact, so that merged sums do not depend on how users are spread over nodes.
 _QUANTA = 2.0**32
 
+NEW = -2
+"""In a rank's place: the target is an item that the model has never met."""
+UNSERVED = -3
+"""In a rank's place: nothing can be scored for this user."""
+
 
 @dataclass(frozen=True)
 class MetricSums:
@@ -47,7 +52,7 @@ class MetricSums:
 
     @classmethod
     def from_ranks(cls, ranks: Tensor) -> MetricSums:
-        """Sum the metrics of (k,) ranks from 1, where 0 is a miss.
+        """Sum the metrics of (k,) ranks from 1, where 0, `NEW` and `UNSERVED` are misses.
 
         HR@c = 1 and NDCG@c = 1 / log2(rank + 1) for ranks up to c, else 0; MRR = 1 / rank at any rank.
         """
@@ -65,7 +70,7 @@ class MetricSums:
             sums[f"hr@{cutoff}"] = total(torch.ones_like(rank), inside)
             sums[f"ndcg@{cutoff}"] = total(gain, inside)
         sums["mrr"] = total(1 / rank, found)
-        return cls(len(ranks), int((~found).sum()), sums)
+        return cls(len(ranks), int((ranks == 0).sum()), sums)
 
     def __add__(self, other: MetricSums) -> MetricSums:
         sums = {name: self.sums[name] + other.sums[name] for name in METRICS}
@@ -118,8 +123,9 @@ def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
 def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, Tensor]:
     """Rank each user's held-out item both ways.
 
-    The whole catalogue leaves out the user's training items and, for ``test``, the validation item, but never
-    the target itself, which under ``paper`` may also stand in the training rows.
+    The whole catalogue leaves out what the user is scored from and, for ``test``, the validation item, but never
+    the target itself, which under ``paper`` may also stand in the training rows. Where a split has histories, users
+    have one target, `NEW` stands for those that are new items, and `UNSERVED` where a user's scores are all NaN.
 
     Args:
         split: gives the targets, exclusions and negatives.
@@ -134,16 +140,31 @@ def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part
     def tensor(values: IntArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(scores.device)  # int32 in a loaded split
 
+    targets, rows, excluded = targets_of(split, users, which)
+    wanted = tensor(np.maximum(targets, 0))
+    full = full_ranks(scores, wanted, tensor(rows), tensor(excluded))
+    sampled = sampled_ranks(scores, wanted, tensor(split.negatives[split.rows(users)]))
+    if split.histories is None:
+        return {"full": full, "sampled99": sampled}
+    unserved, new = scores.isnan().all(1), tensor(targets) < 0
+    ranks = {"full": full, "sampled99": sampled}
+    return {way: found.masked_fill(unserved, UNSERVED).masked_fill(new, NEW) for way, found in ranks.items()}
+
+
+def targets_of(split: Split, users: IntArray, which: Part) -> tuple[IntArray, IntArray, IntArray]:
+    """What users (k,) are asked for, and what it is not ranked among.
+
+    Returns:
+        (k,) targets, `NEW_ITEM` where they are none of the catalogue's; (e,) rows and (e,) items left out of them.
+    """
     here = split.rows(users)
-    rows, flat = user_rows(split.train_offsets, here)
-    excluded = split.train_items[flat]
-    targets = split.validation[here]
-    if which == "test":
-        rows, excluded = np.append(rows, np.arange(len(users))), np.append(excluded, targets)
-        targets = split.test[here]
-    full = full_ranks(scores, tensor(targets), tensor(rows), tensor(excluded))
-    sampled = sampled_ranks(scores, tensor(targets), tensor(split.negatives[here]))
-    return {"full": full, "sampled99": sampled}
+    offsets, items = split.known()
+    rows, flat = user_rows(offsets, here)
+    excluded = items[flat]
+    targets = (split.validation if which == "validation" else split.test)[here]
+    if which == "test" and split.histories is None:
+        rows, excluded = np.append(rows, np.arange(len(users))), np.append(excluded, split.validation[here])
+    return targets, rows, excluded
 
 
 def evaluate_scores(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, MetricSums]:

@@ -9,12 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from fedem_flwr.config import Config
-from fedem_flwr.evaluation.cohort import Scorer
-from fedem_flwr.evaluation.ranking import Part
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import IntArray
 from fedem_flwr.randomness import keyed_permutation
 
@@ -28,7 +25,7 @@ def sample_size(config: Config, users: int) -> int:
     Under `paper` on all: its figures are there to be held against published ones, and it reports another round.
     """
     wanted = config.evaluation.sample_users
-    return wanted if wanted and users >= WORTH_IT * wanted and config.data.protocol == "strict" else 0
+    return wanted if wanted and users >= WORTH_IT * wanted and rules_of(config.data.protocol).sampled else 0
 
 
 def sampled_users(config: Config, users: int) -> IntArray | None:
@@ -46,28 +43,3 @@ def is_candidate(round_: int, rounds: int, every: int) -> bool:
         every: rounds between evaluations.
     """
     return round_ == rounds or round_ % (every * max(1, math.ceil(rounds / every / CANDIDATES))) == 0
-
-
-class OfSome:
-    """Some of a scorer's users, scored as it scores them.
-
-    Args:
-        who: (k',) their positions.
-    """
-
-    def __init__(self, scorer: Scorer, who: IntArray) -> None:
-        self._scorer, self._who = scorer, who
-        self.users, self.device, self.by_part = scorer.users, scorer.device, scorer.by_part
-
-    def counts(self) -> np.ndarray:
-        """(k,) training interactions of each user; also of those that are not scored."""
-        return self._scorer.counts()
-
-    def blocks(self) -> list[Tensor]:
-        """Positions of these users, in chunks no larger than the scorer's own."""
-        largest = max((len(block) for block in self._scorer.blocks()), default=1)
-        return list(torch.from_numpy(self._who).to(self.device).split(max(1, largest))) if len(self._who) else []
-
-    def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
-        """See `evaluation.cohort.Scorer`."""
-        return self._scorer.scores(who, part)

@@ -58,6 +58,21 @@ class Component(Protocol):
 
 
 @dataclass(frozen=True)
+class SameForAll:
+    """The same scores for everybody.
+
+    Attributes:
+        values: (m,), how popular items are, say.
+    """
+
+    values: Tensor
+
+    def scores(self, history: History, who: IntArray) -> tuple[Tensor, None]:
+        """(k', m)."""
+        return self.values.repeat(len(who), 1), None
+
+
+@dataclass(frozen=True)
 class HistoryScorer:
     """Scores users from their histories; nothing was kept of them.
 
@@ -68,12 +83,14 @@ class HistoryScorer:
         history: training items. device: where the components compute.
         components: with their weights.
         newest: (k,) validation items, where they count as history when the test item is scored; else None.
+        needs_history: whether who has none is not served: all scores are NaN.
     """
 
     history: History
     device: torch.device
     components: Sequence[tuple[float, Component]]
     newest: IntArray | None = None
+    needs_history: bool = False
 
     @property
     def users(self) -> np.ndarray:
@@ -96,6 +113,13 @@ class HistoryScorer:
 
     def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
         """(k', m), and the first component's ρ."""
+        found, rho = self._scores(who, part)
+        if self.needs_history:
+            none = torch.from_numpy(self.counts()[np.asarray(who.cpu())] == 0).to(found.device)
+            found = found.masked_fill(none.unsqueeze(1), torch.nan)
+        return found, rho
+
+    def _scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
         history, position = self._asked(part), np.asarray(who.cpu())
         weighted = [(weight, *component.scores(history, position)) for weight, component in self.components if weight]
         rho = weighted[0][2]

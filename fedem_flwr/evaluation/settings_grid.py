@@ -11,8 +11,8 @@ from torch import Tensor
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.cohort import Scorer, Sums
 from fedem_flwr.evaluation.ranking import evaluate_scores
-from fedem_flwr.evaluation.sample import OfSome
 from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.evaluation.some import OfSome, asked_only
 from fedem_flwr.evaluation.stages import around, coarse
 from fedem_flwr.protocol.split import IntArray
 from fedem_flwr.protocol.splits import Split
@@ -22,7 +22,9 @@ Settings = Mapping[str, float]
 
 
 def grid_sums(scorers: Mapping[int, Scorer], split: Split, prefix: str, who: IntArray | None = None) -> Sums:
-    """Sums of the validation NDCG@10 in the whole catalogue under each of several scorers of the same users.
+    """Sums of the validation NDCG@10 under each of several scorers of the same users.
+
+    In the whole catalogue; among 99 negatives under `paper`, whose figures are of these.
 
     Args:
         scorers: by the number of their settings in the grid.
@@ -32,7 +34,7 @@ def grid_sums(scorers: Mapping[int, Scorer], split: Split, prefix: str, who: Int
     totals: dict[int, float] = {}
     users = 0
     for done, (row, whole) in enumerate(scorers.items(), 1):
-        scorer = whole if who is None else OfSome(whole, who)
+        scorer = asked_only(whole, split) if who is None else OfSome(whole, who)
 
         def evaluate(part: Tensor, scorer: Scorer = scorer) -> float:
             return _validation(split, scorer.users[np.asarray(part.cpu())], scorer.scores(part, "validation")[0])
@@ -47,7 +49,7 @@ def mixture_sums(
     whole: HistoryScorer, weights: Mapping[int, Sequence[float]], split: Split, prefix: str, who: IntArray | None = None
 ) -> Sums:
     """The same for several weights (one a component) of one scorer, whose components are computed once."""
-    scorer = whole if who is None else OfSome(whole, who)
+    scorer = asked_only(whole, split) if who is None else OfSome(whole, who)
 
     def evaluate(part: Tensor) -> list[float]:
         users, found = whole.users[np.asarray(part.cpu())], whole.standardised(part, "validation")
@@ -62,7 +64,8 @@ def mixture_sums(
 
 
 def _validation(split: Split, users: np.ndarray, scores: Tensor) -> float:
-    return evaluate_scores(split, users, scores.cpu(), which="validation")["full"].sums[METRIC]
+    way = "sampled99" if split.protocol == "paper" else "full"
+    return evaluate_scores(split, users, scores.cpu(), which="validation")[way].sums[METRIC]
 
 
 def _named(prefix: str, totals: Mapping[int, float], users: int) -> Sums:

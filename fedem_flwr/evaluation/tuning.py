@@ -22,9 +22,12 @@ Setting = TypeVar("Setting", bound=Hashable)
 
 def tuning_users(split: Split) -> IntArray:
     """The users that settings are chosen on: all, or `TUNING_USERS` drawn by the split's seed, in ascending order."""
-    if split.users <= TUNING_USERS:
-        return np.arange(split.users, dtype=np.int64)
-    return np.sort(keyed_permutation(split.users, split.seed, "control/tuning").numpy()[:TUNING_USERS])
+    everybody = split.everybody
+    if len(everybody) <= TUNING_USERS:
+        return everybody
+    drawn = keyed_permutation(len(everybody), split.seed, "control/tuning").numpy()[:TUNING_USERS]
+    found: IntArray = everybody[np.sort(drawn)]
+    return found
 
 
 def validation_gains(

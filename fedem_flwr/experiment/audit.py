@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.controls import remembered_controls
 from fedem_flwr.evaluation.cost import Limits
@@ -78,8 +79,8 @@ class Audit:
         for done, name in enumerate(PROTOCOLS, 1):
             splits[name] = split_of(base.changed("data", protocol=name), interactions)
             tell("splitting, protocols", done, len(PROTOCOLS))
-        narrowest, unasked = min(splits.values(), key=lambda split: split.items), "dim" not in options.get("model", {})
-        configs = {key: adapted(config, narrowest, dim_is_preset=unasked) for key, config in configs.items()}
+        narrowest, asked = min(splits.values(), key=lambda split: split.items), frozenset(paths(options))
+        configs = {key: adapted(config, narrowest, asked) for key, config in configs.items()}
         for (_, protocol), config in configs.items():
             check_method(config, splits[protocol].items)
         return cls(base, splits, configs)

@@ -24,10 +24,11 @@ from fedem_flwr.evaluation.cohort import add_sums, evaluate_cohort, means_of, ne
 from fedem_flwr.evaluation.control_cache import Measured, UserMetrics, split_hash
 from fedem_flwr.evaluation.controls import remembered_controls
 from fedem_flwr.evaluation.cost import Limits
-from fedem_flwr.evaluation.sample import OfSome, sample_size, sampled_users
+from fedem_flwr.evaluation.sample import sample_size, sampled_users
 from fedem_flwr.evaluation.scorers import CohortScorer
+from fedem_flwr.evaluation.some import OfSome
 from fedem_flwr.files import private_folder, write_atomically
-from fedem_flwr.nodes.host import slice_histories
+from fedem_flwr.nodes.slices import slice_asked, slice_histories
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.selection import reported_line
 from fedem_flwr.runtime.inputs import adapted
@@ -41,22 +42,25 @@ def cache_folder(config: Config) -> Path:
     return Path(config.evaluation.cache_dir) if config.evaluation.cache_dir else cache_dir("controls")
 
 
-def controls_of(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
+def controls_of(
+    split: Split, config: Config, on_round: Callable[[int], None], choose: Split | None = None
+) -> dict[str, Any]:
     """Every control of a split by name, each computed once and then read from the cache.
 
     Args:
+        choose: what settings and rounds are chosen on, where that is another split.
         on_round: told how many rounds of local training are done, of the run's; not called on a cache hit.
 
     Returns:
         `evaluation.controls.Control` to the results of `measure_controls`; and ``local_only``, None where it was not
         asked for or the method's clients train nothing that could be trained alone.
     """
-    controls: dict[str, Any] = dict(_fitted(split, config).results)
+    controls: dict[str, Any] = dict(_fitted(split, config, choose).results)
     alone = config.evaluation.local_only and trains_alone(config)
-    controls["local_only"] = cached_local_only(split, config, cache_folder(config), on_round) if alone else None
+    controls["local_only"] = cached_local_only(split, config, cache_folder(config), on_round, choose) if alone else None
     before = config.run.rounds if alone else 0
     for preset in trained_configs(config):
-        other = adapted(preset, split, dim_is_preset=True)
+        other = adapted(preset, split, frozenset())
 
         def on_epoch(epoch: int, before: int = before) -> None:
             on_round(before + epoch)
@@ -91,23 +95,23 @@ def control_rounds(config: Config) -> int:
     return max(1, own + sum(other.run.rounds for other in trained_configs(config)))
 
 
-def per_user(split: Split, config: Config) -> dict[str, UserMetrics]:
+def per_user(split: Split, config: Config, choose: Split | None = None) -> dict[str, UserMetrics]:
     """Each fitted control's test metrics of every user, from the cache.
 
     Returns:
         Control to metric to (n,) float32, the metrics being hr@10 and ndcg@10 of both lists, as in ``"full/ndcg@10"``;
         empty where no controls were asked for. Skipped controls and ``local_only`` are not in it.
     """
-    return _fitted(split, config).per_user
+    return _fitted(split, config, choose).per_user
 
 
-def _fitted(split: Split, config: Config) -> Measured:
+def _fitted(split: Split, config: Config, choose: Split | None) -> Measured:
     settings = config.evaluation
     if not settings.controls:
         return Measured({}, {})
     sample, limits = sampled_users(config, split.users), Limits(settings.control_gb, settings.control_minutes)
     folder = cache_folder(config)
-    return remembered_controls(split, folder, settings.ease_lambda, settings.test_history, sample, limits)
+    return remembered_controls(split, folder, settings.ease_lambda, settings.test_history, sample, limits, choose)
 
 
 def trains_alone(config: Config) -> bool:
@@ -117,7 +121,9 @@ def trains_alone(config: Config) -> bool:
     return not getattr(find("strategies", config.method.strategy), "FEDERATED_ONLY", False)
 
 
-def cached_local_only(split: Split, config: Config, folder: Path, on_round: Callable[[int], None]) -> dict[str, Any]:
+def cached_local_only(
+    split: Split, config: Config, folder: Path, on_round: Callable[[int], None], choose: Split | None = None
+) -> dict[str, Any]:
     """`local_only`, remembered under the content of the split and the settings it depends on."""
     kind = type(method_of(config, split.items))
     method = [f"{kind.__module__}:{kind.__qualname__}", config.method.options.model_dump()]
@@ -128,9 +134,11 @@ def cached_local_only(split: Split, config: Config, folder: Path, on_round: Call
         "engine": config.run.engine,
     }
     what = {**settings, "method": method, "format": _FORMAT}
-    run = {"seed": config.run.seed, "rounds": config.run.rounds, **_of_sample(config, split)}
+    run: dict[str, Any] = {"seed": config.run.seed, "rounds": config.run.rounds, **_of_sample(config, split)}
+    if choose is not None:
+        run["choose"] = split_hash(choose)
     entry = folder / f"local-only-{split_hash(split, settings=json.dumps([what, run], sort_keys=True))}.json"
-    return _kept(entry, lambda: local_only(split, config, on_round))
+    return _kept(entry, lambda: local_only(split, config, on_round, choose))
 
 
 def cached_central(split: Split, config: Config, folder: Path, on_round: Callable[[int], None]) -> dict[str, Any]:
@@ -178,33 +186,47 @@ def _of_sample(config: Config, split: Split) -> dict[str, int]:
     return {"sample": size} if size else {}
 
 
-def local_only(split: Split, config: Config, on_round: Callable[[int], None]) -> dict[str, Any]:
+def local_only(
+    split: Split, config: Config, on_round: Callable[[int], None], choose: Split | None = None
+) -> dict[str, Any]:
     """Train every client alone with the method's own local settings, for as many rounds.
 
     Where rounds are evaluated on a sample of the users, only these are: nobody's training touches anybody else's.
+
+    Args:
+        choose: where the number of rounds is chosen, if not on the split itself; then as many are done on the split.
 
     Returns:
         Test figures of the round that the protocol reports (best validation NDCG@10; best test HR@10 under `paper`);
         with the number of ``"users"`` where that is a sample.
     """
+    best = reported_line(_alone(choose or split, config, config.run.rounds, on_round), split.protocol)
+    sample = sampled_users(config, split.users)
+    counted = {} if sample is None else {"users": len(sample)}
+    tested = best if choose is None else _alone(split, config, best["round"], lambda _: None)[-1]
+    return {"round": best["round"], **tested["test"], **counted, "validation": best["validation"]}
+
+
+def _alone(split: Split, config: Config, rounds: int, on_round: Callable[[int], None]) -> list[dict[str, Any]]:
+    """A line a round: each client has trained so far alone, on what it is scored from."""
     learner, device = Alone(method_of(config, split.items)), resolve_device(config.run.device)
     sample = sampled_users(config, split.users)
-    everybody = np.arange(split.users) if sample is None else sample
+    everybody = split.everybody if sample is None else sample
+    slices = slice_histories if split.histories is None else slice_asked
     parts = np.array_split(everybody, max(1, -(-len(everybody) // _together(learner, split.items, config))))
-    totals: list[dict[str, float]] = [{} for _ in range(config.run.rounds)]
+    totals: list[dict[str, float]] = [{} for _ in range(rounds)]
     for number, users in enumerate(parts):
         state = initial_state(learner.parts(), len(users), split.items, learner.seed, device)
-        cohort = Cohort(slice_histories(split, users, device), state, learner)
-        for round_ in range(1, config.run.rounds + 1):
-            cohort.train(cohort.everyone, {}, round_)
+        cohort = Cohort(slices(split, users, device), state, learner)
+        who = cohort.everyone[cohort.data.counts() > 0]
+        for round_ in range(1, rounds + 1):
+            if len(who):
+                cohort.train(who, {}, round_)
             add_sums(totals[round_ - 1], evaluate_cohort(CohortScorer(cohort, {}), split))
-            done, rest = divmod(number * config.run.rounds + round_, len(parts))
+            done, rest = divmod(number * rounds + round_, len(parts))
             if not rest:  # all parts together are the run's rounds
                 on_round(done)
-    lines = [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
-    best = reported_line(lines, split.protocol)
-    counted = {} if sample is None else {"users": len(sample)}
-    return {"round": best["round"], **best["test"], **counted, "validation": best["validation"]}
+    return [{"round": r, **nested(means_of(sums), split.protocol)} for r, sums in enumerate(totals, 1)]
 
 
 def _together(learner: Alone, items: int, config: Config) -> int:

@@ -23,14 +23,18 @@ from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.controls import control_rounds
 from fedem_flwr.experiment.finish import finish
+from fedem_flwr.experiment.outcome import Tested
 from fedem_flwr.experiment.plan import Experiment
 from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.experiment.second import second_of
+from fedem_flwr.experiment.tracking import tracked
 from fedem_flwr.files import remove_if_empty
 from fedem_flwr.locking import WAIT, Lock, lock_run
 from fedem_flwr.network import NETWORK_FOLDER
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, Federation
 from fedem_flwr.protocol.split import Split
+from fedem_flwr.protocol.temporal import SECOND
 from fedem_flwr.pulse import tell, watched_by
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.progress import RoundProgress
@@ -39,6 +43,7 @@ from fedem_flwr.report.run_path import new_run_path
 from fedem_flwr.report.steps import steps_shown
 from fedem_flwr.runtime.checkpoint import Checkpoints
 from fedem_flwr.runtime.inputs import adapted, split_into
+from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.prepared import PreparedRun, checkpointed
 
 AGAINST = "against"  # folder of a run that holds the runs beside it
@@ -88,12 +93,11 @@ def prepare(
         split: Split | Federation = known or _split(config, fresh, source, console)
         facts = split if isinstance(split, Split) else split.facts
         config, *adapted_others = (
-            adapted(each, facts, dim_is_preset=not given)
-            for each, given in zip((config, *others), asked.widths_given, strict=True)
+            adapted(each, facts, given) for each, given in zip((config, *others), asked.given, strict=True)
         )
         if overwrite:  # only now: the data are there, so the old run is replaced and not merely lost
             directory.create(overwrite=True)
-            for name in (SPLIT_FOLDER, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):
+            for name in (SPLIT_FOLDER, SECOND, AGAINST, FEDERATION_FOLDER, NETWORK_FOLDER):
                 shutil.rmtree(directory.path / name, ignore_errors=True)
         if known is None:
             fresh.rename(directory.path / SPLIT_FOLDER)
@@ -101,8 +105,11 @@ def prepare(
         places = [RunDirectory(directory.path / AGAINST / other.method.name).create() for other in adapted_others]
         locks = [held.enter_context(lock_run(place.path)) for place in places]
         made = zip(places, adapted_others, locks, strict=True)
+        for place in places if known is None else ():
+            shutil.copytree(directory.path / SPLIT_FOLDER, place.path / SPLIT_FOLDER)  # with all that lies in it
         prepared = tuple(
-            replace(PreparedRun.create(place, other, split, command), lock=one) for place, other, one in made
+            replace(PreparedRun.create(place, other, split, command, saved=known is None), lock=one)
+            for place, other, one in made
         )
         main = PreparedRun.create(directory, config, split, command, saved=known is None)  # last: all is there to go on
         return Runs(replace(main, lock=lock), prepared, held.pop_all())
@@ -119,7 +126,7 @@ def _claim(config: Config, out: Path | None, held: ExitStack, *, overwrite: bool
     lock = held.enter_context(lock_run(directory.path, f"{WAIT}, or choose another --out", "give another with --out"))
     held_run = directory.holds_run()
     directory.create(resume=overwrite)
-    for name in (SPLIT_FOLDER, AGAINST):
+    for name in (SPLIT_FOLDER, SECOND, AGAINST):
         if not held_run and (directory.path / name).exists():
             raise InputError(f"{directory.path / name} exists and is no run's: choose another --out, or move it")
     for other in beside_of(directory):
@@ -203,8 +210,32 @@ def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> Pa
     first, rounds = 1 if point is None else point.round + 1, config.run.rounds
     title = config.method.name
     shown = RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console)
-    with shown as progress, watched_by(None if quiet else progress.watch):
-        outcome = carry_out_rounds(run, lambda line: progress.update(line["round"], line), resume=resume)
-    with steps_shown(quiet=quiet, console=console):
-        total = control_rounds(config)
-        return finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total))
+    with tracked(run) as tracker:
+
+        def take(line: Line) -> None:
+            progress.update(line["round"], line)
+            tracker.line(line)
+
+        with shown as progress, watched_by(None if quiet else progress.watch):
+            outcome = carry_out_rounds(run, take, resume=resume)
+        tested = _test(run, console)
+        with steps_shown(quiet=quiet, console=console):
+            total = control_rounds(config)
+            report = finish(run, outcome, lambda round_: tell("controls that train: rounds", round_, total), tested)
+        tracker.done(directory)
+    return report
+
+
+def _test(run: PreparedRun, console: Console | None) -> Tested | None:
+    """The second training, where the protocol has one; it goes on where it was stopped."""
+    second = second_of(run)
+    if second is None:
+        return None
+    quiet, rounds, point = console is None, second.config.temporal.rounds, checkpointed(second.directory)
+    title, first = f"{run.config.method.name}, for the test", 1 if point is None else point.round + 1
+    with lock_run(second.directory.path) as lock:
+        shown = RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console)
+        with shown as progress, watched_by(None if quiet else progress.watch):
+            prepared = replace(second, lock=lock)
+            outcome = carry_out_rounds(prepared, lambda line: progress.update(line["round"], line), resume=True)
+    return Tested(prepared, outcome)

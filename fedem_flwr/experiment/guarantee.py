@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from fedem_flwr.config import Config
-from fedem_flwr.nodes.ledger import most
-from fedem_flwr.privacy.accounting import Spent, spent
+from fedem_flwr.config.ldp_section import LdpConfig
+from fedem_flwr.nodes.ledger import most, reached
+from fedem_flwr.privacy.accounting import Spent, allowed, spent
 from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.runtime.prepared import PreparedRun
 
@@ -30,8 +31,14 @@ def largest_share(facts: SplitFacts) -> float | None:
 
 def promised(run: PreparedRun) -> str:
     """What a run will cost its users at most, before it begins; empty without noise."""
-    found = spent(run.config, run.config.run.rounds, largest_share(run.facts))
-    return "" if found is None else f"{words(run.config, found)}, unless rounds are repeated. {MEANING}"
+    may, rounds = allowed(run.config.ldp), run.config.run.rounds
+    found = spent(run.config, rounds if may is None else min(rounds, may), largest_share(run.facts))
+    if found is None:
+        return ""
+    if may is None:
+        return f"{words(run.config, found)}, unless rounds are repeated. {MEANING}"
+    ends = f"of the {rounds:,} rounds, a user takes part in no more" if may < rounds else "enough for all rounds"
+    return f"{words(run.config, found)}; {_limit(run.config.ldp, may)}: {ends}. {MEANING}"
 
 
 def kept(run: PreparedRun) -> tuple[dict[str, Any] | None, str]:
@@ -43,8 +50,24 @@ def kept(run: PreparedRun) -> tuple[dict[str, Any] | None, str]:
     ldp = run.config.ldp
     unseen = " Rounds that were repeated are not counted: each node counts its own." if sent is None else ""
     numbers = {"noise": ldp.noise, "clip": ldp.clip, "multiplier": ldp.multiplier, **dataclasses.asdict(found)}
-    said = f"{words(run.config, found)}.{unseen} {MEANING}"
-    return {**numbers, "counted": sent is not None, "words": said}, said
+    capped, ended = _capped(run)
+    said = f"{words(run.config, found)}.{ended}{unseen} {MEANING}"
+    return {**numbers, **capped, "counted": sent is not None, "words": said}, said
+
+
+def _capped(run: PreparedRun) -> tuple[dict[str, Any], str]:
+    """What `ldp.epsilon_limit` came to: for summary.json, and in words; nothing without it."""
+    ldp = run.config.ldp
+    if (may := allowed(ldp)) is None:
+        return {}, ""
+    held, ended = sum(line.get("spent", 0) for line in run.directory.read_metrics()), reached(run.directory.path, may)
+    numbers = {"limit": ldp.epsilon_limit, "allowed": may, "held_back": held, "ended": ended[0] if ended else None}
+    who = f"{ended[0]:,} of {ended[1]:,} users have sent all of them" if ended else "nodes keep count"
+    return numbers, f" {_limit(ldp, may)}: {who}, and {held:,} further uploads were held back on their devices."
+
+
+def _limit(ldp: LdpConfig, may: int) -> str:
+    return f"ldp.epsilon_limit = {ldp.epsilon_limit:g} lets {may:,} uploads of a user go"
 
 
 def words(config: Config, found: Spent) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,36 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.cohort import means_of, nested
 from fedem_flwr.evaluation.sample import sample_size
 from fedem_flwr.experiment.back_end import back_end
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.account import DATA
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.report.selection import Selected, best_line, reported_key
+from fedem_flwr.report.selection import best_line, reported_key
 from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
 
 GROUPS = 5
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A second training, up to the second instant, and what is known of its model.
+
+    Attributes:
+        run: of the second training. outcome: of its rounds.
+    """
+
+    run: PreparedRun
+    outcome: Outcome
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Of the test, in the form of a metrics line's."""
+        figures: dict[str, Any] = self.run.directory.read_metrics()[-1]["test"]
+        return figures
+
+
 BYTES = ("bytes_up", "bytes_down", "node_bytes_up", "node_bytes_down")  # of a metrics line
 
 
@@ -33,11 +55,19 @@ def summarise(
     controls: dict[str, Any],
     comparison: dict[str, Any] | None,
     notes: list[str],
+    tested: Tested | None = None,
 ) -> dict[str, Any]:
-    """summary.json of a finished run."""
-    config, split = run.config, run.facts
-    rules: tuple[Selected, Selected] = ("best_validation", "best_test")
-    shown: dict[str, Line] = {rule: best_line(lines, rule) for rule in rules} | {"last": lines[-1]}
+    """summary.json of a finished run.
+
+    Args:
+        lines, outcome: of its rounds; where it was trained a second time, of the first training.
+        tested: what that second training gave.
+    """
+    config, split = run.config, run.facts if tested is None else tested.run.facts
+    shown: dict[str, Line] = {
+        rule: lines[-1] if rule == "last" else best_line(lines, rule) for rule in rules_of(split.protocol).rounds
+    }
+    test = {name: line["test"] if tested is None else tested.figures for name, line in shown.items()}
     warmed = [line["seconds"] for line in lines[1:]] or [line["seconds"] for line in lines]
     return {
         "dataset": split.dataset,
@@ -56,7 +86,7 @@ def summarise(
         "has_times": split.has_times,
         DATA: split.account.as_json() if isinstance(split, Split) and split.account is not None else None,
         "selected": reported_key(split.protocol),
-        "metrics": {name: {"round": line["round"], **line["test"]} for name, line in shown.items()},
+        "metrics": {name: {"round": line["round"], **test[name]} for name, line in shown.items()},
         "served_round": outcome.served_round or lines[-1]["round"],
         "controls": controls,
         "seconds_per_round": statistics.median(warmed),
@@ -115,7 +145,7 @@ def diagnose(run: PreparedRun, lines: list[Line], outcome: Outcome) -> dict[str,
         if means:
             users = outcome.final_sums[f"{prefix}users"]
             mean_interactions = outcome.final_sums[f"{prefix}interactions"] / users
-            test = nested(means, run.facts.protocol)["test"]
+            test = nested(means, run.facts.protocol)[run.config.parts[-1]]
             groups.append(
                 {"label": str(index + 1), "users": int(users), "mean_interactions": mean_interactions, **test}
             )

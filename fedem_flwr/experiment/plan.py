@@ -6,11 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.experiment.rounds import check_run
 from fedem_flwr.protocol.shards import Federation
 
-SHARED_SECTIONS = ("data", "run", "evaluation")  # of an experiment file, that hold for the runs beside it too
+SHARED_SECTIONS = (
+    "data",
+    "run",
+    "evaluation",
+    "temporal",
+    "tracking",
+)  # of an experiment file, that hold for the runs beside it too
 GRID = ("datasets", "protocols", "seeds")  # what makes it a grid of runs beside its methods
 
 
@@ -21,14 +28,14 @@ class Experiment:
     Attributes:
         config: of the run.
         others: of the runs beside it, on the same split.
-        widths_given: whether model.dim was asked for, of the run and of each beside it, so that it is not lowered where
-            there are few items.
+        given: dotted names of the settings that were asked for, of the run and of each beside it, which stay as they
+            are whatever the data are.
         federation: what is known of data that are on nodes elsewhere.
     """
 
     config: Config
     others: tuple[Config, ...]
-    widths_given: tuple[bool, ...]
+    given: tuple[frozenset[str], ...]
     federation: Federation | None = None
 
 
@@ -74,8 +81,8 @@ def plan(
     _check_names([other.method.name for other in others])
     for each in (config, *others):  # before anything is read or written
         check_run(each)
-    widths_given = tuple("dim" in merge_trees(each, options).get("model", {}) for each in (own, *beside))
-    return Experiment(config, tuple(others), widths_given, federation)
+    given = tuple(frozenset(paths(merge_trees(each, options))) for each in (own, *beside))
+    return Experiment(config, tuple(others), given, federation)
 
 
 def _variants(given: object, methods: Sequence[str], origin: str) -> Mapping[str | None, Tree]:

@@ -12,9 +12,13 @@ from fedem_flwr.config import Config
 from fedem_flwr.config.sections import NetworkConfig
 from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.bottleneck import Observer, check_bottleneck
 from fedem_flwr.experiment.controls import trained_configs
+from fedem_flwr.experiment.second import check_instants
+from fedem_flwr.experiment.tracking import check_tracking
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.privacy.accounting import allowed
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.inputs import check_method
 from fedem_flwr.runtime.lines import Line
@@ -27,11 +31,16 @@ def check_run(config: Config) -> None:
     """Find out before anything is read or written whether a run could be carried out.
 
     Raises:
-        InputError: no such device, strategy or client, options that do not fit, or a network that cannot be reached.
+        InputError: no such device, strategy or client, options that do not fit, a limit of ε that lets nothing go, or a
+            network that cannot be reached.
     """
     resolve_device(config.run.device)
     check_method(config)
+    allowed(config.ldp)
+    check_bottleneck(config)
     trained_configs(config)
+    check_instants(config)
+    check_tracking(config)
     if config.run.runtime == "network":
         from fedem_flwr.network.launch import check_network, check_privacy  # brings Flower's network clients
 
@@ -77,7 +86,9 @@ def _here(prepared: PreparedRun, server: Callable[[Grid], Outcome]) -> Outcome:
     device = resolve_device(run.device)
     run_dir = prepared.directory.path.resolve()
     if run.runtime == "inprocess":
-        host = NodeHost(run_dir, prepared.nodes, run.threads, resident=True)
+        looks = prepared.config.diagnostics.bottleneck
+        observe = Observer(run_dir, prepared.config, prepared.facts.users) if looks else None
+        host = NodeHost(run_dir, prepared.nodes, run.threads, resident=True, observe=observe)
         return run_inprocess(build_client_app(host), server, nodes=prepared.nodes, run_config={})
     from fedem_flwr.runtime.simulation import run_simulation_runtime  # Ray takes seconds to import
 

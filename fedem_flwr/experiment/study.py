@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
-from fedem_flwr.config.search import Range, space_of, tree_of
+from fedem_flwr.config.search import Range, paths, space_of, tree_of
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.evaluation.control_cache import split_hash
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
@@ -85,7 +85,8 @@ class Study:
         config = resolve({}, tree, "options")
         if config.data.protocol != "strict":
             raise InputError(
-                "data.protocol = 'paper': fedem tune measures under strict, as paper's figures are of a leak"
+                f"data.protocol = '{config.data.protocol}': fedem tune measures under strict; paper's figures are of a "
+                "leak, and a run under temporal trains twice"
             )
         if config.run.runtime != "inprocess" or config.network.superlink:
             raise InputError("fedem tune runs its trials in this process: leave --runtime and --superlink out")
@@ -95,7 +96,7 @@ class Study:
         question = {"settings": tree, "space": [asdict(each) for each in space]}
         with in_turn(folder / LOCK):
             split = _opened(folder, config, question)
-        config = adapted(config, split, dim_is_preset="dim" not in tree.get("model", {}))
+        config = adapted(config, split, frozenset(paths(tree)))
         check_method(config, split.items)
         return cls(folder, tree, config, space, split)
 
@@ -154,7 +155,7 @@ class Study:
     def measure(self, params: Mapping[str, float], on_line: Callable[[Line], None]) -> tuple[float, int]:
         """Validation NDCG@10 of the best round under these settings, and that round."""
         config = resolve({}, merge_trees(self.experiment(params), _QUICK), "a trial")
-        config = adapted(config, self.split, dim_is_preset="dim" not in self.tree.get("model", {}))
+        config = adapted(config, self.split, frozenset(paths(self.tree)))
         check_method(config, self.split.items)
         with tempfile.TemporaryDirectory(prefix=f".trial-{os.getpid()}-", dir=self.folder) as place:
             directory = RunDirectory(Path(place) / "run").create()

@@ -112,7 +112,7 @@ def prepare(
             loaded[place] = Split.load(place), content
         facts, content = loaded[place]
         try:
-            config = adapted(cell.config, facts, dim_is_preset=not cell.width_given)
+            config = adapted(cell.config, facts, cell.given)
         except InputError as error:
             left_out[cell.name] = str(error)
         else:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fedem_flwr.errors import FedemError
 from fedem_flwr.evaluation.significance import Difference, holm, paired_differences
 from fedem_flwr.leaderboard.gather import Row, Table
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.labels import CONTROL_LABELS, control_label
 from fedem_flwr.report.per_user import PerUser
 
@@ -69,7 +70,7 @@ def contrasts_of(table: Table, *, seed: int = 0) -> Contrasts:
     known = np.isfinite(means).all(axis=0)
     if not known.any():
         return Contrasts((), (*notes, "no user was scored in all runs"))
-    if not known.all():
+    if not known.all() and not rules_of(table.protocol).by_instant:  # where not everybody is asked
         notes.append(f"{int((~known).sum()):,} users were not scored in all runs, and are left out of the comparison")
     differences = paired_differences(means[:, known], seed=seed)
     adjusted = holm([each.p for each in differences])

@@ -12,6 +12,7 @@ from typing import Any
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.leaderboard.cells import read_record
 from fedem_flwr.leaderboard.grid import Name
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.labels import CENTRALISED, CONTROL_LABELS, control_label, sample_text
 from fedem_flwr.report.run_directory import METRICS, SUMMARY, Json, RunDirectory, number_at
 from fedem_flwr.report.tables import selected_key, text_at
@@ -79,7 +80,7 @@ class Record:
 
 def figure_of(record: Mapping[str, Any], way: str, metric: str, protocol: str) -> float | None:
     """A figure of a summary's section: the headline's list stands at its top, either may stand under its name."""
-    headline = "sampled99" if protocol == "paper" else "full"
+    headline = rules_of(protocol).headline
     under = number_at(record, way, metric)
     return number_at(record, metric) if under is None and way == headline else under
 
@@ -178,7 +179,7 @@ class Table:
     @property
     def headline(self) -> str:
         """The list that the protocol reports first."""
-        return "sampled99" if self.protocol == "paper" else "full"
+        return rules_of(self.protocol).headline
 
     @property
     def methods(self) -> list[Row]:
@@ -209,7 +210,7 @@ def _table(dataset: str, protocol: str, records: Sequence[Record]) -> Table:
     measured = {control for record in records for control in record.summary.get("controls", {})} - {"local_only"}
     shown = [*(key for key in CONTROL_LABELS if key in measured), *sorted(measured - CONTROL_LABELS.keys())]
     controls = [_control_row(control, one_a_seed) for control in shown]
-    headline = ("sampled99" if protocol == "paper" else "full"), "ndcg@10"
+    headline = rules_of(protocol).headline, "ndcg@10"
 
     def score(row: Row) -> float:
         spread = row.figures.get(headline)

@@ -34,12 +34,12 @@ class Cell:
     """One run of a grid, resolved and checked; nothing has been read or written yet.
 
     Attributes:
-        width_given: whether model.dim was asked for.
+        given: see `experiment.plan.Experiment`.
     """
 
     name: Name
     config: Config
-    width_given: bool
+    given: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def cells_of(tree: Tree, options: Tree, axes: Axes, *, origin: str) -> list[Cell
                 asked = plan(file, merge_trees(options, here), origin=origin)
                 found += [
                     Cell(Name(_label(dataset), protocol, config.method.name, seed), config, given)
-                    for config, given in zip((asked.config, *asked.others), asked.widths_given, strict=True)
+                    for config, given in zip((asked.config, *asked.others), asked.given, strict=True)
                 ]
     _refuse_collisions(found, origin)
     return found

@@ -35,6 +35,7 @@ _ASIDE = {
     "evaluation": {"cache_dir"},
     "method": {"title"},
     "network": None,
+    "tracking": None,
 }
 
 

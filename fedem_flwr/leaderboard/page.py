@@ -22,9 +22,12 @@ from fedem_flwr.errors import FedemError
 from fedem_flwr.leaderboard import pictures
 from fedem_flwr.leaderboard.contrasts import Contrasts
 from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.leaderboard.group_pictures import by_group
+from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
 from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, title_of
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.html import PAPER_WARNING, Picture
 from fedem_flwr.report.sections import percent
 from fedem_flwr.report.tables import ABSENT, bytes_text
@@ -97,6 +100,7 @@ def render(
         leak=PAPER_WARNING,
         contrast_heads=CONTRAST_HEADS,
         contrast_words=CONTRAST_WORDS,
+        group_words=GROUP_WORDS,
         command=command,
         version=__version__,
         sources="; ".join(sources) or "none of these methods and data sets.",
@@ -126,7 +130,7 @@ def _board(
         "dataset": table.dataset,
         "protocol": table.protocol,
         "title": title_of(table),
-        "leaks": table.protocol == "paper",
+        "leaks": rules_of(table.protocol).leaks,
         "headline": LIST_TITLES[table.headline],
         "heads": [{"text": text, "first": first} for text, first in _heads(table)],
         "rows": [
@@ -136,6 +140,7 @@ def _board(
         "contrasts": [
             {"cells": cells, "sure": each.sure} for each, cells in zip(found.found, contrast_cells(found), strict=True)
         ],
+        "groups": group_table(table),
         "notes": found.notes,
         "pictures": list(drawn.get(key_of(table), [])),
     }
@@ -144,7 +149,7 @@ def _board(
 def _heads(table: Table) -> list[tuple[str, str]]:
     """What the columns are called, and whether the first click sorts downwards."""
     figures = [(f"{metric.upper()} {LIST_TITLES[way]}", "1") for way, metric in SHOWN]
-    compared = [("published HR@10", "1"), ("published NDCG@10", "1")] if table.protocol == "paper" else []
+    compared = [("published HR@10", "1"), ("published NDCG@10", "1")] if rules_of(table.protocol).leaks else []
     costs = [("a round", "0"), ("up a user and round", "0"), ("down a user and round", "0"), ("peak memory", "0")]
     return [
         ("method", "0"),
@@ -169,7 +174,7 @@ def _cells(table: Table, row: Row, best: Mapping[tuple[str, str], float], folder
         PageCell(str(len(row.records)), len(row.records), links=() if row.is_control else links),
         PageCell(ABSENT) if row.is_control else PageCell("/".join(map(str, sorted(rounds))), max(rounds, default=0)),
         *(_figure(row.figures.get(path), best[path]) for path in SHOWN),
-        *(compared if table.protocol == "paper" else []),
+        *(compared if rules_of(table.protocol).leaks else []),
         _figure(row.alone.get((table.headline, "ndcg@10"))),
         _cost(row.costs.get("seconds_per_round"), lambda seconds: f"{seconds:.3g} s"),
         *(_cost(row.costs.get(name), bytes_text) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")),
@@ -209,9 +214,12 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
 
     for table in tables:
         key, where = key_of(table), f"{LIST_TITLES[table.headline]}, mean over seeds"
-        convergence = f"Test figures by round ({where}). Dotted: controls."
+        part = pictures.part_of(table)
+        convergence = f"{part.capitalize()} figures by round ({where}).{' Dotted: controls.' if part == 'test' else ''}"
         add(key, f"convergence-{key}.svg", "Convergence", convergence, partial(pictures.convergence, table))
         cost = f"NDCG@10 of the reported round ({where}); the line joins what nothing else beats in both."
+        groups = f"Test figures by group of users ({where}; bars: standard deviation)."
+        add(key, f"groups-{key}.svg", "Users by group", groups, partial(by_group, table))
         add(key, f"cost-{key}.svg", "Accuracy and cost", cost, partial(pictures.accuracy_and_cost, table))
     by_place = {(table.dataset, table.protocol): table for table in tables}
     for (dataset, protocol), strict in by_place.items():

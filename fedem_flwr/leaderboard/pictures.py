@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.leaderboard.gather import Row, Table
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.drawing import (
     BLUE,
     GREY,
@@ -32,18 +33,24 @@ if TYPE_CHECKING:
 _STYLES = ("-", "--", ":", "-.")  # one a round through the colours
 
 
+def part_of(table: Table) -> str:
+    """The held-out part that rounds have figures of: under `temporal` the test is of another training."""
+    return "validation" if rules_of(table.protocol).by_instant else "test"
+
+
 def convergence(table: Table) -> bytes:
     """Test figures of the headline by round, the mean over the seeds that have it; controls as levels."""
     drawn = False
     with panels(2) as (figure, axes):
         for axis, metric in zip(axes, ("hr@10", "ndcg@10"), strict=True):
             for number, (row, colour) in enumerate(zip(table.methods, cycle(RUN_COLOURS), strict=False)):
-                rounds, values = _mean_curve(row, metric)
+                rounds, values = _mean_curve(row, metric, part_of(table))
                 drawn = drawn or bool(rounds)
                 style = _STYLES[number // len(RUN_COLOURS) % len(_STYLES)]
                 axis.plot(rounds, values, style, color=colour, marker=marker_for(len(rounds)), ms=3, label=row.label)
-            axis.set(title=f"{metric.upper()} on the test set", xlabel="round", ylim=(0, None))
-            draw_controls(axis, _controls(table, metric), metric)
+            axis.set(title=f"{metric.upper()} on the {part_of(table)} set", xlabel="round", ylim=(0, None))
+            if part_of(table) == "test":
+                draw_controls(axis, _controls(table, metric), metric)
             axis.grid(axis="y")
             axis.locator_params(axis="x", integer=True)
         if not drawn:
@@ -52,14 +59,14 @@ def convergence(table: Table) -> bytes:
         return image_bytes(figure, "svg")
 
 
-def _mean_curve(row: Row, metric: str) -> tuple[list[int], list[float]]:
+def _mean_curve(row: Row, metric: str, part: str) -> tuple[list[int], list[float]]:
     found: dict[int, list[float]] = {}
     for record in row.records:
         try:
             lines = record.directory.read_metrics()
         except FedemError:  # taken away since, or damaged
             continue
-        for round_, value in zip(*series([{**line, **compared(line)} for line in lines], "test", metric), strict=True):
+        for round_, value in zip(*series([{**line, **compared(line)} for line in lines], part, metric), strict=True):
             found.setdefault(round_, []).append(value)
     rounds = sorted(found)
     return rounds, [statistics.mean(found[round_]) for round_ in rounds]

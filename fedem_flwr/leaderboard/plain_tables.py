@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from fedem_flwr.leaderboard.contrasts import Contrasts
 from fedem_flwr.leaderboard.gather import COSTS, LISTS, METRIC_NAMES, Row, Table
+from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.published import METRICS, published
 from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, seconds_text, size_text, spread_text, title_of
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.comparison import signed
 from fedem_flwr.report.tables import ABSENT
 from fedem_flwr.text import visible
@@ -30,7 +32,7 @@ def published_text(table: Table, row: Row) -> str:
 def cells_of(table: Table, row: Row) -> list[str]:
     """A row's cells, as `heads_of` names them."""
     alone = row.alone.get((table.headline, "ndcg@10"))
-    compared = [published_text(table, row)] if table.protocol == "paper" else []
+    compared = [published_text(table, row)] if rules_of(table.protocol).leaks else []
     costs = [seconds_text(row.costs.get("seconds_per_round"))]
     costs += [size_text(row.costs.get(name)) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")]
     rounds = sorted({int(record.summary.get("rounds", 0)) for record in row.records}) if not row.is_control else []
@@ -49,7 +51,7 @@ def cells_of(table: Table, row: Row) -> list[str]:
 def heads_of(table: Table) -> list[str]:
     """What the columns are called."""
     figures = [f"{metric.upper()}, {LIST_TITLES[way]}" for way, metric in SHOWN]
-    compared = ["published HR/NDCG@10"] if table.protocol == "paper" else []
+    compared = ["published HR/NDCG@10"] if rules_of(table.protocol).leaks else []
     alone = f"NDCG@10 alone, {LIST_TITLES[table.headline]}"
     return ["method", "seeds", "rounds", *figures, *compared, alone, "a round", "up", "down", "peak memory"]
 
@@ -60,6 +62,8 @@ def markdown(tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], rema
     for table in tables:
         texts.append(f"## {visible(title_of(table))}")
         texts.append(_markdown_table(heads_of(table), [cells_of(table, row) for row in table.rows]))
+        if groups := group_table(table):
+            texts += ["### Who was asked", GROUP_WORDS, _markdown_table(*groups)]
         found = contrasts[table.dataset, table.protocol]
         if found.found:
             texts.append(f"### Differences in NDCG@10, {LIST_TITLES[table.headline]}, user by user")

@@ -19,7 +19,9 @@ from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.evaluation.control_cache import split_hash
 from fedem_flwr.files import private_folder, write_atomically
 from fedem_flwr.leaderboard.keys import DATA_ROOMS, sources
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import Split
+from fedem_flwr.protocol.temporal import SECOND
 from fedem_flwr.runtime.inputs import split_into
 
 _CONTENT = "content.txt"  # beside a split's folder: the digest of what is in it
@@ -52,6 +54,8 @@ class Splits:
         except OSError as error:
             raise FedemError(f"cannot write {place}: {error.strerror}; free space, then say the same again") from error
         digest = split_hash(split)
+        if (second := place / SECOND).is_dir():
+            digest = hashlib.sha256((digest + split_hash(Split.load(second))).encode()).hexdigest()
         write_atomically(content, digest + "\n", private=True)  # last: now all is there
         return place, digest
 
@@ -60,6 +64,8 @@ class Splits:
         if config.data.dataset != SYNTHETIC:
             data.pop("synthetic")
         what = [data, config.run.seed, self._data(config), sources(DATA_ROOMS)]
+        if rules_of(config.data.protocol).by_instant:
+            what.append(config.temporal.model_dump(mode="json", include={"instants", "target"}))
         digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
         return f"{stem(Path(config.data.dataset))}-{config.data.protocol}-{config.run.seed}-{digest}"
 

@@ -6,11 +6,11 @@ from rich.table import Table as Shown
 from rich.text import Text
 
 from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.tables import ABSENT, bytes_text
 
 LIST_TITLES = {"full": "whole catalogue", "sampled99": "99 negatives"}
 SHOWN = tuple((way, metric) for way in ("full", "sampled99") for metric in ("hr@10", "ndcg@10"))
-RULES = {"strict": "best validation round", "paper": "best test round"}
 
 
 def spread_text(spread: Spread | None, digits: int = 4) -> str:
@@ -23,7 +23,7 @@ def spread_text(spread: Spread | None, digits: int = 4) -> str:
 
 def title_of(table: Table) -> str:
     """What stands above a table."""
-    return f"{table.dataset}, protocol '{table.protocol}', {RULES.get(table.protocol, 'reported round')}"
+    return f"{table.dataset}, protocol '{table.protocol}', {rules_of(table.protocol).reported}"
 
 
 def seconds_text(spread: Spread | None) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, State, Update
+from fedem_flwr.contract import Asked, Device, Gathered, Layers, Method, Part, Phase, State, Update
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.errors import InputError
@@ -82,6 +82,11 @@ class CoLR(Method):
         return [
             Update({"user": local.lr_user, "factor": local.lr_item * (self.rank / self.dim) ** 0.5}, "frequency-sgd")
         ]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        own = Layers("user", ("factor",), base="items", basis="basis", ridge=self.options.ridge)
+        return own if self.trains_as(CoLR) else None
 
     def sends(self) -> Sequence[str]:
         """W."""

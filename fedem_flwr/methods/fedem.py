@@ -6,33 +6,42 @@ uploader its own G_u; the others get nothing and train their own table on. Loss:
 
 Options that deviate from the paper, as the released program does: `aggregate.fraction` (a tenth uploads),
 `aggregate.weights = "released"` (the objective's quadratic term is not scaled by 1 + α), `aggregate.similarity =
-"pca"`, `aggregate.saturate`, `merge.schedule = "released"`; and beside both, `merge.gate_data = "heldout"`. With
-`merge.mode = "none"` nothing is sent down: every client trains alone.
+"pca"`, `aggregate.saturate`, `merge.schedule = "released"`; and beside both, `merge.gate_data = "heldout"`, and
+`aggregate.neighbours`, by which weights are near those of Eq. 13. With `merge.mode = "none"` nothing is sent down:
+every client trains alone. `first_merge`: see `FedEMOptions`.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from fedem_flwr.aggregation import aggregation_weights, average_weights, combine_tables, similarity
 from fedem_flwr.config import Config
-from fedem_flwr.contract import Gathered, Phase, State
+from fedem_flwr.config.section import Section
+from fedem_flwr.contract import Asked, Device, Phase, State
 from fedem_flwr.contract.factorisation import Factorisation
 from fedem_flwr.contract.merging import Merged
-from fedem_flwr.contract.training import LocalTraining
+from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.parts import Up
 from fedem_flwr.errors import InputError
+from fedem_flwr.methods.tasks.similar_tables import SimilarTables
 
-_SAMPLE = 60  # clients of the weight matrix that the report draws
+
+class FedEMOptions(Section):
+    """Of `FedEM`."""
+
+    first_merge: bool = Field(
+        False,
+        description="merge in round 1, too, where there is no G yet: with a second random table, the same for all "
+        "(the paper calls Q^g and Q^l random at t = 1)",
+    )
 
 
 class FedEM(Merged, Factorisation):
     """Similarity-weighted aggregation of one table a client."""
 
+    Options = FedEMOptions
     STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"
     UP: ClassVar[Up] = "each"
     MERGES_ALONE = True
@@ -46,6 +55,13 @@ class FedEM(Merged, Factorisation):
                 f"aggregate.weights = '{config.aggregate.weights}' with merge.mode = '{config.merge.mode}' makes one "
                 "table for all: use the method fedmf, or weights such as eq13"
             )
+        aggregate = config.aggregate
+        plain = (aggregate.weights, aggregate.similarity, aggregate.saturate) == ("eq13", "frobenius", None)
+        if aggregate.neighbours and not plain:
+            raise InputError(
+                f"aggregate.neighbours = {aggregate.neighbours} is for aggregate.weights = 'eq13' with similarity = "
+                "'frobenius' and no saturate: set it to 0, or these"
+            )
 
     @property
     def federated(self) -> bool:
@@ -56,46 +72,30 @@ class FedEM(Merged, Factorisation):
         """One."""
         return [Phase("train", self.config.run.rounds, SimilarTables(self))]
 
-    def weights(self, tables: Tensor, samples: np.ndarray) -> Tensor:
-        """(K, K) Eq. 13: weights of the uploaders over their tables (K, m, d), given their interactions (K,)."""
-        settings = self.config.aggregate
-        shares = torch.from_numpy(samples).double()
-        if settings.weights == "average":
-            return average_weights(shares / shares.sum(), len(tables))
-        if settings.weights == "rows":
-            raise AssertionError("refused when the method was made")
-        alike = similarity(tables, settings.similarity, pca_sign=settings.pca_sign, saturate=settings.saturate)
-        return aggregation_weights(settings.weights, shares, alike, settings.alpha)
+    def downloads(self, device: Device, asked: Asked) -> Downloads:
+        """Also the random table of round 1, where that is asked for; what only evaluates has no phase."""
+        found = super().downloads(device, asked)
+        if not (self.options.first_merge and self.federated and asked.round == 1 and asked.phase):
+            return found
+        second = self.parts()["items"].initial("first-merge", self.items, self.seed).to(asked.place)
+        return {**found, "items": Download.for_all(second, len(device.users))}
 
     def caveats(self) -> list[str]:
-        """What the server learns of single users."""
+        """What the server learns of single users, and what is not exact."""
         if not self.federated:
             return []
+        near = [
+            f"aggregate.neighbours = {self.config.aggregate.neighbours}: weights are near those of Eq. 13; how near at "
+            "most is logged each round, and in summary.json for the last (weights, bound)"
+        ]
         return [
             "The server sees a table of each user: a single upload shows which items that user has met, and the rows "
             "that a few of its uploads have in common do so, too. privacy.secret_draws does not hide it. Sums over "
-            "many users do (fedmf, fedials); secure aggregation is to come"
+            "many users do (fedmf, fedials); secure aggregation is to come",
+            *(near if self.config.aggregate.neighbours else []),
         ]
 
     def diagnostics(self, state: State) -> dict[str, object]:
-        """The last round's weights: each client's own, how many are not zero, and a sample of the matrix."""
-        if "weights-own" not in state:
-            return {}
-        return {"weights": {name: state[f"weights-{name}"].tolist() for name in ("own", "nonzero", "sample")}}
-
-
-class SimilarTables(LocalTraining):
-    """Local training, and G_u for every uploader."""
-
-    convex = True
-    method: FedEM
-
-    def fold(self, state: State, gathered: Gathered) -> State:
-        """Eq. 13."""
-        tables = gathered.each["items"]
-        if not len(tables):
-            return state
-        weights = self.method.weights(tables, gathered.samples[gathered.uploaders])
-        combined = combine_tables(weights, tables, self.method.config.aggregate.block_items)
-        shown = {"own": weights.diagonal(), "nonzero": (weights > 0).sum(1), "sample": weights[:_SAMPLE, :_SAMPLE]}
-        return {**state, "items": combined, **{f"weights-{name}": x.clone() for name, x in shown.items()}}
+        """The last round's weights: each client's own; how many are not zero, and a sample, or the bound of `Near`."""
+        shown = [name for name in ("own", "nonzero", "sample", "bound") if f"weights-{name}" in state]
+        return {"weights": {name: state[f"weights-{name}"].tolist() for name in shown}} if shown else {}

@@ -6,16 +6,16 @@ of one d × d matrix. Server: a Newton-like step in the eigenbasis of P. Down: t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fedem_flwr.aggregation.newton import Newton, newton_step
+from fedem_flwr.aggregation.newton import Newton, nearest_gram, newton_step
 from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Field, Gathered, Phase, State, Task, Tuning, Upload, Wanted, indexed
 from fedem_flwr.contract.fields import Named
-from fedem_flwr.contract.from_history import FromHistory
+from fedem_flwr.contract.from_history import FromHistory, history_scorer
 from fedem_flwr.contract.phases import Sender
 from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, TableSums, beyond_users, sums_of
 from fedem_flwr.evaluation.cohort import Sums
@@ -47,13 +47,8 @@ class Fedials(FromHistory):
         """The table, float64; c and P, means over rounds of sums scaled to all users; and the steps taken."""
         model = self.config.model
         table = initial_table(self.items, model.dim, model.init_std, self.seed).double()
-        gram = table.new_zeros((model.dim, model.dim))
-        return {
-            "table": table,
-            "counts": table.new_zeros(self.items),
-            "gram": gram,
-            "steps": torch.zeros(1, dtype=torch.int64),
-        }
+        counts, gram = table.new_zeros(self.items), table.new_zeros((model.dim, model.dim))
+        return {"table": table, "counts": counts, "gram": gram, "steps": torch.zeros(1, dtype=torch.int64)}
 
     def sends(self) -> Sequence[str]:
         """The table."""
@@ -72,7 +67,7 @@ class Fedials(FromHistory):
 
         def scorer(row: dict[str, float]) -> HistoryScorer:
             scores = FoldInScores(fold_in, Recency.of(row["half_life"], row["ridge"]))
-            return HistoryScorer(device.history, device.place, [(1.0, scores)], device.newest)
+            return history_scorer(device, [(1.0, scores)])
 
         return grid_sums({row: scorer(grid[row]) for row in wanted.rows}, split, "fold-in", wanted.who)
 
@@ -129,12 +124,25 @@ class TableStep(Task):
         method, sums = self.method, {name: arrays[name] for name in names}
         return "" if method.stages() else beyond_users(sums, sender.samples, method.items, method.objective)
 
+    def weighs(self) -> Mapping[str, float] | None:
+        """Rows as they are; a user's counts and its p pᵀ as `[ldp]` says."""
+        ldp = self.method.config.ldp
+        return {"rows": 1.0, "counts": ldp.count, "gram": ldp.gram}
+
+    def denoised(self, sums: Mapping[str, Tensor], users: int) -> Mapping[str, Tensor]:
+        """Noise makes counts that nobody can have, and a P that is no sum of p pᵀ: the nearest that there can be."""
+        return {**sums, "counts": sums["counts"].clamp(0, users), "gram": nearest_gram(sums["gram"])}
+
+    def newton(self, state: State, steps: int) -> Newton:
+        """The settings of a step."""
+        return self.method.newton(steps)
+
     def fold(self, state: State, gathered: Gathered) -> State:
         """A Newton-like step; with some of the users, a small one with running means of c and P."""
         if not gathered.trained:
             return state
         steps, scale = int(state["steps"]) + 1, gathered.users / gathered.trained
-        step, sums = self.method.newton(steps), {name: total * scale for name, total in gathered.sums.items()}
+        step, sums = self.newton(state, steps), {name: total * scale for name, total in gathered.sums.items()}
         everybody = gathered.trained == gathered.users
         counts = _remembered(state["counts"], sums["counts"], 1 / steps, everybody=everybody)
         gram = _remembered(state["gram"], sums["gram"], max(1 / steps, step.rate), everybody=everybody)

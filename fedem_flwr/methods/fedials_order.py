@@ -32,9 +32,11 @@ class FedialsOrder(Fedials):
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         self.order, rounds = config.order, config.run.rounds
-        self.map = OrderMap(items, self.order.map, self.order.map_ridge) if self.order.map else None
+        self.ordered = self.order.rounds > 0
+        wanted = self.order.map and self.ordered
+        self.map = OrderMap(items, self.order.map, self.order.map_ridge) if wanted else None
         before = self.table_rounds + (self.map is not None)
-        if self.table_rounds < 1 or before >= rounds:
+        if self.table_rounds < 1 or (self.ordered and before >= rounds):
             raise InputError(self._no_room(rounds, 1 + (self.map is not None)))
         self.first_step = before + 1  # round
         self.task = order_task(config)
@@ -65,8 +67,8 @@ class FedialsOrder(Fedials):
         """The table, the map, the encoder."""
         of_map = [Phase("map", 1, self.map)] if self.map else []
         steps = self.config.run.rounds - self.first_step + 1
-        encoder = Phase("encoder", steps, self.encoder, participants=self.order.participants)
-        return [Phase("table", self.table_rounds, LastTableStep(self)), *of_map, encoder]
+        encoder = [Phase("encoder", steps, self.encoder, participants=self.order.participants)] if self.ordered else []
+        return [Phase("table", self.table_rounds, LastTableStep(self)), *of_map, *encoder]
 
     def evaluates(self, round_: int) -> bool:
         """Also the finished table."""
@@ -74,11 +76,13 @@ class FedialsOrder(Fedials):
 
     def start(self) -> State:
         """Also the map, and the encoder with its moments."""
-        return {**super().start(), **self.encoder.start(), **(self.map.start() if self.map else {})}
+        encoder = self.encoder.start() if self.ordered else {}
+        return {**super().start(), **encoder, **(self.map.start() if self.map else {})}
 
     def sends(self) -> Sequence[str]:
         """Also the encoder and the map."""
-        return ["table", "rows", "weights", *(("map-items", "map-values") if self.map else ())]
+        of_map = ("map-items", "map-values") if self.map else ()
+        return ["table", *(("rows", "weights") if self.ordered else ()), *of_map]
 
     def scored_with(self, done: int) -> Sequence[str]:
         """Everything, once there is an encoder to train."""
@@ -122,7 +126,7 @@ class LastTableStep(TableStep):
     def fold(self, state: State, gathered: Gathered) -> State:
         """See `TableStep`."""
         new = super().fold(state, gathered)
-        last = gathered.round == self.method.table_rounds
+        last = self.method.ordered and gathered.round == self.method.table_rounds
         return {**new, **self.method.encoder.from_table(new["table"])} if last else new
 
 

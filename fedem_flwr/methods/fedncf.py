@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
+from fedem_flwr.contract import Layers, Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients, by_rows
 from fedem_flwr.errors import InputError
@@ -74,3 +74,8 @@ class FedNCF(Method):
         local = self.config.local
         rates = {"user": local.lr_user, "items": local.lr_item, "network": self.options.lr}
         return [Update(rates, pulls={"network": Pull(self.options.decay)})]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        own = Layers("network", ("items",), "user", self.options.hidden)
+        return own if self.trains_as(FedNCF) else None

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Method, Part, Pull, Update, weights_of
+from fedem_flwr.contract import Layers, Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
 from fedem_flwr.models.mf import loss_and_residual, scores
@@ -98,3 +98,8 @@ class FedRAP(Method):
         tables = options.lr_tables * shrunk
         rates = {"user": options.lr_user * shrunk, "own": tables, "shared": tables}
         return [Update(rates, "sgd", dict.fromkeys(rates, Pull(options.decay)), options.fading)]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        apart, sparse = (self.grown(round_) * x for x in (self.options.apart, self.options.sparse))
+        return Layers("user", ("own", "shared"), apart=apart, sparse=sparse) if self.trains_as(FedRAP) else None

@@ -20,7 +20,7 @@ from fedem_flwr.aggregation.combine import combine_tables
 from fedem_flwr.aggregation.similarity import cosines
 from fedem_flwr.config import Config
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Asked, Device, Gathered, Method, Part, Phase, Pull, State, Update, weights_of
+from fedem_flwr.contract import Asked, Device, Gathered, Layers, Method, Part, Phase, Pull, State, Update, weights_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.models.mf import initial_table
@@ -85,6 +85,11 @@ class GPFedRec(Method):
         rates = {"network": o.lr, "user": o.lr * (o.factor - 1), "items": o.lr * (o.factor * self.items - 1)}
         pull = Pull(2 * o.pull / (self.items * dim), "anchor")
         return [Update(rates, "sgd", {"items": pull})]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        own = Layers("network", ("items",), "user", self.options.hidden)
+        return own if self.trains_as(GPFedRec) else None
 
     def start(self) -> State:
         """The mean of all r, before there are any: what everybody starts from."""

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config.section import Search, Section
-from fedem_flwr.contract import Method, Part, Update, weights_of
+from fedem_flwr.contract import Layers, Method, Part, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients
 from fedem_flwr.models.mf import loss_and_residual
@@ -65,3 +65,7 @@ class PFedRec(Method):
         """The head, then the items."""
         rate = self.options.lr
         return [Update({"head": rate}, "sgd"), Update({"items": rate * self.options.factor * self.items}, "sgd")]
+
+    def products(self, round_: int) -> Layers | None:
+        """Itself, where no subclass trains otherwise."""
+        return Layers("head", ("items",)) if self.trains_as(PFedRec) else None

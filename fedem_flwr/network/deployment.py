@@ -38,7 +38,7 @@ from fedem_flwr.network.trust import Roster, write_private
 from fedem_flwr.protocol.files import replaced_folder
 from fedem_flwr.protocol.shards import FEDERATION_FOLDER, SHARDS_FOLDER, Federation, write_shards
 from fedem_flwr.report.progress import task_progress
-from fedem_flwr.runtime.inputs import split_into
+from fedem_flwr.runtime.inputs import check_shards, split_into
 
 _RECORD, _SUPERLINK = "deployment.json", "superlink"
 _REGISTER_SECONDS = 10.0
@@ -135,6 +135,7 @@ class Deployment:
         port = free_port(port, host)
         address = Address(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         config = resolve({}, options, "options")
+        check_shards(config)
         with lock_beside(folder), replaced_folder(folder) as work:
             if cls.open(folder) is not None:
                 raise InputError(f"{folder} has just been made by somebody else: start again to use it")

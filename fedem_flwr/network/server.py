@@ -113,7 +113,7 @@ def _serve(directory: RunDirectory, options: ServerOptions) -> Outcome:
 def for_nodes(config: Config) -> Config:
     """A run's configuration without where things are on the experimenter's machine."""
     elsewhere = config.changed("data", data_dir=None).changed("evaluation", cache_dir=None)
-    return elsewhere.changed("network", superlink="", certs=None)
+    return elsewhere.changed("network", superlink="", certs=None).changed("tracking", to="none", uri="")
 
 
 def outcome_path(directory: RunDirectory) -> Path:

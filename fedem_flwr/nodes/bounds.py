@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedem_flwr.config import Config
 from fedem_flwr.errors import InputError, suggest
 
+_UNLIMITED = ("gradients.clip", "ldp.clip", "ldp.epsilon_limit")  # whose lack is no limit at all
 _FORM = re.compile(r"([a-z_]+)\.([a-z_.]+)=([^.=]*(?:\.\d+)?)\.\.([^=]*)")
 
 
@@ -51,6 +52,8 @@ class Bound:
         value: object = config
         for name in self.setting.split("."):
             value = getattr(value, name, None)
+        if value is None and self.most < math.inf and self.setting in _UNLIMITED:
+            return f"no {self.setting}, where this node takes {self.words}"
         if isinstance(value, bool | int | float) and not self.least <= value <= self.most:
             return f"{self.setting} = {value}, where this node takes {self.words}"
         return ""

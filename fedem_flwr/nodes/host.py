@@ -8,7 +8,7 @@ the state is read from and written to disk in every round.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fedem_flwr.config import Config, load_resolved
-from fedem_flwr.contract import Device, Method
+from fedem_flwr.contract import Asked, Device, Method
 from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.engine.cohort import Cohort
@@ -27,13 +27,15 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import FedemError
 from fedem_flwr.nodes.answered import ANSWERED_FILE, Answered
-from fedem_flwr.nodes.ledger import LEDGER_FILE, count
+from fedem_flwr.nodes.ledger import LEDGER_FILE, Ledger
 from fedem_flwr.nodes.policy import NodePolicy, fixed_groups
 from fedem_flwr.nodes.sampling import part_of_sample
 from fedem_flwr.nodes.secret import SECRET_FILE, secret_of
+from fedem_flwr.nodes.slices import slice_histories, slice_history
 from fedem_flwr.nodes.state_store import DiskStateStore
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.shards import user_range
-from fedem_flwr.protocol.splits import Split, user_rows
+from fedem_flwr.protocol.splits import Split
 
 SPLIT_FOLDER = "split"
 STATE_FOLDER = "checkpoint/nodes"
@@ -73,6 +75,7 @@ class NodeHost:
         resident: keep cohorts in memory between rounds (one process hosts them all) instead of on disk.
         policy: what may go up; a simulation's unless it is said.
         trains: whether users train here; who only scores needs no secret of theirs.
+        observe: told by clients what they have received after a round; for diagnostics in one process.
     """
 
     run_dir: Path
@@ -81,6 +84,7 @@ class NodeHost:
     resident: bool = False
     policy: NodePolicy = field(default_factory=NodePolicy.simulation)
     trains: bool = True
+    observe: Callable[[Method, Device, Asked, int], None] | None = None
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
@@ -120,7 +124,8 @@ class NodeHost:
     def side(self, node: int, round_: int) -> Device:
         """The node's side of a run, as a method sees it, with its state as it was after `round_`."""
         split, users = self.split, self.users(node)
-        later = self.config.evaluation.test_history == "all"
+        apart = split.histories is not None
+        later = self.config.evaluation.test_history == "all" and not apart
         return Device(
             users,
             split.items,
@@ -132,6 +137,7 @@ class NodeHost:
             self.policy.smallest_sum,
             self.secret(node),
             partial(self.admits, node),
+            (lambda: self.scored(node)) if apart else None,
         )
 
     def data(self, node: int) -> TrainingItems:
@@ -149,9 +155,9 @@ class NodeHost:
         """Beside the node's state, so that a run that is resumed draws as before."""
         return self.state_dir / node_name(node) / SECRET_FILE
 
-    def count_released(self, node: int, who: np.ndarray) -> None:
-        """Write down, before it goes, one more noised upload of the users at positions `who`; see `nodes.ledger`."""
-        count(self.secret_file(node).with_name(LEDGER_FILE), len(self.users(node)), who)
+    def ledger(self, node: int) -> Ledger:
+        """What the node's users have sent; beside the secret, so that it counts on where a run is resumed."""
+        return Ledger(self.secret_file(node).with_name(LEDGER_FILE), len(self.users(node)), self.config.ldp)
 
     def interactions(self, node: int) -> np.ndarray:
         """(k,) how many training interactions each of the node's users has."""
@@ -208,11 +214,13 @@ class NodeHost:
 
     def history(self, node: int) -> History:
         """The same for clients that keep nothing: a view of the split, of which blocks are read when needed."""
-        users, split = self.users(node), self.split
-        rows = split.rows(users)
-        ends = split.train_offsets[rows[0] : rows[-1] + 2] if len(users) else np.zeros(1, np.int64)
-        history = History(users, split.items, np.asarray(ends) - ends[0], split.train_items[ends[0] : ends[-1]])
-        return history.distinct() if split.protocol == "paper" else history  # which keeps repeated pairs
+        split = self.split
+        history = slice_history(split, self.users(node), split.train_offsets, split.train_items)
+        return history if rules_of(split.protocol).distinct else history.distinct()  # which keeps repeated pairs
+
+    def scored(self, node: int) -> History:
+        """What the node's users are scored from."""
+        return slice_history(self.split, self.users(node), *self.split.known())
 
     def cohort(self, node: int, round_: int) -> Cohort:
         """The cohort as it was after `round_`; users that never trained start from the common initial values.
@@ -284,14 +292,3 @@ def node_name(node: int) -> str:
 
 def _range(users: np.ndarray | None) -> str:
     return "nobody" if users is None or not len(users) else f"{users[0]}–{users[-1]}"
-
-
-def slice_histories(split: Split, users: np.ndarray, device: torch.device) -> TrainingItems:
-    """The training items of some users, and what they may not draw as negatives; nothing else of the split is read."""
-    rows, positions = user_rows(split.train_offsets, split.rows(users))
-    ends = np.cumsum(np.bincount(rows, minlength=len(users)))
-    offsets = np.concatenate([[0], ends]).astype(np.int64)
-    items = np.asarray(split.train_items[positions], np.int64)
-    arrays = (users, offsets, items, *split.forbidden(users))
-    tensors = [as_tensor(array, device) for array in arrays]
-    return TrainingItems(tensors[0], split.items, *tensors[1:])

@@ -11,6 +11,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract.finding import uploads_single_users
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.nodes.bounds import DEFAULT, Bound
+from fedem_flwr.privacy.accounting import allowed
 
 SMALLEST_SUM = 2  # of a networked node that was not told otherwise
 _FLAG = "--allow-individual-uploads"
@@ -111,7 +112,7 @@ class NodePolicy:
         """Find out whether this node takes part in a run; asked when it is introduced, and at every start.
 
         Raises:
-            FedemError: it does not, with the reason in a line.
+            FedemError: it does not, with the reason in a line; or what `ldp.epsilon_limit` allows is not known here.
         """
         name = config.method.name
         if not self.single_users and uploads_single_users(config):
@@ -129,6 +130,7 @@ class NodePolicy:
             raise FedemError(
                 f"the run has ldp.noise = 'none': this node bounds {of[0]}, and so takes part with noise only"
             )
+        allowed(config.ldp)
         for bound in self.bounds:
             if objection := bound.objection(config):
                 raise FedemError(f"the run has {objection}")

@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from fedem_flwr.config import Config
+from fedem_flwr.config.ldp_section import LdpConfig
 from fedem_flwr.engine.clipping import sensitivity
 from fedem_flwr.errors import InputError
 
+MOST = 1 << 30
+"""Uploads of a user, beyond which a limit is none."""
 _ORDERS = np.concatenate([1 + np.geomspace(1e-3, 1, 300), np.linspace(2.1, 64, 400), np.geomspace(65, 1e6, 200)])
 
 
@@ -55,33 +60,79 @@ def spent(config: Config, releases: int, share: float | None = None) -> Spent | 
     ldp = config.ldp
     if ldp.noise == "none":
         return None
-    ratio = ldp.multiplier / sensitivity(ldp.order, told=ldp.quantile is not None)  # noise a unit of sensitivity
-    if ldp.noise == "gaussian":
-        return Spent(releases, gaussian(ratio, 1, ldp.delta), gaussian(ratio, releases, ldp.delta), ldp.delta)
     paper = None
-    if config.gradients.clip and ldp.clip and share is not None:
+    if ldp.noise == "laplace" and config.gradients.clip and ldp.clip and share is not None:
         paper = 2 * share * config.local.lr_item * config.gradients.clip / (ldp.multiplier * ldp.clip)
-    pure, composed = 1 / ratio, laplace(ratio, releases, ldp.delta)
-    exact = composed > 0.99 * releases * pure  # then the sum of the rounds' is as good, and holds without δ
-    return Spent(releases, pure, releases * pure if exact else composed, 0.0 if exact else ldp.delta, paper)
+    return Spent(releases, composed(ldp, 1)[0], *composed(ldp, releases), paper)
 
 
-def gaussian(ratio: float, releases: int, delta: float) -> float:
-    """ε of so many uploads with Gaussian noise of `ratio` times the l2 sensitivity."""
-    if not releases:
-        return 0.0
-    rdp = _accountant().compute_rdp(q=1.0, noise_multiplier=ratio, steps=releases, orders=_ORDERS)
-    return _converted(np.asarray(rdp), delta)
+@dataclass(frozen=True)
+class Mechanism:
+    """Noise on an upload.
+
+    Attributes:
+        noise: its kind. ratio: its scale, for a unit of sensitivity in the kind's norm.
+    """
+
+    noise: str
+    ratio: float
+
+    @classmethod
+    def of(cls, ldp: LdpConfig) -> Mechanism:
+        """That of a run."""
+        return cls(ldp.noise, ldp.multiplier / sensitivity(ldp.order, told=ldp.quantile is not None))
 
 
-def laplace(ratio: float, releases: int, delta: float) -> float:
-    """ε of so many uploads with Laplace's noise of `ratio` times the l1 sensitivity (Mironov 2017, Proposition 6)."""
-    if not releases:
-        return 0.0
-    a, shift = _ORDERS, 1 / ratio
+def composed(ldp: LdpConfig, releases: int) -> tuple[float, float]:
+    """ε of so many uploads of one user with a run's noise, and its δ; 0 where ε holds without exception."""
+    return composed_of({Mechanism.of(ldp): releases}, ldp.delta)
+
+
+def composed_of(uploads: Mapping[Mechanism, int], delta: float) -> tuple[float, float]:
+    """The same of uploads with different noise, of several runs."""
+    made = {one: count for one, count in uploads.items() if count}
+    if not made:
+        return 0.0, delta
+    rdp = np.sum([count * _rdp(one) for one, count in made.items()], axis=0)
+    found = _converted(rdp, delta)
+    pure = sum(count / one.ratio if one.noise == "laplace" else math.inf for one, count in made.items())
+    exact = found > 0.99 * pure  # then the sum of the rounds' is as good, and holds without δ
+    return (pure, 0.0) if exact else (found, delta)
+
+
+@lru_cache(maxsize=16)
+def allowed(ldp: LdpConfig) -> int | None:
+    """The most uploads of one user whose composed ε is not above `ldp.epsilon_limit`; None: there is no limit.
+
+    Raises:
+        InputError: not one is, or the accountant is not installed.
+    """
+    limit = ldp.epsilon_limit
+    if limit is None or ldp.noise == "none":
+        return None
+    if (one := composed(ldp, 1)[0]) > limit:
+        raise InputError(
+            f"ldp.epsilon_limit = {limit:g} is below the ε of one upload, {one:.4g}: nobody could send any; raise it, "
+            "or ldp.multiplier"
+        )
+    least, most = 1, 2
+    while most < MOST and composed(ldp, most)[0] <= limit:
+        least, most = most, 2 * most
+    while most - least > 1:  # `least` is within the limit, `most` is not
+        middle = (least + most) // 2
+        least, most = (middle, most) if composed(ldp, middle)[0] <= limit else (least, middle)
+    return least
+
+
+@lru_cache(maxsize=64)
+def _rdp(one: Mechanism) -> np.ndarray:
+    """Rényi divergences of one upload by order; of Laplace's noise by Proposition 6 of Mironov 2017."""
+    if one.noise == "gaussian":
+        return np.asarray(_accountant().compute_rdp(q=1.0, noise_multiplier=one.ratio, steps=1, orders=_ORDERS))
+    a, shift = _ORDERS, 1 / one.ratio
     towards = np.log(a / (2 * a - 1)) + (a - 1) * shift
     away = np.log((a - 1) / (2 * a - 1)) - a * shift
-    return _converted(releases * np.logaddexp(towards, away) / (a - 1), delta)
+    return np.asarray(np.logaddexp(towards, away) / (a - 1))
 
 
 def _converted(rdp: np.ndarray, delta: float) -> float:

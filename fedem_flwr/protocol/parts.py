@@ -17,6 +17,7 @@ from fedem_flwr.protocol.account import CHANCE_AT, Account
 from fedem_flwr.protocol.negatives import negative_blocks
 from fedem_flwr.protocol.numbering import Numbering
 from fedem_flwr.protocol.order import Draw, chronological, tie_bits
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import EVALUATION_NEGATIVES, IntArray, Protocol, offsets_of
 from fedem_flwr.randomness import label_bits
 
@@ -53,6 +54,7 @@ class Parts:
             raise InputError(f"unknown protocol '{self.protocol}'{suggest(str(self.protocol), get_args(Protocol))}")
         if self.min_interactions < MIN_ROWS:
             raise InputError(f"min_interactions is {self.min_interactions}: a split needs >= {MIN_ROWS} rows a user")
+        self.rules = rules_of(self.protocol)
         self.numbering = Numbering.of(self.source.items, self.keep_items)
         self.tally = dict.fromkeys(
             ("rows", "below_rating", "repeats", "of_few", "few", "tied_test", "tied_validation"), 0
@@ -67,19 +69,20 @@ class Parts:
         done = 0
         for block in self.source.blocks():
             self.has_times = block.time is not None
-            rows = self._kept_rows(block)
+            rows = self.kept_rows(block)
             if len(rows):
                 append(self._divide(block, rows))
             done += block.users
             progress(done // 2, self.source.users)
         name = self.source.name
         if not self.users:
-            raise self._nobody()
+            raise self.nobody()
         if self.numbering.count < 2:
             raise InputError(f"'{name}' has fewer than 2 items after the filter; use a larger data set")
         return self
 
-    def _nobody(self) -> InputError:
+    def nobody(self) -> InputError:
+        """That no user is left, and why."""
         return InputError(f"no user has >= {self.min_interactions} rows in '{self.source.name}'{self._why_nobody()}")
 
     def _why_nobody(self) -> str:
@@ -96,14 +99,14 @@ class Parts:
         remedy = f"lower it (--set data.min_interactions={self.most})" if self.most >= MIN_ROWS else "a split needs 3"
         return f"; {'; '.join([*lost, f'the most that one has is {self.most}'])}: {remedy}"
 
-    def _kept_rows(self, block: Interactions) -> IntArray:
-        """Row numbers that pass the rating, repetition (``strict``) and minimum-count filters.
+    def kept_rows(self, block: Interactions) -> IntArray:
+        """Row numbers that pass the rating, repetition (not ``paper``) and minimum-count filters.
 
-        Under ``strict`` in each user's order, the users by code; under ``paper`` in file order.
+        In each user's order, the users by code; under ``paper`` in file order.
         """
         rows = self._positive(block)
         positive = len(rows)
-        if self.protocol == "strict":
+        if self.rules.distinct:
             user = _in_any_order(block.user, rows)  # which is the file's yet
             time = None if block.time is None else _in_any_order(block.time, rows)
             rows = rows[chronological(user, block.users, time, self._draw(block, rows))]
@@ -144,17 +147,17 @@ class Parts:
         met = np.zeros(self.source.items, bool)
         sizes: list[IntArray] = []
         for block in self.source.blocks():
-            rows = self._kept_rows(block)
+            rows = self.kept_rows(block)
             counts = np.bincount(_in_any_order(block.user, rows), minlength=1)
             sizes.append(counts[counts > 0])
             met[_in_any_order(block.item, rows)] = True
-            if self.protocol == "strict" and block.time is not None and len(rows):
-                self._note_times(block.time[rows], np.cumsum(sizes[-1]))  # the rows are by user already
+            if self.rules.distinct and block.time is not None and len(rows):
+                self.note_times(block.time[rows], np.cumsum(sizes[-1]))  # the rows are by user already
         size = np.concatenate(sizes)
         if not len(size):
-            raise self._nobody()
+            raise self.nobody()
         items = int(met.sum())
-        if self.protocol == "strict":  # each item once, so that the rows of a user are its items
+        if self.rules.distinct:  # each item once, so that the rows of a user are its items
             self.note_unseen(np.minimum(items - size, EVALUATION_NEGATIVES))
         self.kept = int(size.sum())
         return {"users": len(size), "items": items, "interactions": self.kept}
@@ -185,7 +188,7 @@ class Parts:
         number = np.zeros(block.users, np.int64)
         number[kept_users] = np.arange(len(kept_users))
         user = number[block.user[rows]]
-        if self.protocol == "paper":
+        if not self.rules.distinct:
             key = self.numbering.codes[block.item[rows]] if block.time is None else block.time[rows]
             rows = rows[chronological(user, len(kept_users), key, None)]
         elif (user[1:] < user[:-1]).any():
@@ -194,7 +197,7 @@ class Parts:
         ends = np.cumsum(counts)
         item = self.numbering.codes[block.item[rows]]
         if block.time is not None:
-            self._note_times(block.time[rows], ends)
+            self.note_times(block.time[rows], ends)
         held_out = np.zeros(len(item), bool)
         held_out[ends - 1] = held_out[ends - 2] = True
         self.counts.append(counts - 2)
@@ -205,7 +208,8 @@ class Parts:
         self.kept += len(item)
         return item[~held_out]
 
-    def _note_times(self, time: NDArray[Any], ends: IntArray) -> None:
+    def note_times(self, time: NDArray[Any], ends: IntArray) -> None:
+        """Take down when rows are of, and which held-out ones have their time in common with others."""
         self.times += [float(time.min()), float(time.max())]
         tied = time[ends - 1] == time[ends - 2]
         self.tally["tied_test"] += int(tied.sum())

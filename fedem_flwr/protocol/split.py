@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from fedem_flwr.errors import InputError
 from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.files import SETTINGS_FILE, replaced_folder, stored_type, write_settings
+from fedem_flwr.protocol.histories import NOT_ASKED, Histories
+from fedem_flwr.protocol.rules import Protocol, rules_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-Protocol = Literal["paper", "strict"]
+__all__ = ["Protocol", "Split", "SplitFacts"]
 IntArray = NDArray[np.int64]
 
 EVALUATION_NEGATIVES: Final = 99
@@ -26,6 +28,7 @@ NARROW: Final = ("train_items", "negatives")
 _ARRAYS: Final = ("train_offsets", "train_items", "validation", "test", "negatives", "user_ids", "item_ids")
 SPLIT_SETTINGS: Final = ("dataset", "protocol", "seed", "has_times", "users", "items", "interactions")
 ACCOUNT: Final = "account"
+_ASKED: Final = "asked"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,17 +52,18 @@ class SplitFacts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split(SplitFacts):
-    """One leave-one-out split, or a part of its users; user and item codes are dense, numbered by first appearance.
+    """One split, or a part of its users; user and item codes are dense, numbered by first appearance.
 
     Arrays with a row a user hold the users `first`, `first` + 1, ...: all n of a whole split. `rows` gives the places.
 
     Attributes:
         first: the code of the first user that is here.
         train_offsets, train_items: CSR (n + 1,), (nnz,), oldest first; ``paper`` keeps duplicate rows.
-        validation, test: (n,) the held-out item of each user.
+        validation, test: (n,) the held-out item of each user; with `histories`, also `NEW_ITEM` and `NOT_ASKED`.
         negatives: (n, 99) distinct items the user never met, padded with -1 where fewer are left.
         user_ids, item_ids: (n,) and (m,) original labels.
         account: what became of the data set's rows; None in a part, and in splits of earlier versions.
+        histories: what users are scored from, under ``temporal``; else None: their training items.
 
     What is on disk holds ``train_items`` and ``negatives`` as int32, and so does a split that was loaded.
     """
@@ -73,6 +77,37 @@ class Split(SplitFacts):
     user_ids: NDArray[Any]
     item_ids: NDArray[Any]
     account: Account | None = None
+    histories: Histories | None = None
+
+    @property
+    def parts(self) -> tuple[Literal["validation", "test"], ...]:
+        """The held-out parts that there are."""
+        return ("validation", "test") if self.histories is None else (self.histories.part,)
+
+    def asked(self, users: IntArray) -> IntArray | None:
+        """Positions of those of some users who have a target; None: all have."""
+        if self.histories is None:
+            return None
+        targets = self.validation if self.histories.part == "validation" else self.test
+        found: IntArray = np.flatnonzero(np.asarray(targets)[self.rows(users)] != NOT_ASKED)
+        return found
+
+    @property
+    def everybody(self) -> IntArray:
+        """Codes of the users here who have a target."""
+        asked = self.asked(self.codes)
+        return self.codes if asked is None else self.codes[asked]
+
+    def trained_on(self, users: IntArray) -> IntArray:
+        """(k,) training rows of some users."""
+        here = self.rows(users)
+        return np.asarray(self.train_offsets[here + 1]) - np.asarray(self.train_offsets[here])
+
+    def known(self) -> tuple[IntArray, IntArray]:
+        """CSR of what the users here are scored from, oldest first."""
+        if self.histories is not None:
+            return self.histories.offsets, self.histories.items
+        return self.train_offsets, self.train_items
 
     @property
     def codes(self) -> IntArray:
@@ -97,6 +132,7 @@ class Split(SplitFacts):
             negatives=self.negatives[here],
             user_ids=self.user_ids[here],
             account=None,
+            histories=None if self.histories is None else self.histories.rows(here.start, here.stop),
         )
 
     def train_csr(self) -> csr_matrix:
@@ -112,14 +148,14 @@ class Split(SplitFacts):
 
         CSR (k + 1,), (e,), sorted, unique inside a user.
 
-        ``strict``: the user's training items. ``paper``: the user's items of all parts, which is the leak of
-        that protocol: beyond the training items, only the held-out ones are never trained as negatives.
+        The user's training items. ``paper``: the user's items of all parts, which is the leak of that protocol: beyond
+        the training items, only the held-out ones are never trained as negatives.
         """
         users = self.codes if users is None else users
         rows = self.rows(users)
         user, positions = user_rows(self.train_offsets, rows)
         item = self.train_items[positions]
-        if self.protocol == "paper":
+        if rules_of(self.protocol).leaks:
             user = np.concatenate([user, np.arange(len(users)), np.arange(len(users))])
             item = np.concatenate([item, self.validation[rows], self.test[rows]])
         return sorted_unique_csr(user, item, len(users), self.items)
@@ -128,12 +164,13 @@ class Split(SplitFacts):
         """Write ``<array>.npy`` files and ``split.json``; a reader sees the whole split or none of it."""
         small = stored_type(self.items)
         with replaced_folder(directory) as new:
-            for name in _ARRAYS:
-                values = getattr(self, name)
-                values = values.astype(small, copy=False) if name in NARROW else values
-                np.save(new / f"{name}.npy", values, allow_pickle=False)
+            more = {} if self.histories is None else self.histories.arrays()
+            for name, values in ({name: getattr(self, name) for name in _ARRAYS} | more).items():
+                stored = values.astype(small, copy=False) if name in NARROW else values
+                np.save(new / f"{name}.npy", stored, allow_pickle=False)
             settings = {name: getattr(self, name) for name in SPLIT_SETTINGS}
             settings |= {"first": self.first} if self.first else {}
+            settings |= {} if self.histories is None else {_ASKED: self.histories.facts}
             settings |= {} if self.account is None else {ACCOUNT: self.account.as_json()}
             write_settings(new, settings)
 
@@ -150,7 +187,9 @@ class Split(SplitFacts):
             arrays = {name: np.load(directory / f"{name}.npy", mmap_mode=mode, allow_pickle=False) for name in _ARRAYS}
             facts = {name: settings[name] for name in SPLIT_SETTINGS}
             account = Account.of_json(settings[ACCOUNT]) if settings.get(ACCOUNT) else None
-            split = cls(**facts, first=settings.get("first", 0), account=account, **arrays)
+            asked = Histories.load(directory, settings[_ASKED], mode) if _ASKED in settings else None
+            first = settings.get("first", 0)
+            split = cls(**facts, first=first, account=account, histories=asked, **arrays)
             agree = split._sizes_agree()
         except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
             raise InputError(f"damaged split in {directory}: {error}; delete it and make it again") from error
@@ -171,7 +210,9 @@ class Split(SplitFacts):
         counts = (self.users, self.items, self.interactions, self.seed)
         facts = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
         facts = facts and isinstance(self.dataset, str) and self.protocol in get_args(Protocol)
-        codes = [(self.train_items, 0), (self.validation, 0), (self.test, 0)] + [(self.negatives, -1)] * negatives
+        least, asked = 0 if self.histories is None else NOT_ASKED, self.histories
+        codes = [(self.train_items, 0), (self.validation, least), (self.test, least)]
+        codes += [(self.negatives, -1)] * negatives + ([] if asked is None else [(asked.items, 0)])
         named = all(ids.dtype.kind == "U" for ids in (self.user_ids, self.item_ids))
         if not (facts and named and _ascends(self.train_offsets) and all(_within(*code, self.items) for code in codes)):
             raise InputError(f"damaged split in {place}: it holds what no data set has; delete it and make it again")
@@ -186,6 +227,7 @@ class Split(SplitFacts):
             and self.validation.shape == self.test.shape == self.user_ids.shape == (here,)
             and self.negatives.shape == (here, EVALUATION_NEGATIVES)
             and self.item_ids.shape == (self.items,)
+            and (self.histories is None or self.histories.agree(here, self.items))
         )
 
 

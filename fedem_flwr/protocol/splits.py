@@ -20,6 +20,7 @@ from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.files import appended, replaced_folder, stored_type, write_settings
 from fedem_flwr.protocol.negatives import draw_negatives
 from fedem_flwr.protocol.parts import MIN_ROWS, Parts, Progress
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import (
     ACCOUNT,
     EVALUATION_NEGATIVES,
@@ -113,7 +114,7 @@ def account_of(
         InputError: as for `make_split`.
     """
     parts = Parts(source, protocol, seed, min_interactions, min_rating=min_rating)
-    return parts.survey(), parts.account() if protocol == "strict" else None
+    return parts.survey(), parts.account() if rules_of(protocol).distinct else None
 
 
 def _silent(done: int, total: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from fedem_flwr.data.times import unit_of
 from fedem_flwr.protocol.account import CHANCE_AT, Account
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import EVALUATION_NEGATIVES
 from fedem_flwr.report.sections import percent
 
@@ -57,7 +58,7 @@ def ties_text(account: Account, protocol: str, users: int) -> str:
         return ""
     how = (
         "drawn among their items of the same time"
-        if protocol == "strict"
+        if rules_of(protocol).distinct
         else "decided by the order of the file's rows"
     )
     test, validation = (

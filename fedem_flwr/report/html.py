@@ -18,10 +18,14 @@ from typing import TypeVar
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import quoted, write_atomically
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report import plots
 from fedem_flwr.report.account import recorded_rows
+from fedem_flwr.report.bottleneck_plot import CAPTION, bottleneck
 from fedem_flwr.report.comparison import comparison_of, signed
+from fedem_flwr.report.groups import GROUP_HEADS, asked_text, column_labels, group_cells
 from fedem_flwr.report.run_directory import CONFIG, Json, RunDirectory, number_at
+from fedem_flwr.report.search import picture, search_text
 from fedem_flwr.report.sections import guarantee_rows, lists_text, tunings_of
 from fedem_flwr.report.selection import partial_text
 from fedem_flwr.report.tables import (
@@ -110,14 +114,16 @@ def _picture(title: str, caption: str, draw: Callable[[], bytes]) -> Picture:
 
 
 def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
-    controls = run.summary.get("controls")
+    controls, of_first = run.summary.get("controls"), _by_instant(run.summary)
+    shown = controls if isinstance(controls, Mapping) and not of_first else {}
+    levels = "" if of_first else " Dot: the reported round. Dotted levels: controls on the test set of the same split."
     curves = [_curve(each, with_name=bool(others)) for each in (run, *others)]
     pictures = [
         _picture(
             "Convergence",
-            f"Loss and headline metrics ({headline_text(run.summary)}) by round. Dot: the reported round. "
-            "Dotted levels: controls on the test set of the same split.",
-            partial(plots.convergence, curves, controls if isinstance(controls, Mapping) else {}),
+            f"Loss and headline metrics ({headline_text(run.summary)}) by round{' of the first training' * of_first}."
+            + levels,
+            partial(plots.convergence, curves, shown),
         ),
         _picture(
             "Elastic merging: ρ",
@@ -135,6 +141,12 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
             partial(plots.sparsity_groups, run.diagnostics.get("groups")),
         ),
     ]
+    if run.diagnostics.get("bottleneck"):
+        draw = partial(bottleneck, run.diagnostics["bottleneck"])
+        pictures.append(_picture("The aggregation bottleneck", CAPTION, draw))
+    if run.diagnostics.get("search"):
+        caption = f"Tables with several settings, trained side by side and compared. {search_text(run.summary)}"
+        pictures.append(_picture("The search for settings", caption, partial(picture, run.diagnostics)))
     if run.diagnostics.get("lists"):
         caption = "The items of all users' top 10, and of their training data, by how many users trained on them. "
         draw = partial(plots.popularity_histogram, run.diagnostics["lists"])
@@ -183,10 +195,19 @@ def _facts(summary: Json, metrics: Sequence[Json]) -> list[tuple[str, str]]:
 
 def _notes(run: _Run) -> list[str]:
     """Return what a reader must know: the leak, the run's warnings, what is missing, its notes."""
-    leak = [PAPER_WARNING] if run.summary.get("protocol") == "paper" else []
+    leak = [PAPER_WARNING] if _leaks(run.summary) else []
     own = [*_texts(run.summary, "warnings"), *_texts(run.summary, "notes")]
-    fewer = [partial_text(run.metrics, number_at(run.summary, "users"))]
+    asked = None if _by_instant(run.summary) else number_at(run.summary, "users")  # there not everybody is asked
+    fewer = [partial_text(run.metrics, asked)]
     return leak + own + [note for note in fewer if note] + [f"Missing here: {gap}" for gap in run.gaps]
+
+
+def _by_instant(summary: Json) -> bool:
+    return rules_of(text_at(summary, "protocol")).by_instant
+
+
+def _leaks(summary: Json) -> bool:
+    return rules_of(text_at(summary, "protocol")).leaks
 
 
 def _texts(summary: Json, key: str) -> list[str]:
@@ -206,7 +227,7 @@ def _verdict_marks(summary: Json) -> list[tuple[str, str, str]]:
     """Return the two answers as (question, answer, class of the badge)."""
     said = verdict(summary)
     # Under 'paper' a win proves nothing, so it gets no green.
-    good = "unknown" if summary.get("protocol") == "paper" else "good"
+    good = "unknown" if _leaks(summary) else "good"
     words = {True: ("yes", good), False: ("no", "bad"), None: ("not measured", "unknown")}
     pairs = (("beats popularity", said.beats_popularity), ("beats local-only", said.beats_local_only))
     return [(question, *words[answer]) for question, answer in pairs]
@@ -229,11 +250,14 @@ def render_report(run_dir: Path, against: Sequence[Path] = ()) -> str:
         title=title_text(run.summary) if run.summary else f"{run.directory.path.name} (unfinished)",
         verdict=verdict(run.summary).sentence if run.summary else "This run has not finished: there is no result yet.",
         marks=_verdict_marks(run.summary) if run.summary else [],
-        alarming=run.summary.get("protocol") == "paper" or bool(_texts(run.summary, "warnings")),
+        alarming=_leaks(run.summary) or bool(_texts(run.summary, "warnings")),
         notes=_notes(run),
         headline=headline_text(run.summary),
         rows=result_rows(run.summary, [other.summary for other in others]) if run.summary else [],
         comparison=comparison_of(run.summary),
+        asked=asked_text(run.summary),
+        group_heads=[*GROUP_HEADS, text_at(run.summary, "method"), *column_labels(run.summary)],
+        groups=group_cells(run.summary),
         tunings=tunings_of(run.diagnostics),
         figure_text=figure_text,
         signed=signed,

@@ -10,6 +10,7 @@ from fedem_flwr.text import visible
 CONTROL_LABELS = {
     "random": "random",
     "popularity": "popularity",
+    "popularity_recent": "popularity of late",
     "item_knn": "item-kNN",
     "ease": "EASE",
     "ease_recent": "EASE-recent",

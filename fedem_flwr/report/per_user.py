@@ -35,7 +35,8 @@ class PerUser:
         split: digest of the split's content. people: digest of the users' ids, in their order.
         round: whose model was looked at.
         ranks: list (``full``, ``sampled99``) to (n,) int32 rank of the target from 1; 0 where its score was not finite,
-            -1 where nobody scored the user.
+            -1 where nobody scored
+            the user; and as of `ranking.NEW`, `ranking.UNSERVED`.
         controls: control to metric, such as ``full/ndcg@10``, to (n,) float32.
     """
 
@@ -49,7 +50,7 @@ class PerUser:
         """(n,) ``hr@10`` or ``ndcg@10`` in a list; NaN where nobody scored the user."""
         ranks = self.ranks[way]
         found: NDArray[np.float32] = user_terms(torch.from_numpy(np.maximum(ranks, 0).astype(np.int64)))[name].numpy()
-        return np.where(ranks < 0, np.float32(np.nan), found)
+        return np.where(ranks == -1, np.float32(np.nan), found)
 
     def save(self, directory: Path) -> None:
         """Write it, for nobody else's eyes.

@@ -12,7 +12,7 @@ from fedem_flwr.report.labels import setting_text, settings_text
 from fedem_flwr.report.run_directory import number_at
 from fedem_flwr.report.tables import ABSENT
 
-_GRIDS = ("tuning", "mixing")  # of the fold-in, and of what is added to its scores
+_GRIDS = ("search", "tuning", "mixing")  # of tables, of the fold-in, and of what is added to its scores
 _HEADS = {"ndcg@10": "NDCG@10", "hr@10": "HR@10"}
 
 
@@ -43,7 +43,12 @@ def guarantee_rows(summary: Mapping[str, object]) -> list[tuple[str, str]]:
         ("ε of one upload", f"{each:.4g}"),
         (f"ε of a user's {releases:,.0f} uploads", f"{composed:.4g}" + (f" (δ = {delta:g})" if delta else "")),
     ]
-    return rows if paper is None else [*rows, ("the paper's S / δ, a round", f"{paper:.3g}")]
+    rows += [] if paper is None else [("the paper's S / δ, a round", f"{paper:.3g}")]
+    limit, may, held, ended = (number_at(section, name) for name in ("limit", "allowed", "held_back", "ended"))
+    if limit is None or may is None or held is None:
+        return rows
+    who = "" if ended is None else f"; {ended:,.0f} users have sent all of them"
+    return [*rows, ("limit of ε", f"{limit:g}: {may:,.0f} uploads of a user{who}; {held:,.0f} were held back")]
 
 
 def percent(share: float) -> str:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from fedem_flwr.errors import FedemError
+from fedem_flwr.protocol.rules import Selected, rules_of
 from fedem_flwr.report.run_directory import Json, number_at
 
-Selected = Literal["best_validation", "best_test"]
 _CHOSEN_BY = {"best_validation": ("validation", "ndcg@10"), "best_test": ("test", "hr@10")}
 
 
 def reported_key(protocol: str) -> Selected:
     """The rule of a protocol: `paper` reports the round that is best on the test set, as the literature does."""
-    return "best_test" if protocol == "paper" else "best_validation"
+    return rules_of(protocol).selected
 
 
 def best_line(lines: Sequence[Json], rule: Selected) -> Json:

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
+from fedem_flwr.protocol.rules import RULES, rules_of
 from fedem_flwr.report.comparison import comparison_text
+from fedem_flwr.report.groups import asked_text, groups_text
 from fedem_flwr.report.labels import CENTRALISED, control_rows
 from fedem_flwr.report.run_directory import Json, number_at
 from fedem_flwr.report.selection import reported_key
 from fedem_flwr.text import visible
 
 ABSENT = "–"
-HEADLINES = {"strict": "whole catalogue", "paper": "99 negatives"}
+_HEADLINES = {"full": "whole catalogue", "sampled99": "99 negatives"}
 COLUMNS = (("hr@10",), ("ndcg@10",), ("sampled99", "hr@10"), ("sampled99", "ndcg@10"))
 _ROUNDS = {"best_validation": "best validation", "best_test": "best test", "last": "last"}
 
@@ -93,7 +95,8 @@ def selected_key(summary: Mapping[str, object]) -> str:
 
 def headline_text(summary: Mapping[str, object]) -> str:
     """Return what the headline metrics rank the target in: the whole catalogue or 99 negatives."""
-    return HEADLINES.get(text_at(summary, "protocol"), "headline")
+    known = RULES.get(text_at(summary, "protocol"))
+    return _HEADLINES[known.headline] if known else "headline"
 
 
 def _figures(record: object) -> tuple[float | None, ...]:
@@ -118,8 +121,9 @@ def result_rows(summary: Mapping[str, object], against: Sequence[Mapping[str, ob
         selected_key(summary),
     )
     method = method_text(summary)
+    rounds = rules_of(text_at(summary, "protocol")).rounds
     found: list[tuple[str, bool, bool, object, str]] = [
-        (f"{method}, {words}", False, key == selected, metrics.get(key), "") for key, words in _ROUNDS.items()
+        (f"{method}, {_ROUNDS[key]}", False, key == selected, metrics.get(key), "") for key in rounds
     ]
     for other in against:
         key = selected_key(other)
@@ -178,7 +182,7 @@ def result_table(summary: Mapping[str, object], against: Sequence[Mapping[str, o
     that survive a log file without colours).
     """
     rows = result_rows(summary, against)
-    below = [verdict(summary).sentence, comparison_text(summary)]
+    below = [verdict(summary).sentence, comparison_text(summary), asked_text(summary), *groups_text(summary)]
     below += [f"{row.label}: {row.settings}" for row in rows if row.settings]  # too long for a cell
     below += [text_at(_section(each, "ldp"), "words", "") for each in (summary, *against)]
     below += ["> reported round   * best of the reported round and the controls"]

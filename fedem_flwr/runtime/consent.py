@@ -1,9 +1,10 @@
 """Whose configuration a run's directory holds: what one of a stranger may not do before somebody says that it may.
 
 A directory may come from anybody. Its arrays and figures are data, which cannot do anything. Its configuration can: a
-dotted path names code that is imported, `evaluation.cache_dir` a folder that is written to, and a networked run starts
-processes with files of the directory, or shows keys to a SuperLink. So a configuration that does such things is sealed
-when it is written, with a key of the account's, and one without that seal asks for `--trust`.
+dotted path names code that is imported, `evaluation.cache_dir` a folder that is written to, `tracking.uri` a server
+that is told of the run, and a networked run starts processes with files of the directory, or shows keys to a SuperLink.
+So a configuration that does such things is sealed when it is written, with a key of the account's, and one without that
+seal asks for `--trust`.
 
     $XDG_STATE_HOME/fedem-flwr/runs.key, by default below ~/.local/state      128 random bits, mode 600
 """
@@ -75,6 +76,9 @@ def _wishes(tree: Mapping[str, Any], *, resumes: bool, processes: bool) -> Itera
     folder = sections.get("evaluation", {}).get("cache_dir")
     if resumes and folder:
         yield f"names a folder to write to (evaluation.cache_dir = '{folder}')"
+    tracking = sections.get("tracking", {})
+    if resumes and tracking.get("to", "none") != "none":
+        yield f"tells {tracking['to']} at '{tracking.get('uri') or 'its own place'}' of the run"
     if processes and sections.get("run", {}).get("runtime") == "network":
         where = sections.get("network", {}).get("superlink")
         yield f"shows keys to the SuperLink at '{where}'" if where else "starts processes with keys and data of its own"

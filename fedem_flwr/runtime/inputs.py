@@ -16,8 +16,10 @@ from fedem_flwr.data import KNOWN_DATASETS, Columns, Interactions, Source, load_
 from fedem_flwr.errors import InputError
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.account import Account
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import Split, SplitFacts
 from fedem_flwr.protocol.splits import account_of, make_split, split_to
+from fedem_flwr.protocol.temporal import Stages, stages_of
 from fedem_flwr.pulse import tell
 from fedem_flwr.runtime.resumable import Resumable
 from fedem_flwr.runtime.stock import StockStrategy
@@ -49,18 +51,42 @@ def split_into(
 ) -> Split:
     """The same straight into a folder and mapped from there: neither all rows nor all negatives are in memory.
 
+    Under ``temporal`` all rows are; the split is the first training's, with the second's in its folder.
+
     Args:
         folder: replaced when the split is complete.
         on_progress: told how many users are done, and of how many; by default whoever watches this step is.
         source: the data, where they are not those that the configuration names.
     """
+    data = source or open_source(*_where(config), **_how(config))
+    if rules_of(config.data.protocol).by_instant:
+        return stages_with(config, data).save(folder)
     return split_to(
         folder,
-        source or open_source(*_where(config), **_how(config)),
+        data,
         config.data.protocol,
         on_progress=on_progress or partial(tell, "splitting, users"),
         **_kept(config),
     )
+
+
+def stages_with(config: Config, source: Source) -> Stages:
+    """Both splits under a protocol that cuts by instants."""
+    temporal = config.temporal
+    return stages_of(source, **_kept(config), instants=temporal.instants, target=temporal.target)
+
+
+def check_shards(config: Config) -> None:
+    """Find out whether data can be spread over nodes that outlive a run.
+
+    Raises:
+        InputError: a run under the protocol needs more than a shard holds.
+    """
+    if rules_of(config.data.protocol).by_instant:
+        raise InputError(
+            f"protocol '{config.data.protocol}' trains twice, on different data, and a shard holds those of one "
+            "training: use --protocol strict here, or `fedem run --runtime network`, whose nodes are started twice"
+        )
 
 
 def _kept(config: Config) -> dict[str, Any]:
@@ -165,26 +191,29 @@ def check_method(config: Config, items: int = 1) -> None:
     client_of(config.method.strategy, config.method.client)
 
 
-def adapted(config: Config, split: SplitFacts, *, dim_is_preset: bool = False) -> Config:
+def adapted(config: Config, split: SplitFacts, given: frozenset[str] | None = None) -> Config:
     """A configuration that fits the data.
 
     Without times nothing uses order: the rows' order would be that of the file. A width that nobody asked for is
     lowered where there are hardly more items than that.
 
     Args:
-        dim_is_preset: whether model.dim comes from a preset.
+        given: dotted names of the settings that were asked for; None: all of them.
 
     Raises:
         InputError: the method learns from order, or needs more items than there are.
     """
     strategy = find("strategies", config.method.strategy)
-    if dim_is_preset and getattr(strategy, "LOW_RANK", False) and 4 * config.model.dim > split.items:
+    free = given is not None and "model.dim" not in given
+    if free and getattr(strategy, "LOW_RANK", False) and 4 * config.model.dim > split.items:
         config = config.changed("model", dim=max(2, min(config.model.dim, split.items // 8 * 2)))
     if getattr(strategy, "LOW_RANK", False) and config.model.dim > split.items:
         raise InputError(
             f"model.dim = {config.model.dim} is more than the {split.items} items of {split.dataset}: the table would "
             f"have no low rank; lower it (--set model.dim={max(1, split.items // 4)})"
         )
+    if given is not None and is_method(strategy):
+        config = strategy.fitted(config, split, given)
     if split.has_times:
         return config
     if getattr(strategy, "NEEDS_TIMES", False):

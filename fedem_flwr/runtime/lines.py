@@ -53,11 +53,9 @@ def trained_line(round_: int, sums: Sums, participants: int, seconds: float) -> 
     """The part of a metrics line that is known when training ends; see `weigh` for the bytes."""
     known = "loss-total" in sums
     loss = sums["loss-total"] / max(1.0, sums.get("num-examples", 0.0)) if known else sums.get("train-loss")
-    withheld = {"withheld": int(sums["withheld"])} if sums.get("withheld") else {}
-    uncompiled = {"uncompiled": int(sums["uncompiled"])} if sums.get("uncompiled") else {}
+    counted = {name: int(sums[name]) for name in ("withheld", "spent", "uncompiled") if sums.get(name)}
     return {
-        **withheld,
-        **uncompiled,
+        **counted,
         "round": round_,
         "train_loss": loss,
         "seconds": seconds,

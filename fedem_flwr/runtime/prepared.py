@@ -143,7 +143,7 @@ class PreparedRun:
             self.directory.replace_metrics(lambda line: change(line) if line["round"] == round_ else line)
 
         plan = Plan(
-            rounds=run.rounds,
+            rounds=config.temporal.rounds or run.rounds,
             timeout=run.round_timeout,
             checkpoint_every=run.checkpoint_every,
             protocol=config.data.protocol,

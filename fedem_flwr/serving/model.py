@@ -13,11 +13,15 @@ from torch import Tensor
 
 from fedem_flwr.config.registry import client_of
 from fedem_flwr.contract.asked import as_tensor
+from fedem_flwr.contract.serving import newcomers_scorer, serves_newcomers
 from fedem_flwr.engine.history import History
 from fedem_flwr.errors import InputError, suggest
+from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.scorers import Component, HistoryScorer
 from fedem_flwr.nodes.host import SPLIT_FOLDER, NodeHost
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import IntArray, offsets_of
+from fedem_flwr.protocol.temporal import SECOND
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.prepared import PreparedRun
 from fedem_flwr.serving.served import ServedModel
@@ -58,6 +62,14 @@ class CpuModel(ServedModel):
             InputError: its inputs or its checkpoint are missing or damaged.
         """
         run = PreparedRun.open(directory, trusted=trusted)
+        if rules_of(run.facts.protocol).by_instant:  # what is served is what was trained for the test
+            directory = RunDirectory(directory.path / SECOND)
+            if not directory.holds_run():
+                raise InputError(
+                    f"{directory.path} is not there yet: the run's second training has not begun; continue it with "
+                    "`fedem resume`"
+                )
+            run = PreparedRun.open(directory, trusted=trusted)
         if run.has_data:
             run.split.check(directory.path / SPLIT_FOLDER, negatives=False)
         try:
@@ -89,6 +101,23 @@ class CpuModel(ServedModel):
         arrays, settings = self.message(client.users)
         self._check(arrays)
         return make([arrays[name] for name in client.DOWNLOAD], settings)
+
+    def scored(self, components: Sequence[tuple[float, Component]]) -> Callable[[History], Scorer] | None:
+        """What scores any history: the components, or local training of private parts; None: nothing does.
+
+        Args:
+            components: as `components` gives them.
+        """
+        if components:
+            return lambda history: HistoryScorer(history, _CPU, components)
+        client = self.client(0)
+        method = getattr(client, "method", None)
+        if method is None or not serves_newcomers(method):
+            return None
+        arrays, settings = self.message(np.empty(0, np.int64))
+        self._check(arrays)
+        given = [arrays[name] for name in client.DOWNLOAD]
+        return lambda history: newcomers_scorer(method, history, _CPU, lambda side: client.asked(side, given, settings))
 
     def table(self) -> Tensor:
         """(m, d) the one item table of all users.
@@ -123,8 +152,11 @@ class CpuModel(ServedModel):
     def interactions(self, user: int) -> IntArray:
         """All items of a user, oldest first; the held-out ones too, which a service knows by now."""
         split = self.run.split
-        training = split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]]
-        return np.concatenate([training, split.validation[[user]], split.test[[user]]]).astype(np.int64)
+        asked = split.asked(np.array([user]))
+        known = (split.train_offsets, split.train_items) if asked is not None and not len(asked) else split.known()
+        offsets, items = known
+        held_out = np.concatenate([split.validation[[user]], split.test[[user]]])
+        return np.concatenate([items[offsets[user] : offsets[user + 1]], held_out[held_out >= 0]]).astype(np.int64)
 
     def trained_user(self, user: int) -> Tensor:
         """(1, m) scores of a user by its private state."""
@@ -146,19 +178,19 @@ class CpuModel(ServedModel):
 
 
 def best_of_histories(
-    components: Sequence[tuple[float, Component]], histories: Sequence[IntArray], items: int, top: int, *, unseen: bool
+    scored: Callable[[History], Scorer], histories: Sequence[IntArray], items: int, top: int, *, unseen: bool
 ) -> list[BestItems]:
     """Each history's best items.
 
     Args:
-        components: of the model.
+        scored: what a model scores histories with.
         histories: item codes, oldest first, each once.
         items: m.
         unseen: leave out what is in the history.
     """
     values = np.concatenate(histories) if histories else np.empty(0, np.int64)
     offsets = offsets_of(np.array([len(history) for history in histories], np.int64))
-    scorer = HistoryScorer(History(np.arange(len(histories)), items, offsets, values), _CPU, components)
+    scorer = scored(History(np.arange(len(histories)), items, offsets, values))
     found = []
     for part in scorer.blocks():
         scores = scorer.scores(part, "test")[0]

@@ -55,6 +55,7 @@ class Recommender:
         self._codes = {item: code for code, item in enumerate(self._items)}
         with torch.inference_mode():
             self._components = model.components()  # computes the table's Gram matrix, once
+            self._scored = model.scored(self._components)
 
     @classmethod
     def load(cls, run_dir: str | PathLike[str], *, trust: bool = False) -> Recommender:
@@ -161,10 +162,10 @@ class Recommender:
         self, histories: Sequence[Iterable[ItemId]], labels: Sequence[str], top: int, exclude_seen: bool
     ) -> list[list[Recommendation]]:
         _check_top(top)
-        if not self._components:
+        if self._scored is None:
             raise InputError(
-                f"method '{self.method}' keeps a trained embedding for each user, so it cannot serve a user that was "
-                "never in training: use --user, or a run of fedials"
+                f"method '{self.method}' keeps a trained table for each user, so it cannot serve a user that was never "
+                "in training: use --user, or a run of fedials"
             )
         read = [self._read(history, label, exclude_seen) for history, label in zip(histories, labels, strict=True)]
         unknown = list(dict.fromkeys(item for _, left_out in read for item in left_out))
@@ -202,7 +203,9 @@ class Recommender:
             )
 
     def _best(self, histories: Sequence[IntArray], top: int, exclude_seen: bool) -> list[BestItems]:
-        return best_of_histories(self._components, histories, len(self._items), top, unseen=exclude_seen)
+        scored = self._scored
+        assert scored is not None
+        return best_of_histories(scored, histories, len(self._items), top, unseen=exclude_seen)
 
     def _named(self, found: Iterable[BestItems]) -> list[list[Recommendation]]:
         return [

@@ -13,6 +13,7 @@ from fedem_flwr.evaluation.bootstrap import best_control, paired_interval
 from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.lists import Served, list_diagnostics, served
 from fedem_flwr.nodes.host import NodeHost
+from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.runtime.checkpoint import Checkpoint, served_checkpoint
 from fedem_flwr.runtime.inputs import build_strategy
 from fedem_flwr.runtime.prepared import PreparedRun
@@ -95,7 +96,7 @@ def look_at(
     run = model.run
     found = found or served(run.split, model.scorers())
     lists = list_diagnostics(run.split, found.recommended)
-    first = "sampled99" if run.split.protocol == "paper" else "full"
+    first = rules_of(run.split.protocol).headline
     rivals = {name: figures for name, figures in controls.items() if name in per_user}
     if not rivals:
         return None, lists

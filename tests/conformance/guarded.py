@@ -15,7 +15,8 @@ from fedem_flwr.contract import Asked, Method, Task
 from fedem_flwr.contract.adding import Adder, contributed
 from fedem_flwr.contract.fields import Field, fault_of
 from fedem_flwr.contract.finding import method_of
-from fedem_flwr.contract.guarded_training import LIMIT
+from fedem_flwr.contract.guarded_sums import GuardedSums
+from fedem_flwr.contract.guarding import LIMIT
 from fedem_flwr.contract.phases import Sender
 from fedem_flwr.contract.training import weight_name
 from fedem_flwr.errors import InputError
@@ -56,6 +57,10 @@ def bounded(subject: Subject, client: MethodClient, asked: Asked) -> None:
     alone = replace(asked.of(asked.who[:1]), uploaders=device.users[asked.who[:1]])
     who, cohort = torch.from_numpy(alone.who), method.training_cohort(device)
     arrays, squares, rounded = contributed(task, device, alone, ()).arrays, 0.0, 0.0
+    if isinstance(task, GuardedSums):
+        squares = sum(
+            float(np.square(weight * arrays[name].astype(np.float64)).sum()) for name, weight in task.weights.items()
+        )
     for name, part in method.parts().items():
         if part.up == "none":
             continue

@@ -27,6 +27,10 @@ TEST_ONLY = tuple(f"conformance.{path}" for path in ("biased:Biased",))
 
 # Settings beyond those of the tiny world.
 SMALL: dict[str, dict[str, Any]] = {
+    "auto": {
+        "search": {"weights": [0.3, 0.1], "ridges": [0.01], "rounds": 2, "learn": 1},
+        "order": {"rounds": 1, "map": 0},
+    },
     "fedrecgel": {"method": {"options": {"hidden": [8, 4]}}},
     "fedcia": {"method": {"options": {"group": "user", "steps": 10}}},
     "fedcia-released": {"method": {"options": {"steps": 10}}},

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +10,8 @@ from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.fused.draws import Drawn, Items
+from fedem_flwr.engine.fused.blocks import CompiledRound, items_of
+from fedem_flwr.engine.fused.draws import Drawn
 from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.keys import keys_of
 from fedem_flwr.engine.fused.rounds import train_plain, train_through_merge
@@ -22,60 +20,28 @@ from fedem_flwr.engine.fused.tables import flat
 from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merge import ADAPTER, pooled
 from fedem_flwr.engine.merging import GATE
-from fedem_flwr.engine.parallel import budget, in_parallel
-from fedem_flwr.engine.samples import LANES as PADDED
-from fedem_flwr.engine.samples import RoundSamples, TrainingItems, blocks_of
-
-if TYPE_CHECKING:
-    from fedem_flwr.engine.cohort import Cohort
-    from fedem_flwr.engine.downloads import Downloads
+from fedem_flwr.engine.samples import RoundSamples, TrainingItems
 
 _OPTIMISERS = {"adam": ADAM, "sgd": SGD, "frequency-sgd": FREQUENCY_SGD}
-_BLOCK_FLOATS = 1 << 18  # rows that a thread is given at a time: few enough that all have something to do to the end
 
 
 @dataclass(frozen=True, eq=False)
-class FusedRound:
-    """One round of some users of a cohort.
+class FusedRound(CompiledRound):
+    """One round of users whose score is a product.
 
     Attributes:
-        cohort: whom. products: what a batch does.
-        downloads: what they downloaded. round: from 1.
-        reported: whether samples and rows are looked at afterwards. keep: also the rows before.
+        products: what a batch does.
     """
 
-    cohort: Cohort
     products: Products
-    downloads: Downloads
-    round: int
-    reported: bool
-    keep: bool
 
-    def train(self, who: Tensor, size: Tensor, merging: Tensor) -> Iterator[tuple[Tensor, Trained]]:
-        """Blocks of users `who` (k,), largest first, as they are trained.
+    @property
+    def floats_of_a_row(self) -> int:
+        """d."""
+        return self.cohort.parts[self.products.items].width
 
-        Args:
-            size: (k,) samples. merging: (k,) who trains through a merge.
-        """
-        cohort = self.cohort
-        touched = size.clamp(max=cohort.data.items)
-        width = cohort.parts[self.products.items].width
-        blocks = list(blocks_of(size, touched, merging.long(), width, budget(_BLOCK_FLOATS, cohort.device)))
-        blocks.sort(key=lambda block: (-int(size[block].max()), int(block[0])))
-        rooms: SimpleQueue[dict[str, tuple[Drawn, Space]]] = SimpleQueue()
-        for _ in range(torch.get_num_threads()):
-            rooms.put({})
-
-        def train_block(index: Tensor) -> Trained:
-            room = rooms.get()
-            try:
-                return self._block(who[index], size[index], bool(merging[index[0]]), room)
-            finally:
-                rooms.put(room)
-
-        return zip(blocks, in_parallel(train_block, blocks, cohort.device), strict=True)
-
-    def _block(self, who: Tensor, size: Tensor, merging: bool, rooms: dict[str, tuple[Drawn, Space]]) -> Trained:
+    def block(self, who: Tensor, size: Tensor, merging: bool, rooms: dict[str, tuple[Drawn, Space]]) -> Trained:
+        """See `CompiledRound`."""
         cohort, learner = self.cohort, self.cohort.learner
         merge = learner.merge
         own = Draws(learner.seed, cohort.data.secret)
@@ -85,9 +51,7 @@ class FusedRound:
             data, draws = (cohort.data, own) if gate is None else (gate, Draws(learner.seed, gate.secret, GATE))
             self._run(data, draws, who, rooms, "adapter", _nothing(len(who)))
             cohort.overwrite(who, self.downloads)
-        width = -(-int(size.clamp(max=cohort.data.items).max()) // PADDED) * PADDED if self.reported else 0
-        dim = cohort.parts[self.products.items].width
-        result = _result(len(who), width, dim, self.keep)
+        result = _result(len(who), self.reported_rows(size), self.floats_of_a_row, self.keep)
         self._run(cohort.data, own, who, rooms, "merged" if through else "plain", result)
         return self._trained(who, result)
 
@@ -183,21 +147,6 @@ class FusedRound:
         block = Block(cohort.data.users[who], samples, values, axes, round=self.round)
         before = {products.items: found["before"]} if self.keep else {}
         return Trained(found["loss"], who, block, before)
-
-
-def items_of(data: TrainingItems) -> Items:
-    """The arrays behind training items."""
-    offsets, decoys = data.decoys or (torch.zeros_like(data.positive_offsets), data.positive_items[:0])
-    return Items(
-        flat(data.users),
-        data.items,
-        flat(data.positive_offsets),
-        flat(data.positive_items),
-        flat(data.forbidden_offsets),
-        flat(data.forbidden_items),
-        flat(offsets),
-        flat(decoys),
-    )
 
 
 def _result(k: int, width: int, dim: int, keep: bool) -> Result:

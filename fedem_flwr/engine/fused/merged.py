@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from fedem_flwr.engine.fused.compiled import inner
-from fedem_flwr.engine.fused.draws import Drawn, row_of
+from fedem_flwr.engine.fused.draws import Drawn
 from fedem_flwr.engine.fused.functions import adam_all, adam_scales, exp_of_negative, sigmoid, sigmoid_of, softplus_of
 from fedem_flwr.engine.fused.lanes import LANES, every, load, magnitude, store, total
 from fedem_flwr.engine.fused.network import back, forward, product, weight_gradients
-from fedem_flwr.engine.fused.rows import place, step_of_user
+from fedem_flwr.engine.fused.rows import distinct_rows, place, step_of_user
 from fedem_flwr.engine.fused.space import Rules, Space
 
 _f: Any = np.float32
@@ -21,30 +21,15 @@ _f: Any = np.float32
 def gather(start: int, end: int, dim: int, room: Drawn, space: Space) -> int:
     """Lay the rows that a batch has, each once, side by side with what the merge would add; returns how many tiles.
 
-    Beside them lie p · q and p · (g − q) of each, its sign, and how often the batch has it; a filled-up tile repeats a
-    row that the batch has 0 times.
+    Beside them lie p · q and p · (g − q) of each; see `distinct_rows`.
     """
-    count = 0
-    for s in range(start, end):
-        r = row_of(room.sorted[s], room)
-        if room.weight[r] == 0:
-            space.distinct[count] = r
-            count += 1
-        room.weight[r] += _f(1)
-    tiles = -(-count // LANES)
-    for lane in range(count, tiles * LANES):
-        space.distinct[lane] = space.distinct[0]
+    tiles = distinct_rows(start, end, room, space.distinct, space.sign, space.weight)
     for lane in range(tiles * LANES):
-        r = space.distinct[lane]
-        at, to = place(r, dim), place(lane, 2 * dim)
+        at, to = place(space.distinct[lane], dim), place(lane, 2 * dim)
         for c in range(dim):
             own = space.x[at + c * LANES]
             space.features[to + c * LANES] = own
             space.features[to + (dim + c) * LANES] = space.received[at + c * LANES] - own
-        space.sign[lane] = room.sign[r]
-        space.weight[lane] = room.weight[r] if lane < count else _f(0)
-    for lane in range(count):
-        room.weight[space.distinct[lane]] = _f(0)
     for tile in range(tiles):
         base = tile * 2 * dim * LANES
         plain, slope = every(_f(0)), every(_f(0))

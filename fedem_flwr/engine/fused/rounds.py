@@ -11,14 +11,14 @@ from fedem_flwr.engine.fused.draws import Drawn, Items, Keys, draw, shuffle
 from fedem_flwr.engine.fused.functions import fill
 from fedem_flwr.engine.fused.lanes import LANES
 from fedem_flwr.engine.fused.merged import adapter_batch, gather, merge_rows, merged_batch
-from fedem_flwr.engine.fused.rows import begin, load_rows, plain_batch, store_rows
+from fedem_flwr.engine.fused.rows import begin, load_rows, plain_batch, rows_of, store_rows
 from fedem_flwr.engine.fused.space import Result, Rules, Space, Values
 
 _f: Any = np.float32
 
 
 @inner
-def _stands_still(mean: float, before: float, epoch: int, rules: Rules) -> bool:
+def stands_still(mean: float, before: float, epoch: int, rules: Rules) -> bool:
     """Whether a client stops, as in `engine.epochs.train_epochs`."""
     if rules.early_stop <= 0 or epoch == 0 or epoch >= rules.epochs - 1:
         return False
@@ -26,9 +26,12 @@ def _stands_still(mean: float, before: float, epoch: int, rules: Rules) -> bool:
 
 
 @inner
-def _drawn(data: Items, values: Values, number: int, rules: Rules, keys: Keys, room: Drawn) -> tuple[int, int, int]:
-    """The client's samples; returns how many, of how many rows, and where its epochs' draws begin."""
-    client = values.who[number]
+def drawn(data: Items, client: int, number: int, rules: Rules, keys: Keys, room: Drawn) -> tuple[int, int, int]:
+    """The client's samples; returns how many, of how many rows, and where its epochs' draws begin.
+
+    Args:
+        number: the client's among those of `keys.offsets`.
+    """
     count, rows = draw(data, client, rules.negatives, keys, number, room)
     used = -(-rows // LANES) * LANES
     for r in range(rows, used):
@@ -48,16 +51,7 @@ def _kept(result: Result, number: int, rows: int, count: int, weight: int, room:
     if result.touched.shape[1]:
         for r in range(rows):
             result.touched[number, r], result.sign[number, r] = room.touched[r], room.sign[r]
-        _rows_of(space, rows, result.rows[number])
-
-
-@inner
-def _rows_of(space: Space, rows: int, out: np.ndarray) -> None:
-    dim = out.shape[1]
-    for r in range(rows):
-        at = (r // LANES) * dim * LANES + r % LANES
-        for c in range(dim):
-            out[r, c] = space.x[at + c * LANES]
+        rows_of(space.x, rows, result.rows[number])
 
 
 @entry
@@ -68,11 +62,11 @@ def train_plain(
     dim = values.users.shape[1]
     for number in range(len(values.who)):
         client = values.who[number]
-        count, rows, start = _drawn(data, values, number, rules, keys, room)
+        count, rows, start = drawn(data, client, number, rules, keys, room)
         table = values.tables[values.slot[number]]
         load_rows(table, room.touched, rows, space.x)
         if result.before.shape[1]:
-            _rows_of(space, rows, result.before[number])
+            rows_of(space.x, rows, result.before[number])
         begin(space, values.users[client], rows)
         batch = rules.batch_size if rules.batch_size else max(1, count)
         total, mean, steps = 0.0, 0.0, 0
@@ -82,7 +76,7 @@ def train_plain(
                 steps += 1
                 total += plain_batch(first, min(first + batch, count), rows, dim, steps, rules, room, space)
             before, mean = mean, total / (count * (epoch + 1))
-            if _stands_still(mean, before, epoch, rules):
+            if stands_still(mean, before, epoch, rules):
                 break
         result.loss[number] = mean
         for c in range(dim):
@@ -102,12 +96,12 @@ def train_through_merge(
     pool = space.pool[: 2 * dim * LANES if len(values.pooled) else 0]
     for number in range(len(values.who)):
         client = values.who[number]
-        count, rows, start = _drawn(data, values, number, rules, keys, room)
+        count, rows, start = drawn(data, client, number, rules, keys, room)
         table = values.tables[values.slot[number]]
         load_rows(table, room.touched, rows, space.x)
         load_rows(values.received[values.received_slot[number]], room.touched, rows, space.received)
         if result.before.shape[1]:
-            _rows_of(space, rows, result.before[number])
+            rows_of(space.x, rows, result.before[number])
         begin(space, values.users[client], rows)
         theta = values.theta[client if len(values.theta) > 1 else 0]
         fill(space.t_first, len(space.t_first), _f(0))
@@ -130,7 +124,7 @@ def train_through_merge(
                     found = merged_batch(tiles, n, rows, dim, steps, theta, values.widths, pool, rules, space)
                 total += found
             before, mean = mean, total / (count * (epoch + 1))
-            if _stands_still(mean, before, epoch, rules):
+            if stands_still(mean, before, epoch, rules):
                 break
         if not rules.trains:
             continue

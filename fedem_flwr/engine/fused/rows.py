@@ -54,6 +54,16 @@ def store_rows(x: np.ndarray, rows: int, table: np.ndarray, touched: np.ndarray)
 
 
 @inner
+def rows_of(x: np.ndarray, rows: int, out: np.ndarray) -> None:
+    """Copy them out of tiles: (rows, d)."""
+    dim = out.shape[1]
+    for r in range(rows):
+        at = place(r, dim)
+        for c in range(dim):
+            out[r, c] = x[at + c * LANES]
+
+
+@inner
 def begin(space: Space, user: np.ndarray, rows: int) -> None:
     """Fresh moments, and the user's vector."""
     dim = len(user)
@@ -63,6 +73,31 @@ def begin(space: Space, user: np.ndarray, rows: int) -> None:
     for c in range(len(space.p)):
         space.p[c] = user[c] if c < dim else _f(0)
         space.p_first[c] = space.p_second[c] = space.p_gradient[c] = _f(0)
+
+
+@inner
+def distinct_rows(start: int, end: int, room: Drawn, distinct: np.ndarray, sign: np.ndarray, weight: np.ndarray) -> int:
+    """Note the rows that a batch has, each once, their signs, and how often it has them; returns how many tiles.
+
+    A tile that is filled up repeats a row, 0 times. `room.weight` is 0 everywhere before and after.
+    """
+    count = 0
+    for s in range(start, end):
+        r = row_of(room.sorted[s], room)
+        if room.weight[r] == 0:
+            distinct[count] = r
+            count += 1
+        room.weight[r] += _f(1)
+    tiles = -(-count // LANES)
+    for lane in range(count, tiles * LANES):
+        distinct[lane] = distinct[0]
+    for lane in range(tiles * LANES):
+        r = distinct[lane]
+        sign[lane] = room.sign[r]
+        weight[lane] = room.weight[r] if lane < count else _f(0)
+    for lane in range(count):
+        room.weight[distinct[lane]] = _f(0)
+    return tiles
 
 
 @inner

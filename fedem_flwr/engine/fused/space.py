@@ -18,7 +18,7 @@ class Rules(NamedTuple):
     Attributes:
         epochs, batch_size, negatives, early_stop: as in `engine.epochs.LocalSettings`; batch_size 0: all at once.
         first_epoch: number of the first epoch in the key of its shuffle.
-        optimiser: of p and Q.
+        optimiser: of p and Q, and so on: where the score is a product.
         lr_user, lr_item, lr_theta: rates.
         ridge: γ, weight decay of p and of a batch's rows.
         rho: the fixed ρ where none is learned.
@@ -30,14 +30,14 @@ class Rules(NamedTuple):
     batch_size: int
     negatives: int
     early_stop: float
-    optimiser: int
-    lr_user: float
-    lr_item: float
-    lr_theta: float
-    ridge: float
-    rho: float
-    adapts: bool
-    trains: bool
+    optimiser: int = ADAM
+    lr_user: float = 0.0
+    lr_item: float = 0.0
+    lr_theta: float = 0.0
+    ridge: float = 0.0
+    rho: float = 0.0
+    adapts: bool = False
+    trains: bool = True
 
 
 class Values(NamedTuple):

@@ -1,0 +1,40 @@
+"""Section of the search for settings inside a run (`auto`)."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Annotated
+
+from pydantic import Field
+
+from fedem_flwr.config.section import Section
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class SearchConfig(Section):
+    """The search inside a run of `auto`: tables trained side by side, of which validation sums keep the best.
+
+    A setting that is given (`ials.weight`, `ials.ridge`) is used, not searched.
+    """
+
+    presets: bool = Field(True, description="false: settings that ship for a data set (configs/datasets) are not used")
+    budget: int = Field(12, ge=1, le=64, description="tables at first, side by side; 1: no search")
+    rounds: int = Field(12, ge=1, description="of the search and the table; the run's others are those of order")
+    learn: int = Field(3, ge=1, description="rounds that tables learn before they are compared for the first time")
+    weights: list[Positive] = Field(
+        [0.3, 0.1, 0.03], min_length=1, description="grid of a, the likeliest first; just `ials.weight` if given"
+    )
+    ridges: list[Positive] = Field(
+        [0.01, 0.003, 0.03, 0.001],
+        min_length=1,
+        description="grid of λ; just `ials.ridge` if given",
+    )
+    half_lives: list[Annotated[float, Field(ge=0)]] = Field(
+        [0.0, 3.0, 10.0], min_length=1, description="grid of h that tables are compared under, each with its best"
+    )
+    order: bool = Field(True, description="also train the encoder and the map, where the data have times")
+
+    def grid(self) -> list[tuple[float, float]]:
+        """(a, λ) of the tables, at most `budget`."""
+        return list(product(self.weights, self.ridges))[: self.budget]

@@ -1,0 +1,190 @@
+"""The compiled back end of methods that score with a network: from tensors to what `layered_rounds` takes, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedem_flwr.engine.block import Block, Trained
+from fedem_flwr.engine.draws import Draws
+from fedem_flwr.engine.fused.blocks import CompiledRound, items_of
+from fedem_flwr.engine.fused.flush import flushed
+from fedem_flwr.engine.fused.keys import keys_of
+from fedem_flwr.engine.fused.lanes import LANES
+from fedem_flwr.engine.fused.layer_space import FIRST, WEIGHTS, LayerSpace, Moving, Steps
+from fedem_flwr.engine.fused.layered_rounds import Kept, LayerResult, LayerValues, Tables, train_layers
+from fedem_flwr.engine.fused.space import Rules, drawn_room, whole
+from fedem_flwr.engine.fused.tables import flat
+from fedem_flwr.engine.plan import Move, Plan
+from fedem_flwr.engine.samples import RoundSamples
+
+_NOBODY = Tables(np.zeros((0, 0, 0), np.float32), np.zeros(0, np.int64), False, False)
+
+
+@dataclass(frozen=True, eq=False)
+class LayeredRound(CompiledRound):
+    """One round of users whose score is a network's.
+
+    Attributes:
+        plan: what a batch does.
+    """
+
+    plan: Plan
+
+    @property
+    def floats_of_a_row(self) -> int:
+        """Of both item parts together."""
+        return sum(self.width(name) for name, _ in self.plan.rows if name)
+
+    def width(self, name: str) -> int:
+        """Of a part."""
+        return self.cohort.parts[name].width
+
+    @property
+    def dim(self) -> int:
+        """d, of the rows that the network sees."""
+        return self.width(self.plan.layers.base or self.plan.first)
+
+    def block(self, who: Tensor, size: Tensor, merging: bool, rooms: dict[str, Any]) -> Trained:
+        """See `CompiledRound`."""
+        cohort, local, plan = self.cohort, self.cohort.learner.local, self.plan
+        vectors = {name: self._vectors(name, who) for name in plan.vectors}
+        before = {name: values.clone() for name, values in vectors.items() if self._kept_before(name)}
+        none = np.zeros((len(who), 0), np.float32)
+        user = vectors[plan.layers.user].numpy() if plan.layers.user else none
+        basis = self._vectors(plan.layers.basis, who).numpy() if plan.layers.basis else none
+        weights = vectors[plan.layers.weights].numpy()
+        rules = Rules(local.epochs, 0, local.batch_size, local.negatives, float(local.early_stop))
+        tables = [self._tables(name, who, moves=move.update >= 0) for name, move in self.plan.rows]
+        steps = self._steps(user.shape[1])
+        if not rooms:
+            largest = int(cohort.data.sizes(rules.negatives).max())
+            rooms["drawn"] = drawn_room(largest, cohort.data.items, rules.negatives)
+            rooms["space"] = self._space(largest, steps, weights.shape[1])
+        result = self._result(len(who), self.reported_rows(size))
+        keys = keys_of(Draws(cohort.learner.seed, cohort.data.secret), self.round, cohort.data, who, rules)
+        values = LayerValues(who.numpy(), weights, user, basis, tables[0], tables[1])
+        with flushed():
+            train_layers(
+                items_of(cohort.data), keys, rules, steps, values, _NOBODY, rooms["drawn"], rooms["space"], result
+            )
+        for name, trained in vectors.items():
+            if cohort.parts[name].own:
+                cohort.state[name][who] = trained
+        return self._trained(who, vectors, before, result)
+
+    def _kept_before(self, name: str) -> bool:
+        """Whether somebody looks at what a part was before the round."""
+        return self.keep and self.cohort.parts[name].up == "sum"
+
+    def _vectors(self, name: str, who: Tensor) -> Tensor:
+        """(k, width) of their own to train."""
+        if self.cohort.parts[name].own:
+            return self.cohort.state[name][who]
+        values = self.cohort.common(name, self.downloads).of(who)
+        return values.clone(memory_format=torch.contiguous_format)
+
+    def _tables(self, name: str, who: Tensor, *, moves: bool) -> Tables:
+        if not name:
+            return _NOBODY
+        if self.cohort.parts[name].own:
+            return Tables(self.cohort.state[name].numpy(), who.numpy(), True, moves)
+        source = self.cohort.common(name, self.downloads)
+        return Tables(flat(source.values), source.slot[who].numpy(), False, moves)
+
+    def _steps(self, beside: int) -> Steps:
+        plan, layers = self.plan, self.plan.layers
+        pulls = np.array([move.pull for move in plan.moves])
+        pulls[WEIGHTS] += 2 * layers.ridge
+        found = {
+            name: np.array([getattr(move, name) for move in plan.moves], kind)
+            for name, kind in (("update", np.int64), ("adam", np.bool_), ("rate", float), ("fading", float))
+        }
+        return Steps(
+            updates=plan.updates,
+            update=found["update"],
+            adam=found["adam"],
+            rates=found["rate"],
+            fadings=found["fading"],
+            pulls=pulls,
+            widths=np.array([self.dim, *layers.hidden, 1], np.int64),
+            beside=beside,
+            biased=self.cohort.parts[layers.weights].axis == "model",
+            rank=self.width(plan.first) if layers.basis else 0,
+            added=plan.added,
+            towards=bool(plan.moves[FIRST].to),
+            often=plan.moves[FIRST].often,
+            apart=2 * layers.apart / self.dim,
+            sparse=layers.sparse / self.dim,
+            ridge=2 * layers.ridge,
+        )
+
+    def _space(self, largest: int, steps: Steps, parameters: int) -> LayerSpace:
+        """For clients of at most so many samples."""
+        dim, hidden = int(steps.widths[0]), int(steps.widths[1:-1].sum())
+        rows = whole(min(largest, self.cohort.data.items))
+        batch = whole(self.cohort.learner.local.batch_size or largest)
+        batch = min(2 * batch, rows) if hidden else rows  # see `layered_batch`
+        folded = sum(int((a + 1) * b) for a, b in zip(steps.widths, steps.widths[1:], strict=False))
+
+        def room(size: int) -> np.ndarray:
+            return np.zeros(size, np.float32)
+
+        def moving(size: int) -> Moving:
+            return Moving(room(size), room(size), room(size), room(size))
+
+        return LayerSpace(
+            weights=moving(whole(parameters)),
+            user=moving(whole(steps.beside)),
+            x=moving(rows * (steps.rank or dim)),
+            y=moving(rows * dim if self.plan.second else 0),
+            rates=np.zeros(4),
+            folded=room(folded),
+            folded_gradient=room(folded),
+            distinct=np.zeros(batch, np.int32),
+            sign=room(batch),
+            weight=room(batch),
+            logits=room(batch),
+            upstream=room(batch),
+            features=room(batch * dim),
+            hidden=room(batch * hidden),
+            slopes=room(batch * hidden),
+            inputs=room(dim * LANES),
+            others=room(dim * LANES),
+            basis=room(steps.rank * dim),
+            low=room(steps.rank * LANES),
+        )
+
+    def _result(self, k: int, width: int) -> LayerResult:
+        def kept(name: str, move: Move) -> Kept:
+            rows, dim = (width, self.width(name)) if move.update >= 0 else (0, 0)
+            before = np.zeros((k, rows if rows and self._kept_before(name) else 0, dim), np.float32)
+            return Kept(np.zeros((k, rows, dim), np.float32), before, np.ones(k, np.float32))
+
+        size, weight, count = (np.zeros(k, np.int64) for _ in range(3))
+        touched, sign = np.zeros((k, width), np.int64), np.ones((k, width), np.float32)
+        first, second = (kept(name, move) for name, move in self.plan.rows)
+        return LayerResult(np.zeros(k), size, weight, count, touched, sign, first, second)
+
+    def _trained(
+        self, who: Tensor, vectors: dict[str, Tensor], before: dict[str, Tensor], result: LayerResult
+    ) -> Trained:
+        cohort = self.cohort
+        loss, size, weight, count, touched, sign = (torch.from_numpy(array) for array in result[:6])
+        samples = RoundSamples(touched, count, sign, torch.zeros((len(who), 0), dtype=torch.int64), size, weight)
+        axes = {name: part.axis for name, part in cohort.parts.items()}
+        values, left = dict(vectors), {}
+        for (name, move), kept in zip(self.plan.rows, (result.first, result.second), strict=True):
+            if move.update < 0:
+                continue
+            values[name] = torch.from_numpy(kept.rows)
+            if self._kept_before(name):
+                before[name] = torch.from_numpy(kept.before)
+            if move.pull:
+                left[name, move.to] = torch.from_numpy(kept.left)
+        block = Block(cohort.data.users[who], samples, values, axes, round=self.round, left=left)
+        return Trained(loss, who, block, before)
