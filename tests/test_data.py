@@ -23,7 +23,7 @@ labels = st.text(string.ascii_letters + string.digits + "-_é", min_size=1, max_
 )
 ratings = st.floats(0, 5, allow_nan=False).map(lambda x: round(x, 3))
 rows_of_a_file = st.lists(
-    st.tuples(labels, labels, ratings, st.integers(100_000_000, 2_000_000_000_000)), min_size=1, max_size=12
+    st.tuples(labels, labels, ratings, st.integers(100_000_000, 4_000_000_000)), min_size=1, max_size=12
 )
 
 

@@ -13,7 +13,8 @@ from served_world import closed_form_run
 
 from fedem_flwr import Recommender
 from fedem_flwr.cli import main
-from fedem_flwr.cli.recommend import read_histories, read_names
+from fedem_flwr.cli.histories import read_histories
+from fedem_flwr.cli.recommend import read_names
 from fedem_flwr.config import resolve
 from fedem_flwr.data import read_interactions
 from fedem_flwr.errors import InputError

@@ -149,13 +149,22 @@ def recommend(
     ] = True,
     names: Annotated[Path | None, typer.Option(help="a file with item ids and names, shown beside the ids")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table")] = False,
+    settings: Settings = None,
     trust: Trust = False,
 ) -> None:
     """Recommend items to a user of the run, or to anybody whose history is given."""
     from fedem_flwr.cli import recommend as commands_recommend
 
     commands_recommend.recommend(
-        run_dir, user, history, top, exclude_seen=exclude_seen, names=names, as_json=as_json, trusted=trust
+        run_dir,
+        user,
+        history,
+        top,
+        exclude_seen=exclude_seen,
+        names=names,
+        as_json=as_json,
+        trusted=trust,
+        settings=settings or [],
     )
 
 

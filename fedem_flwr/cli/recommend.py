@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from fedem_flwr.config import Config, load_resolved
-from fedem_flwr.data import ABSENT, Columns, read_interactions
-from fedem_flwr.data.opening import ENDINGS, opened
+from fedem_flwr.cli.histories import read_histories
+from fedem_flwr.cli.options import options_tree
+from fedem_flwr.config import load_resolved
+from fedem_flwr.data.opening import opened
+from fedem_flwr.data.reading import Reading
 from fedem_flwr.data.texts import Style, records
 from fedem_flwr.errors import InputError
-from fedem_flwr.report.run_directory import CONFIG
-from fedem_flwr.runtime.inputs import columns_of
+from fedem_flwr.report.run_directory import CONFIG, SUMMARY
 from fedem_flwr.serving.recommender import Recommendation, Recommender, UnknownItemsWarning
 from fedem_flwr.terminal import console
 
 _SEPARATORS = ("::", "|", "\t", ",", ";")
-_FILES = {".csv", ".tsv", ".txt", ".dat", ".item", ".inter", ".json", ".jsonl", ".parquet", *ENDINGS}
-"""Endings of what must be a file's name."""
 _SHOWN = 10  # unknown items named at most
 
 _out = console()
@@ -44,6 +41,7 @@ def recommend(
     names: Path | None,
     as_json: bool,
     trusted: bool,
+    settings: Sequence[str] = (),
 ) -> None:
     """`fedem recommend`: lists for a user of the run, for a history, or for each user of a file of histories.
 
@@ -52,10 +50,11 @@ def recommend(
     """
     if (user is None) == (history is None):
         raise InputError("give exactly one of --user (of the run) and --history (item ids, or a file of them)")
+    said = _of_data(settings, with_file=history is not None)
     titles = None if names is None else read_names(names)
     recommender = Recommender.load(run_dir, trust=trusted)
     config = load_resolved(run_dir / CONFIG)
-    histories = {} if history is None else read_histories(history, config)
+    histories = {} if history is None else read_histories(history, config, trained_on(run_dir), said)
     lists: dict[str | None, list[Recommendation]]
     if user is not None:
         lists = {user: recommender.recommend_user(user, top, exclude_seen)}
@@ -69,6 +68,25 @@ def recommend(
         return
     for who, found in lists.items():
         _out.print(_table("for this history" if who is None else f"for user {who}", found, titles))
+
+
+def _of_data(settings: Sequence[str], *, with_file: bool) -> Mapping[str, Any]:
+    tree = options_tree({}, settings)
+    if wrong := [section for section in tree if section != "data"]:
+        raise InputError(f"--set {wrong[0]}: the run is finished; what can be set is how --history is read (data.*)")
+    if tree and not with_file:
+        raise InputError("--set says how the file of --history is read; leave it out without one")
+    said: Mapping[str, Any] = tree.get("data", {})
+    return said
+
+
+def trained_on(run_dir: Path) -> Reading | None:
+    """How a run's data were read; None where they were no file, or the run says nothing of it."""
+    try:
+        summary = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+        return Reading.of_json(summary["data"]["reading"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _of_histories(
@@ -115,50 +133,6 @@ def _table(title: str, found: Sequence[Recommendation], titles: Mapping[str, str
         name = [] if titles is None else [Text(titles.get(item, ""))]
         table.add_row(str(rank), Text(item), *name, f"{score:.4f}")
     return table
-
-
-def read_histories(given: str, config: Config | None = None) -> dict[str | None, list[str]]:
-    """Items by user, oldest first: a list of ids, or a file of one history, belong to nobody (None).
-
-    Args:
-        given: ids separated by commas or blanks, or the path of a file in any form that training reads, or of an item a
-            line. A column of times orders its rows, and ratings that training drops are dropped.
-        config: of the run, whose names of columns are known too.
-
-    Raises:
-        InputError: no such file, or not of that form.
-    """
-    path = Path(given)
-    ids = [part for part in re.split(r"[,\s]+", given) if part]
-    try:
-        there = path.is_file()
-    except (OSError, ValueError):  # a list that is too long for a name
-        there = False
-    if not there and len(ids) == 1 and ({*path.suffixes} & _FILES or "/" in given):
-        raise InputError(f"--history {given}: there is no such file")
-    if not there:
-        return {None: ids}
-    rows = read_interactions(path, _columns(config), needed=("item",))
-    kept = np.arange(rows.rows)
-    if rows.rating is not None:
-        least = None if config is None else config.data.min_rating
-        kept = kept[rows.rating > 0 if least is None else rows.rating >= least]
-    if rows.time is not None:
-        kept = kept[np.argsort(rows.time[kept], kind="stable")]
-    histories: dict[str | None, list[str]] = {str(user) or None: [] for user in rows.user_ids}
-    items = rows.item_ids[rows.item[kept]].tolist()
-    for user, item in zip(rows.user_ids[rows.user[kept]].tolist(), items, strict=True):
-        histories[user or None].append(item)
-    return histories
-
-
-def _columns(config: Config | None) -> Columns | None:
-    """The names that a run's configuration gives its columns, for files that have them too."""
-    if config is None:
-        return None
-    known = columns_of(config)
-    aliases = [(at, role) for role, at in known.given().items() if isinstance(at, str) and at != ABSENT]
-    return Columns(in_order=known.in_order, aliases=tuple(aliases))
 
 
 def read_names(path: Path) -> dict[str, str]:

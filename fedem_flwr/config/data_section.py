@@ -35,7 +35,9 @@ class DataConfig(Section):
     item_column: str | int | None = Field(None, description="name or number (from 0)")
     rating_column: str | int | None = Field(None, description="name or number (from 0)")
     time_column: str | int | None = Field(None, description="name or number (from 0)")
-    time_format: str | None = Field(None, description="of dates, as of strptime (`%d/%m/%Y`); default: detected")
+    time_format: str | None = Field(
+        None, description="of dates, as of strptime (`%d/%m/%Y`); `number`: times are none; default: detected"
+    )
     order: Literal["time", "rows"] = Field(
         "time", description="rows: the rows are in the order of time, and no column of times is read"
     )

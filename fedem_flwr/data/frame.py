@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedem_flwr.data.columns import ABSENT, LONGEST_LABEL, SAMPLE_ROWS, Columns
+from fedem_flwr.data.gathering import check_units
 from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, StrArray, first_appearance
+from fedem_flwr.data.notations import digits_in
 from fedem_flwr.data.plausible import refuse_missing
 from fedem_flwr.data.reading import Reading
 from fedem_flwr.data.roles import find_roles, shortened
 from fedem_flwr.data.sniffing import refuse_twins
-from fedem_flwr.data.times import seconds
+from fedem_flwr.data.times import choices, seconds_in_any, settled
 from fedem_flwr.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,8 +58,12 @@ def read_frame(frame: pd.DataFrame, columns: Columns | None = None, name: str = 
     at = roles.at
     user, user_ids = _labels(where, "user", frame.iloc[:, at["user"]])
     item, item_ids = _labels(where, "item", frame.iloc[:, at["item"]])
-    rating = _numbers(where, "rating", frame.iloc[:, at["rating"]], None) if "rating" in at else None
-    time = _numbers(where, "time", frame.iloc[:, at["time"]], roles.notation) if "time" in at else None
+    rating = _numbers(where, "rating", frame.iloc[:, at["rating"]]) if "rating" in at else None
+    reading = Reading(name, "dataframe", columns=roles.columns, rows=len(frame))
+    time = None
+    if "time" in at:
+        notation, time = _times(where, frame.iloc[:, at["time"]], roles.notation)
+        reading = reading.with_notation(notation)
     data = Interactions(
         name=name,
         user=user,
@@ -66,7 +72,7 @@ def read_frame(frame: pd.DataFrame, columns: Columns | None = None, name: str = 
         time=np.arange(len(frame), dtype=np.float64) if known.in_order else time,
         user_ids=user_ids,
         item_ids=item_ids,
-        reading=Reading(name, "dataframe", columns=roles.columns, rows=len(frame)),
+        reading=reading,
     )
     refuse_missing(where, data)
     return data
@@ -100,31 +106,48 @@ def _label(value: object) -> str:
     return str(value).strip()
 
 
-def _numbers(where: str, role: str, column: pd.Series, notation: str | None) -> Float64Array:
-    """(rows,) finite numbers; of times as text, in a notation, their seconds."""
+def _times(where: str, column: pd.Series, notation: str | None) -> tuple[str | None, Float64Array]:
+    """The notation that times turn out to be in, and their (rows,) seconds; numbers stay what they are."""
+    plain = _in_seconds(column)
+    dated = notation is not None and (plain.dtype.kind not in "fiu" or digits_in(choices(notation)[0]) > 0)
+    if notation is None or not dated:
+        times = _numbers(where, "time", plain)
+        if notation is None:
+            check_units(times, lambda row: f"{where}, row {row}, column '{shortened(str(column.name))}'")
+        return notation, times
+    codes, distinct = first_appearance(np.array(_texts(plain), dtype=object))
+    bad = np.flatnonzero(~np.isfinite(seconds_in_any(distinct.tolist(), notation)))
+    if len(bad):
+        raise _not_finite(where, "time", column, int(np.flatnonzero(codes == bad[0])[0]))
+    notation, values = settled(where, f"column '{shortened(str(column.name))}'", distinct.tolist(), notation)
+    return notation, values[codes]
+
+
+def _numbers(where: str, role: str, column: pd.Series) -> Float64Array:
+    """(rows,) finite numbers."""
     import pandas as pd
 
-    if role == "time":
-        column = _in_seconds(column)
     try:
-        if notation is not None and column.dtype.kind not in "fiu":
-            values = seconds(_texts(column), notation)
-        else:
-            values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):  # values that pandas does not even look at
         values = np.full(len(column), np.nan)
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
         values = np.full(len(column), np.nan)  # else counted in pandas' own unit
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        dates = ", make dates of them (pandas.to_datetime)" if role == "time" else ""
-        value = shortened(str(column.iloc[bad[0]]))
-        text = (
-            f"the {role} '{value}' is not a finite number; mend or drop such rows{dates}, or say which column is the "
-            f"{role} (data.{role}_column, '{ABSENT}' for none)"
-        )
-        raise _fault(where, column, bad[0], text)
+        raise _not_finite(where, role, column, int(bad[0]))
     return values
+
+
+def _not_finite(where: str, role: str, column: pd.Series, row: int) -> InputError:
+    dates = ", make dates of them (pandas.to_datetime)" if role == "time" else ""
+    return _fault(
+        where,
+        column,
+        row,
+        f"the {role} '{shortened(str(column.iloc[row]))}' is not a finite number; mend or drop such rows{dates}, or "
+        f"say which column is the {role} (data.{role}_column, '{ABSENT}' for none)",
+    )
 
 
 def _in_seconds(column: pd.Series) -> pd.Series:

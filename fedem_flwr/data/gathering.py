@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from fedem_flwr.data.columns import LONGEST_LABEL
 from fedem_flwr.data.interactions import Float64Array, Int64Array, Interactions, StrArray, first_appearance
 from fedem_flwr.data.reading import Reading
-from fedem_flwr.data.times import seconds
+from fedem_flwr.data.times import is_open, other_unit, seconds, seconds_in_any, settled, unit_name
+from fedem_flwr.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 Values = dict[str, Any]
-"""By role: user and item as Arrow strings or dictionaries of strings, rating and time as (rows,) float64."""
+"""By role: user and item as Arrow strings or dictionaries of strings, rating and time as (rows,) float64; time as a
+dictionary of strings while it is open which notation it is in."""
 
 
 class Unfit(Exception):
@@ -47,15 +49,20 @@ def labels_of(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def times_of(column: pa.ChunkedArray, notation: str) -> Float64Array:
+def times_of(column: pa.ChunkedArray, notation: str) -> Any:
     """(rows,) seconds of a column of dates, each different one parsed once.
 
+    Where it is open which notation they are in, they stay text, in an Arrow dictionary.
+
     Raises:
-        Unfit: one is not in the notation.
+        Unfit: one is in no notation that it could be in.
     """
     encoded = column.dictionary_encode().unify_dictionaries().combine_chunks()
-    values = seconds(encoded.dictionary.to_pylist(), notation)[encoded.indices.to_numpy()]
-    return finite(values)
+    texts = encoded.dictionary.to_pylist()
+    if is_open(notation):
+        finite(seconds_in_any(texts, notation))
+        return encoded
+    return finite(seconds(texts, notation)[encoded.indices.to_numpy()])
 
 
 def finite(values: NDArray[Any]) -> Float64Array:
@@ -69,6 +76,31 @@ def finite(values: NDArray[Any]) -> Float64Array:
     return np.asarray(values, np.float64)
 
 
+def check_units(times: Float64Array, where: Callable[[int], str], unit: str = "") -> None:
+    """Make sure that times since 1970 are all in one unit.
+
+    Args:
+        where: the place of a row.
+        unit: of the rows before these.
+
+    Raises:
+        InputError: they are not; it names the first that differs.
+    """
+    row = other_unit(times, unit)
+    if row is not None:
+        before = unit or next(name for name in map(unit_name, times.tolist()) if name)
+        raise InputError(
+            f"{where(row)}: the time {times[row]:.0f} looks like {unit_name(times[row])}, those before it like "
+            f"{before}; write all times in one unit"
+        )
+
+
+def _as_digits(values: Float64Array) -> Any:
+    import pyarrow as pa
+
+    return pa.array(values.astype(np.int64)).cast(pa.string()).dictionary_encode()
+
+
 def of_fields(fields: dict[str, Sequence[str]], notation: str | None) -> Values:
     """The columns of fields that were looked at one by one and found right."""
     import pyarrow as pa
@@ -78,7 +110,7 @@ def of_fields(fields: dict[str, Sequence[str]], notation: str | None) -> Values:
         if role in ("user", "item"):
             found[role] = pa.chunked_array([pa.array(column, pa.string())]).dictionary_encode()
         elif role == "time" and notation is not None:
-            found[role] = seconds(column, notation)
+            found[role] = pa.array(column).dictionary_encode() if is_open(notation) else seconds(column, notation)
         else:
             found[role] = np.array(list(map(float, column)), np.float64)
     return found
@@ -90,12 +122,38 @@ class Gathered:
 
     parts: dict[str, list[Any]] = field(default_factory=dict)
     rows: int = 0
+    notation: str | None = None  # of the times, or several of which all rows tell which one it is
 
     def add(self, values: Values) -> None:
         """Take in a piece."""
+        if self.notation is not None and is_open(self.notation) and isinstance(values["time"], np.ndarray):
+            values = {**values, "time": _as_digits(values["time"])}  # of a column of numbers
         for role, column in values.items():
             self.parts.setdefault(role, []).extend(column.chunks if role in ("user", "item") else [column])
         self.rows += len(values["item"])
+
+    def settle_times(self, where: str, column: str) -> str | None:
+        """Make seconds of times whose notation was open; the notation, None where times are numbers.
+
+        Args:
+            where, column: what errors begin with, and what they call the column.
+
+        Raises:
+            InputError: no notation fits all, or two do; or the unit of numbers changes.
+        """
+        import pyarrow as pa
+
+        parts = self.parts.get("time")
+        if parts and self.notation is not None and is_open(self.notation):
+            texts = pa.chunked_array(parts).unify_dictionaries()
+            distinct = texts.chunk(0).dictionary.to_pylist()
+            self.notation, values = settled(where, column, distinct, self.notation)
+            self.parts["time"] = [values[chunk.indices.to_numpy()] for chunk in texts.chunks]
+        elif parts and self.notation is None:
+            times = np.concatenate(parts)
+            self.parts["time"] = [times]
+            check_units(times, lambda row: f"{where}, row {row + 1}")
+        return self.notation
 
     def interactions(self, name: str, reading: Callable[[int], Reading], *, in_order: bool) -> Interactions:
         """All rows; where there is no user column, they are one user's, who is called nothing."""
@@ -133,4 +191,5 @@ class Gathered:
         return codes, np.array(kept.tolist(), dtype=np.str_)
 
     def _numbers(self, role: str) -> Float64Array | None:
-        return np.concatenate(self.parts.pop(role)) if role in self.parts else None
+        parts = self.parts.pop(role, None)
+        return None if parts is None else parts[0] if len(parts) == 1 else np.concatenate(parts)

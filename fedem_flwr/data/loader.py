@@ -52,6 +52,9 @@ def read_interactions(
     gathered = Gathered()
     with opened(path) as file:
         reading = _read(file, known, needed, gathered)
+    time = next((column for column in reading.columns if column.role == "time"), None)
+    if time is not None:
+        reading = reading.with_notation(gathered.settle_times(str(path), f"column {time.called}"))
     if not gathered.rows:
         raise InputError(f"{path}: no rows; expected rows of user, item[, rating][, time]")
     if known.in_order:
@@ -65,6 +68,7 @@ def _read(file: Opened, known: Columns, needed: tuple[str, ...], gathered: Gathe
     source = file.path.name
     if file.head.startswith(PARQUET) or known.form == "parquet":
         roles, pieces = parquet_pieces(file, known, needed)
+        gathered.notation = roles.notation
         for values in pieces:
             gathered.add(values)
         return Reading(source, "parquet", file.compression, columns=roles.columns)
@@ -72,6 +76,7 @@ def _read(file: Opened, known: Columns, needed: tuple[str, ...], gathered: Gathe
     encoding = text.encoding.upper().removesuffix("-SIG")
     if known.form == "jsonl" or (known.form is None and re.match(rb"\s*(\{|\[\s*[\[{])", text.head)):
         roles, pieces = json_pieces(text, known, needed)
+        gathered.notation = roles.notation
         for values in pieces:
             gathered.add(values)
         return Reading(source, "jsonl", file.compression, encoding, columns=roles.columns)
@@ -90,6 +95,7 @@ def _read(file: Opened, known: Columns, needed: tuple[str, ...], gathered: Gathe
         if not known.in_order:
             notes = (*notes, "the order in a line is not taken as time (if it is: --set data.order=rows)")
     else:
+        gathered.notation = layout.roles.notation
         for values in row_pieces(text, layout):
             gathered.add(values)
         if layout.entries is not None:

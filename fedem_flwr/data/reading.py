@@ -52,6 +52,11 @@ class ColumnRead:
         return f"{said}, {self.note}" if self.note else said
 
 
+def dates_in(notation: str) -> str:
+    """What is said of a column of dates."""
+    return f"dates, {notation}"
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a file was read.
@@ -99,6 +104,14 @@ class Reading:
         left = f"; not used: {', '.join(unused[:_LISTED])}{more}" if unused else ""
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{self.source}: {self.shape}; {used}{left}{notes}"
+
+    def with_notation(self, notation: str | None) -> Reading:
+        """The same, with the notation that the times turned out to be in."""
+        columns = tuple(
+            replace(each, note=dates_in(notation)) if each.role == "time" and notation is not None else each
+            for each in self.columns
+        )
+        return replace(self, columns=columns)
 
     def as_json(self) -> dict[str, Any]:
         """For a file beside a run: without the examples, which are rows of the data."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fedem_flwr.data.columns import ABSENT, RATING_SCALE, ROLES, Columns, is_other_time, rank
-from fedem_flwr.data.reading import ColumnRead, How
-from fedem_flwr.data.times import are_unix_times, is_number, notation_of
+from fedem_flwr.data.notations import like_times
+from fedem_flwr.data.parts import check_parts
+from fedem_flwr.data.reading import ColumnRead, How, dates_in
+from fedem_flwr.data.times import AS_NUMBERS, are_unix_times, is_number, notation_of, unit_name
 from fedem_flwr.errors import InputError, suggest
 
 _MOST_WITHOUT_NAMES: Final = 4  # columns of a table whose header says nothing: user, item, rating, time
@@ -29,12 +31,17 @@ class Roles:
     Attributes:
         at: role to column number; rating and time only where there are such columns, and user where it is optional.
         columns: all columns, for `Reading`.
-        notation: of the times; None where they are numbers, or there are none.
+        notation: of the times, or several of which all rows tell which one it is; None where they are numbers, or there
+            are none.
+        unit: of times that are numbers since 1970; empty where they are not.
+        watched: columns of a text that are empty in the first rows, and would have a role if they were not.
     """
 
     at: dict[str, int]
     columns: tuple[ColumnRead, ...]
     notation: str | None
+    unit: str = ""
+    watched: tuple[int, ...] = ()
 
 
 @dataclass
@@ -55,11 +62,26 @@ class _Search:
     at: dict[str, int] = field(default_factory=dict)
     how: dict[str, How] = field(default_factory=dict)
     notes: dict[int, str] = field(default_factory=dict)
+    notations: dict[int, str | None] = field(default_factory=dict)
 
     @property
     def free(self) -> list[int]:
         """Columns without a role in which there is something."""
         return [i for i, each in enumerate(self.values) if i not in self.at.values() and any(each)]
+
+    def filled(self, column: int) -> list[str]:
+        """What is in a column."""
+        return [value for value in self.values[column] if value]
+
+    @property
+    def empty(self) -> tuple[int, ...]:
+        """Columns in which there is nothing yet, though rating or time is looked for there."""
+        wanted = [role for role in ("rating", "time") if self.is_open(role)]
+        nothing = [i for i, each in enumerate(self.values) if i not in self.at.values() and not any(each)]
+        by_place = self.names is None or len(self.values) <= _MOST_WITHOUT_NAMES
+        return tuple(
+            i for i in nothing if wanted and (by_place or any(self.rank(role, i) is not None for role in wanted))
+        )
 
     def called(self, column: int) -> str:
         return f"column '{self.names[column]}'" if self.names else f"column {column}"
@@ -79,20 +101,21 @@ class _Search:
         )
 
     def is_time(self, column: int) -> bool:
-        values = [value for value in self.values[column] if value]
-        return are_unix_times(values) or self.notation(column) is not None
+        return are_unix_times(self.filled(column)) or self.notation(column) is not None
 
     def is_large(self, column: int) -> bool:
         """Whether there are numbers alone, larger than ratings are on any scale."""
-        values = [value for value in self.values[column] if value]
+        values = self.filled(column)
         return bool(values) and all(is_number(value) and float(value) >= _BEYOND_RATINGS for value in values)
 
     def is_numeric(self, column: int) -> bool:
-        values = [value for value in self.values[column] if value]
+        values = self.filled(column)
         return bool(values) and sum(map(is_number, values)) >= len(values) / 2
 
     def notation(self, column: int) -> str | None:
-        return notation_of(self.where, self.called(column), self.values[column], self.known.time_format)
+        if column not in self.notations:
+            self.notations[column] = notation_of(self.values[column], self.known.time_format)
+        return self.notations[column]
 
 
 def find_roles(
@@ -130,16 +153,28 @@ def find_roles(
                 f"{where}: no {role} column in {seen}; say which column is the {role} (--set data.{role}_column=...)"
             )
     _look_for_a_time(search)
+    _check_parts(search)
     return _found(search)
+
+
+def _check_parts(search: _Search) -> None:
+    """Nothing is asked where the time was given; columns of another role, or of a birth or a release, are no parts."""
+    if search.known.time is not None or search.known.in_order:
+        return
+    time = search.at.get("time")
+    others = [search.filled(i) if i == time or i in search.free else [] for i in range(len(search.values))]
+    names = [n if others[i] and not is_other_time(n) else "" for i, n in enumerate(search.names or [""] * len(others))]
+    check_parts(search.where, names, others, time, None if time is None else search.notation(time))
 
 
 def _found(search: _Search) -> Roles:
     time = search.at.get("time")
-    notation = None
+    notation, unit = None, ""
     if time is not None:
-        notation = search.known.time_format
-        if notation is None and not search.is_numeric(time):
-            notation = search.notation(time)
+        given = search.known.time_format
+        notation = given if given not in (None, AS_NUMBERS) else search.notation(time)
+        numbers = [value for value in search.filled(time) if is_number(value)]
+        unit = "" if notation is not None else next(filter(None, (unit_name(float(value)) for value in numbers)), "")
     roles = {column: role for role, column in search.at.items()}
     reads = []
     for number, values in enumerate(search.values):
@@ -148,11 +183,11 @@ def _found(search: _Search) -> Roles:
         if number in roles:
             read = replace(read, role=roles[number], how=search.how[roles[number]])
             if number == time and notation is not None:
-                read = replace(read, note=f"dates, {notation}")
+                read = replace(read, note=dates_in(notation))
         else:
             read = replace(read, note=search.notes.get(number) or ("" if any(values) else "empty"))
         reads.append(read)
-    return Roles(search.at, tuple(reads), notation)
+    return Roles(search.at, tuple(reads), notation, unit, search.empty)
 
 
 def _take_given(search: _Search) -> None:
@@ -228,27 +263,35 @@ def _take_positions(search: _Search) -> None:
         if len(timed) > 1:
             raise _ambiguous(search, "time", timed)
         search.set("time", timed[0], "values")
-    for role in ("rating", "time"):
-        if search.is_open(role) and search.free:
+    wanted = [role for role in ("rating", "time") if search.is_open(role)]
+    numeric = [column for column in search.free if search.is_numeric(column)]
+    if "rating" in wanted and len(search.values) > _MOST_WITHOUT_NAMES and len(numeric) > len(wanted):
+        raise _ambiguous(search, "rating", numeric)
+    for role in wanted:
+        if search.free:
             search.set(role, search.free[0], "position")
 
 
 def _look_for_a_time(search: _Search) -> None:
     """A column of times under a name that nobody knows is not passed over in silence."""
-    if search.names is None:
-        return
-    for column in search.free:
-        if search.is_open("time") and search.is_time(column):
-            if not is_other_time(search.names[column]):
+    for column, name in enumerate(search.names or ()):
+        if column not in search.free:
+            continue
+        if search.is_open("time"):
+            like = (
+                "times, under a name that does not say so"
+                if search.is_time(column)
+                else like_times(search.filled(column))
+            )
+            if like.startswith("times, ") and not is_other_time(name):
                 raise InputError(
-                    f"{search.where}: {search.called(column)} looks like times, under a name that says nothing; if it "
-                    f"is when user met item: --set data.time_column={search.names[column]}, else "
-                    f"--set data.time_column={ABSENT}"
+                    f"{search.where}: {search.called(column)} looks like {like}; if it is when user met item: --set "
+                    f"data.time_column={name}, else --set data.time_column={ABSENT}"
                 )
-            search.notes[column] = "though it looks like times"
-        elif search.is_open("rating") and search.is_numeric(column):
-            distinct = set(filter(None, search.values[column]))
+            if like:
+                search.notes[column] = f"though it looks like {like.split(', ')[0]}"
+                continue
+        if search.is_open("rating") and search.is_numeric(column):
+            distinct = set(search.filled(column))
             if len(distinct) <= RATING_SCALE < len(search.values[column]):
-                search.notes.setdefault(
-                    column, f"if these are ratings: --set data.rating_column={search.names[column]}"
-                )
+                search.notes.setdefault(column, f"if these are ratings: --set data.rating_column={name}")

@@ -131,7 +131,4 @@ def _stands_in(fields: list[str], separator: str) -> bool:
 
 
 def _are_dates(fields: list[str]) -> bool:
-    try:
-        return notation_of("", "", fields, None) is not None
-    except InputError:  # of two kinds: dates in any case
-        return True
+    return notation_of(fields) is not None

@@ -245,9 +245,6 @@ def _is_unlike(name: str, values: Sequence[str]) -> str:
         return "" if is_number(name) else "number"
     if any(each.isdigit() for each in name):
         return ""
-    try:
-        if notation_of("", "", filled, None) is not None:
-            return "number"
-    except InputError:
+    if notation_of(filled) is not None:
         return "number"
     return "digit" if len(filled) > 1 and all(any(c.isdigit() for c in value) for value in filled) else ""

@@ -19,12 +19,13 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from fedem_flwr.data.columns import ABSENT, LONGEST_LABEL
-from fedem_flwr.data.gathering import Unfit, Values, finite, labels_of, of_fields, times_of
+from fedem_flwr.data.gathering import Unfit, Values, check_units, finite, labels_of, of_fields, times_of
+from fedem_flwr.data.parts import check_empty
 from fedem_flwr.data.records import Record, Style, records
 from fedem_flwr.data.roles import shortened
 from fedem_flwr.data.sniffing import Layout
 from fedem_flwr.data.texts import Text
-from fedem_flwr.data.times import is_number, seconds
+from fedem_flwr.data.times import is_number, other_unit, seconds_in_any
 from fedem_flwr.errors import InputError
 
 _UNIT: Final = b"\x1f"  # Arrow takes one-character separators only, so "::" becomes this; a text holds none
@@ -102,6 +103,7 @@ def _fast(piece: bytes, layout: Layout) -> Values:
         Unfit: the slow one must look.
     """
     import pyarrow as pa
+    import pyarrow.compute
     import pyarrow.csv as pc
 
     separator, quoting = layout.style.separator, bool(layout.style.quoting) and b'"' in piece
@@ -114,6 +116,7 @@ def _fast(piece: bytes, layout: Layout) -> Values:
     types = {role: dictionary if role in ("user", "item") else pa.float64() for role in at}
     if notation is not None:
         types["time"] = text
+    kinds = {str(at[role]): kind for role, kind in types.items()} | {str(i): text for i in layout.roles.watched}
     try:
         table = pc.read_csv(
             pa.BufferReader(piece),
@@ -124,8 +127,8 @@ def _fast(piece: bytes, layout: Layout) -> Values:
                 delimiter=separator, quote_char='"' if quoting else False, newlines_in_values=quoting
             ),
             convert_options=pc.ConvertOptions(
-                column_types={str(at[role]): kind for role, kind in types.items()},
-                include_columns=[str(column) for column in at.values()],
+                column_types=kinds,
+                include_columns=list(kinds),
                 null_values=[],
                 strings_can_be_null=False,
             ),
@@ -139,6 +142,10 @@ def _fast(piece: bytes, layout: Layout) -> Values:
             found[role] = labels_of(values)
         else:
             found[role] = times_of(values, notation) if role == "time" and notation else finite(values.to_numpy())
+    if "time" in at and notation is None and other_unit(found["time"], layout.roles.unit) is not None:
+        raise Unfit
+    if any(pa.compute.any(pa.compute.not_equal(table[str(column)], "")).as_py() for column in layout.roles.watched):
+        raise Unfit
     return found
 
 
@@ -160,7 +167,10 @@ def _slow(path: Path, piece: bytes, layout: Layout, first_line: int) -> Values |
         check_dates(lambda row: f"{path}, line {lines[row]}", fields.get("time", []), layout.roles.notation)
     if not lines:
         return None
-    return of_fields(fields, layout.roles.notation)  # type: ignore[arg-type]
+    values = of_fields(fields, layout.roles.notation)  # type: ignore[arg-type]
+    if "time" in values and layout.roles.notation is None:
+        check_units(values["time"], lambda row: f"{path}, line {lines[row]}", layout.roles.unit)
+    return values
 
 
 def _check(path: Path, record: Record, layout: Layout) -> None:
@@ -174,6 +184,8 @@ def _check(path: Path, record: Record, layout: Layout) -> None:
         raise InputError(f"{where}: {count} columns, expected {layout.width} ({cause}): '{shortened(record.text)}'")
     for role, column in layout.roles.at.items():
         check_field(f"{where}, column {column}", role, record.fields[column], layout.roles.notation)
+    for column in layout.roles.watched:
+        check_empty(f"{where}, column {column}", record.fields[column])
 
 
 def check_dates(where: Callable[[int], str], fields: Sequence[str], notation: str | None) -> None:
@@ -185,7 +197,7 @@ def check_dates(where: Callable[[int], str], fields: Sequence[str], notation: st
     Raises:
         InputError: one is none.
     """
-    bad = [] if notation is None else np.flatnonzero(~np.isfinite(seconds(fields, notation))).tolist()
+    bad = [] if notation is None else np.flatnonzero(~np.isfinite(seconds_in_any(fields, notation))).tolist()
     if bad:
         raise InputError(
             f"{where(bad[0])}: the time '{shortened(fields[bad[0]])}' is not a date in the notation {notation}; mend "

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedem_flwr.data.sorting import stable_order
 from fedem_flwr.protocol.split import IntArray
+from fedem_flwr.randomness import keyed_bits
 
 Draw = Callable[[IntArray], IntArray]
 """(r,) positions of rows to (r,) integers that the rows are ordered by where nothing else decides."""
@@ -42,6 +44,16 @@ def chronological(user: IntArray, users: int, time: NDArray[Any] | None, draw: D
     first = np.append(True, ~same)[positions]
     order[positions] = rows[np.lexsort((draw(rows), np.cumsum(first)))]
     return order
+
+
+def tie_bits(seed: int, users: Tensor, items: Tensor) -> IntArray:
+    """(r,) what rows at equal times are ordered by: drawn by the seed and the data's own ids, wherever they stand.
+
+    Args:
+        users, items: (r,) `fedem_flwr.randomness.label_bits` of the rows' ids.
+    """
+    bits: IntArray = keyed_bits(seed, "split/held-out", users, items).numpy()
+    return bits
 
 
 def _by_user_and_time(user: IntArray, users: int, time: NDArray[Any] | None) -> IntArray:

@@ -16,10 +16,10 @@ from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.protocol.account import CHANCE_AT, Account
 from fedem_flwr.protocol.negatives import negative_blocks
 from fedem_flwr.protocol.numbering import Numbering
-from fedem_flwr.protocol.order import Draw, chronological
+from fedem_flwr.protocol.order import Draw, chronological, tie_bits
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import EVALUATION_NEGATIVES, IntArray, Protocol, offsets_of
-from fedem_flwr.randomness import keyed_bits, label_bits
+from fedem_flwr.randomness import label_bits
 
 Progress = Callable[[int, int], None]
 """Called with (users done, users in all); a user is half done when split and done with its negatives."""
@@ -176,8 +176,7 @@ class Parts:
             users, codes = first_appearance(block.user[rows[positions]])
             labels = label_bits(np.asarray(block.user_ids[codes], np.str_))[torch.from_numpy(users)]
             items = torch.from_numpy(self._item_bits[block.item[rows[positions]]])
-            bits: IntArray = keyed_bits(self.seed, "split/held-out", labels, items).numpy()
-            return bits
+            return tie_bits(self.seed, labels, items)
 
         return draw
 
