@@ -161,15 +161,18 @@ def test_nothing_is_made_of_nothing() -> None:
 
 
 def test_what_waits_for_users_who_did_not_train_waits_on() -> None:
-    """Of how many a sum is held back, a server knows; of which ones, it does not."""
+    """Of how many a sum is held back, a server knows; of which ones, it does not: then nobody counts as served.
+
+    Who has spent its ε has trained on all the same.
+    """
     config = Subject("fedem").config()
     none = {"users": np.empty(0, np.int64), "items": np.empty((0, 50, config.model.dim), np.float32)}
-    for trained, expected in ((2, [2]), (1, [0, 1, 2]), (0, [0, 1, 2])):
+    for served, trained, expected in (([0, 1], 2, [2]), ([0, 1], 1, [2]), ([], 1, [0, 1, 2]), ([], 0, [0, 1, 2])):
         strategy: Any = TablesStrategy(config, 50)
         strategy.samples = np.full(21, 5)
         waiting = {"receivers": torch.arange(3), "items": torch.randn(3, 50, config.model.dim)}
         strategy.kept = {**strategy.kept, **waiting}
-        strategy.receive(none, np.array([0, 1]), trained)
+        strategy.receive(none, np.array(served, np.int64), trained)
         assert strategy.gathered().trained == trained
         strategy.combine(1)
         assert strategy.kept["receivers"].tolist() == expected and strategy.failures == []
