@@ -76,4 +76,4 @@ def test_the_readme(folder: Path) -> None:
     (folder / "ratings.csv").write_text("\n".join(["user,item,timestamp", *rows]) + "\n")
     ((_, _),) = carry_out(README)
     (run,) = (folder / "runs").iterdir()
-    assert run.name.startswith("ratings-fedials-strict-") and (run / "report.html").exists()
+    assert run.name.startswith("ratings-auto-strict-") and (run / "report.html").exists()

@@ -126,11 +126,15 @@ def exact_gaussian(ratio: float, delta: float) -> float:
     return float(brentq(excess, 0, 1 / ratio**2 + 20 / ratio))
 
 
+def gaussian(ratio: float, releases: int) -> float:
+    return accounting.composed_of({accounting.Mechanism("gaussian", ratio): releases}, DELTA)[0]
+
+
 @pytest.mark.parametrize(("ratio", "releases"), [(1.0, 1), (5.0, 1), (5.0, 100), (30.0, 100), (0.5, 3)])
 def test_gaussian_epsilon_is_above_the_exact_one_and_near_it(ratio: float, releases: int) -> None:
     """T Gaussian releases are one with √T times less noise. The accountant's own object says the same."""
     exact = exact_gaussian(ratio / math.sqrt(releases), DELTA)
-    found = accounting.gaussian(ratio, releases, DELTA)
+    found = gaussian(ratio, releases)
     assert exact <= found <= 1.15 * exact
     from opacus.accountants import RDPAccountant
 
@@ -179,7 +183,7 @@ def test_both_epsilons_by_hand() -> None:
     followed = accounting.spent(config.changed("ldp", quantile=0.5), 7, 0.01)
     assert followed is not None and followed.round == pytest.approx(6), "telling who was shortened costs half a C"
     assert accounting.spent(config.changed("ldp", noise="none"), 7, 0.01) is None
-    gaussian = accounting.spent(config.changed("ldp", noise="gaussian", multiplier=20.0), 7, 0.01)
-    assert gaussian is not None and gaussian.paper is None
-    assert gaussian.composed == pytest.approx(accounting.gaussian(10.0, 7, DELTA))
-    assert accounting.gaussian(1.0, 0, DELTA) == accounting.laplace(1.0, 0, DELTA) == 0
+    other = accounting.spent(config.changed("ldp", noise="gaussian", multiplier=20.0), 7, 0.01)
+    assert other is not None and other.paper is None
+    assert other.composed == pytest.approx(gaussian(10.0, 7))
+    assert gaussian(1.0, 0) == 0

@@ -36,7 +36,7 @@ class Spent:
 
     Attributes:
         releases: uploads of that user.
-        round, composed: ε of one upload, and of all, each with δ.
+        round, composed: ε of one upload (Laplace's without δ), and of all, with δ.
         delta: δ; 0 where ε holds without exception.
         paper: the paper's ε a round, S / δ with S = 2 p η Z; None where Z is not set, or the noise is not Laplace's.
     """
@@ -63,7 +63,9 @@ def spent(config: Config, releases: int, share: float | None = None) -> Spent | 
     paper = None
     if ldp.noise == "laplace" and config.gradients.clip and ldp.clip and share is not None:
         paper = 2 * share * config.local.lr_item * config.gradients.clip / (ldp.multiplier * ldp.clip)
-    return Spent(releases, composed(ldp, 1)[0], *composed(ldp, releases), paper)
+    mechanism = Mechanism.of(ldp)
+    one = composed(ldp, 1)[0] if mechanism.pure == math.inf else mechanism.pure  # which holds without δ
+    return Spent(releases, one, *composed(ldp, releases), paper)
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,11 @@ class Mechanism:
         """That of a run."""
         return cls(ldp.noise, ldp.multiplier / sensitivity(ldp.order, told=ldp.quantile is not None))
 
+    @property
+    def pure(self) -> float:
+        """ε of one upload without δ; infinite where there is none."""
+        return 1 / self.ratio if self.noise == "laplace" else math.inf
+
 
 def composed(ldp: LdpConfig, releases: int) -> tuple[float, float]:
     """ε of so many uploads of one user with a run's noise, and its δ; 0 where ε holds without exception."""
@@ -95,7 +102,7 @@ def composed_of(uploads: Mapping[Mechanism, int], delta: float) -> tuple[float, 
         return 0.0, delta
     rdp = np.sum([count * _rdp(one) for one, count in made.items()], axis=0)
     found = _converted(rdp, delta)
-    pure = sum(count / one.ratio if one.noise == "laplace" else math.inf for one, count in made.items())
+    pure = sum(count * one.pure for one, count in made.items())
     exact = found > 0.99 * pure  # then the sum of the rounds' is as good, and holds without δ
     return (pure, 0.0) if exact else (found, delta)
 
