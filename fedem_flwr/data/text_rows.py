@@ -85,11 +85,7 @@ def _cleaned(piece: bytes, style: Style) -> bytes:
     if style.comment and style.comment.encode() in piece:
         piece = re.sub(rb"(?m)^" + re.escape(style.comment.encode()) + rb".*\n", b"", piece)
     quoted = style.quoting and b'"' in piece
-    if (
-        style.separator == " "
-        and not quoted
-        and (b"\t" in piece or b"  " in piece or b" \n" in piece or b"\n " in piece)
-    ):
+    if style.separator == " " and not quoted and _SPACED.search(piece):
         piece = re.sub(rb"(?m)^ | (?=\n)", b"", re.sub(rb"[ \t]+", b" ", piece))
     elif (b"\n " in piece or piece.startswith(b" ")) and not quoted:
         piece = re.sub(rb"(?m)^ +\n", b"", piece)
