@@ -272,8 +272,6 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
     def summary(self) -> None:
         """Nothing to log: the run's directory holds the configuration."""
 
-    # Messages and their checks.
-
     def _message(
         self, kind: str, node: int, settings: ConfigRecord, participants: np.ndarray, uploaders: np.ndarray
     ) -> Message:

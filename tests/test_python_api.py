@@ -130,7 +130,7 @@ def test_a_data_frame_is_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     frame = ratings()
     columns = {"user_column": "who"}
     result = fedem.run(frame, rounds=2, name="visits", data=columns, **settings)
-    assert result.path.name.startswith("visits-fedials-strict-") and result.summary["dataset"] == "visits"
+    assert result.path.name.startswith("visits-auto-strict-") and result.summary["dataset"] == "visits"
     assert "dataset=<DataFrame 'visits'>" in result.summary["command"]
     config = tomllib.loads((result.path / "config.toml").read_text())["data"]
     assert (config["dataset"], config["user_column"]) == ("visits", "who")

@@ -101,8 +101,6 @@ class Method:
         """
         return config
 
-    # What it is.
-
     def parts(self) -> Mapping[str, Part]:
         """Its named tensors."""
         raise NotImplementedError
@@ -118,8 +116,6 @@ class Method:
     def floats_of_a_score(self) -> int:
         """Numbers that `score` holds of each user and item beside their rows: layers of a network, say."""
         return 0
-
-    # How it is trained.
 
     def loss(self, logits: Tensor, sign: Tensor, valid: Tensor) -> Tensor:
         """(k,) mean binary cross-entropy of a batch; see `engine.gradients.Differentiable`."""
