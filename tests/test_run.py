@@ -226,7 +226,7 @@ def test_a_client_that_raises_half_way_starts_from_a_whole_state(
 
     resident = failed_run("resident")
 
-    def on_disk_only(*given: Any, resident: bool) -> NodeHost:
+    def on_disk_only(*given: Any, resident: bool, observe: Any) -> NodeHost:
         return NodeHost(*given)
 
     monkeypatch.setattr("fedem_flwr.experiment.rounds.NodeHost", on_disk_only)
