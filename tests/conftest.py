@@ -45,10 +45,11 @@ def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
 
 
 @cache
-def starts_processes(file: Path) -> bool:
-    """Whether tests of a file start processes that want the whole machine: they had better wait for each other."""
-    marked = r"^(@|pytestmark = .*)pytest\.mark\.(ray|network)\b"  # one marked parameter does not count
-    return re.search(marked, file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+def started_by(file: Path) -> str:
+    """The mark of a file whose tests start processes: those of one mark wait for each other. Else empty."""
+    marked = r"^(?:@|pytestmark = .*)pytest\.mark\.(ray|network)\b"  # one marked parameter does not count
+    found = re.search(marked, file.read_text(encoding="utf-8"), re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -59,14 +60,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (file, getattr(item, "originalname", item.name)) in shown_attacks():
             item.add_marker("attacks")
     if ONE_OF_SEVERAL:  # what takes longest comes first
-        items.sort(key=lambda item: not starts_processes(item.path))
+        items.sort(key=lambda item: not started_by(item.path))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Spread files over processes: a file's tests share what they look at. Those that start processes stay together.
 
-    There is one process more than there are cores, as that with these tests mostly waits.
+    There is one process more than there are cores, as those with these tests mostly wait.
     """
     if config.getoption("dist") != "loadfile":
         return None
@@ -75,8 +76,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file: str = nodeid.partition("::")[0]
-            if starts_processes(config.rootpath / file):
-                return "processes"
+            if mark := started_by(config.rootpath / file):
+                return mark
             # Of the conformance table a row: its cells look at the same runs, and the next row's at others.
             return nodeid.rpartition("-")[0] if file.endswith("conformance/test_conformance.py") else file
 
