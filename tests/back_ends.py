@@ -64,3 +64,22 @@ def same(one: Method, data: TrainingItems, got: Downloads, gate: TrainingItems |
     for name, total in expected[2].items():
         torch.testing.assert_close(sums[name].total, total.total, rtol=1e-6, atol=10 * NEAR)
         assert torch.equal(sums[name].weight, total.weight)
+
+
+def independent(one: Method, data: TrainingItems, got: Downloads, threads: int, others: int | None = None) -> None:
+    """A client's result is the same to the bit, whoever else is in its cohort; nobody else's state moves.
+
+    Args:
+        threads: on which all train together. others: on which some do; default: on as many.
+    """
+    torch.set_num_threads(threads)
+    together = Cohort(data, start(one), one)
+    together.train(torch.arange(K), got, 3)
+    torch.set_num_threads(others or threads)
+    for order in ([5], [6, 2], [4, 3, 2, 0]):
+        some = Cohort(data, start(one), one)
+        some.train(torch.tensor(order), got, 3)
+        for name, values in some.state.items():
+            assert torch.equal(values[order], together.state[name][order]), name
+            rest = [u for u in range(K) if u not in order]
+            assert torch.equal(values[rest], start(one)[name][rest])

@@ -94,6 +94,17 @@ def data_dir() -> Path:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch has one thread, and whatever it had afterwards."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of reports stay empty, where they are not what is tested: encoding them takes most of the time."""
     for module in ("report.plots", "leaderboard.pictures"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +25,7 @@ from fedem_flwr.evaluation.scorers import CohortScorer
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.protocol.splits import Protocol, Split, make_split
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def interactions_of(rows: list[tuple[int, int]], name: str) -> Interactions:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from back_ends import D, K, M, same, start, trained, world
+from back_ends import D, K, M, independent, same, start, trained, world
 from factorised import learner, received
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,12 +31,7 @@ MODES: tuple[MergeMode, ...] = ("none", "replace", "static", "scalar", "elastic"
 SCHEDULES: tuple[Schedule, ...] = ("paper", "released")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def method(mode: MergeMode, schedule: Schedule = "paper", name: str = "fedem", **sections: Any) -> Method:
@@ -123,17 +117,7 @@ def test_who_has_no_samples_is_merged_all_the_same(schedule: Schedule) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_client_does_not_depend_on_its_cohort(threads: int) -> None:
     """To the bit, whoever else is in it, and on however many threads."""
-    torch.set_num_threads(threads)
-    one, data, got = method("elastic", "released", local={"early_stop": 0.05}), world(), tables()
-    together = Cohort(data, start(one), one)
-    together.train(torch.arange(K), got, 3)
-    for order in ([5], [6, 2], [4, 3, 2, 0]):
-        some = Cohort(data, start(one), one)
-        some.train(torch.tensor(order), got, 3)
-        for name, values in some.state.items():
-            assert torch.equal(values[order], together.state[name][order]), name
-            rest = [u for u in range(K) if u not in order]
-            assert torch.equal(values[rest], start(one)[name][rest])
+    independent(method("elastic", "released", local={"early_stop": 0.05}), world(), tables(), threads)
 
 
 def test_a_whole_table_is_merged_as_by_torch() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-from back_ends import D, K, M, same, start, world
+from back_ends import D, K, M, independent, same, start, world
 from factorised import learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,12 +32,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def method(name: str, options: dict[str, Any] | None = None, weights: str = "average", **sections: Any) -> Method:
@@ -88,18 +83,8 @@ def test_decoys_and_secrets() -> None:
 def test_a_client_does_not_depend_on_its_cohort() -> None:
     """To the bit, whoever else is in it, and on however many threads."""
     for name in OPTIONS:
-        one, data = method(name, local={"early_stop": 0.05}), world()
-        got, together = tables(one), Cohort(data, start(one), one)
-        torch.set_num_threads(1)
-        together.train(torch.arange(K), got, 3)
-        torch.set_num_threads(3)
-        for order in ([5], [6, 2], [4, 3, 2, 0]):
-            some = Cohort(data, start(one), one)
-            some.train(torch.tensor(order), got, 3)
-            for part, values in some.state.items():
-                assert torch.equal(values[order], together.state[part][order]), part
-                rest = [u for u in range(K) if u not in order]
-                assert torch.equal(values[rest], start(one)[part][rest])
+        one = method(name, local={"early_stop": 0.05})
+        independent(one, world(), tables(one), threads=1, others=3)
 
 
 def by_gradients(one: Method) -> Method:
