@@ -60,13 +60,18 @@ def space_of(config: Config, given: Mapping[str, Any]) -> list[Range]:
     return space
 
 
-def paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the values of a tree."""
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a tree under their dotted names, sections without any among them."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from paths(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
+
+
+def paths(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted names of the values of a tree."""
+    return (path for path, value in leaves(tree) if not isinstance(value, Mapping))
 
 
 def tree_of(values: Mapping[str, float]) -> Tree:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fedem_flwr.config import Config
+from fedem_flwr.config.search import leaves
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import write_atomically
 from fedem_flwr.report.run_directory import CONFIG, METRICS, REPORT, SUMMARY, RunDirectory
@@ -142,15 +143,7 @@ def _opened(run: PreparedRun) -> Tracker:
 def settings_of(config: Config) -> list[tuple[str, object]]:
     """Every setting by its path, but for those that only say where things lie on this machine."""
     tree = config.model_dump(mode="json", exclude={"tracking": True, "network": True})
-    return list(_leaves(tree))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return list(leaves(tree))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
