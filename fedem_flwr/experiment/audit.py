@@ -14,8 +14,7 @@ from fedem_flwr.config import Config, Tree, merge_trees, resolve
 from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.controls import remembered_controls
-from fedem_flwr.evaluation.cost import Limits
-from fedem_flwr.experiment.controls import cache_folder
+from fedem_flwr.experiment.controls import cache_folder, limits_of
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.files import write_atomically
 from fedem_flwr.protocol.split import Split
@@ -105,7 +104,7 @@ class Audit:
                 cache_folder(self.base),
                 settings.ease_lambda,
                 settings.test_history,
-                limits=Limits(settings.control_gb, settings.control_minutes),
+                limits=limits_of(self.base),
             ).results
             for name, result in controls.items():
                 if "sampled99" in result:  # it may have been skipped

@@ -105,11 +105,16 @@ def per_user(split: Split, config: Config, choose: Split | None = None) -> dict[
     return _fitted(split, config, choose).per_user
 
 
+def limits_of(config: Config) -> Limits:
+    """What a control may take."""
+    return Limits(config.evaluation.control_gb, config.evaluation.control_minutes)
+
+
 def _fitted(split: Split, config: Config, choose: Split | None) -> Measured:
     settings = config.evaluation
     if not settings.controls:
         return Measured({}, {})
-    sample, limits = sampled_users(config, split.users), Limits(settings.control_gb, settings.control_minutes)
+    sample, limits = sampled_users(config, split.users), limits_of(config)
     folder = cache_folder(config)
     return remembered_controls(split, folder, settings.ease_lambda, settings.test_history, sample, limits, choose)
 
