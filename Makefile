@@ -17,6 +17,7 @@ WORKERS ?= 3
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 PYTHON_CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Byte code is written when a module is first imported: compiling everything takes as long as the rest of the set-up.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(CONSTRAINTS)
 
 # Flower's releases: that of constraints.txt, and others with pins of their own, each in an environment of its own.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from preloaded import Preloaded
 from security_page import shown_attacks
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before anything imports Flower, which decides then
@@ -82,6 +85,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return nodeid.rpartition("-")[0] if file.endswith("conformance/test_conformance.py") else file
 
     return ByFile(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forking() -> Iterator[Preloaded]:
+    """Commands that are started as processes are forks of one that has imported everything."""
+    from fedem_flwr.network import processes
+
+    source = Preloaded()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": source.popen}))
+        yield source
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from worlds import TINY_OPTIONS, USERS, carry_out, config_of, done, prepare
 
 from fedem_flwr.cli import main
 from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.network.processes import FEDEM
 
 pytestmark = pytest.mark.network
 TOGETHER = 120.0  # seconds that anything here may take
@@ -28,11 +28,12 @@ ALLOW = "--set=privacy.individual_uploads=true"  # for fedem, which uploads tabl
 
 
 def left_of(folder: Path) -> list[int]:
-    """Processes whose command line names a folder, this one left out."""
+    """Processes whose command line names a folder, or that have a file of it open; this one left out."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if int(entry.name) != os.getpid() and str(folder).encode() in (entry / "cmdline").read_bytes():
+            named = [os.fsdecode((entry / "cmdline").read_bytes()), *map(os.readlink, (entry / "fd").iterdir())]
+            if int(entry.name) != os.getpid() and any(str(folder) in each for each in named):
                 found.append(int(entry.name))
     return found
 
@@ -74,9 +75,14 @@ def test_a_stock_strategy_over_the_network(tmp_path: Path) -> None:
     assert there.outcome.failures == []
 
 
-def started(out: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "fedem_flwr.cli", "run", "--runtime", "network", "--out", str(out), "--quiet"]
-    command += [*TINY_OPTIONS, ALLOW, "--method", "fedem", "--rounds", "6", "--set=run.checkpoint_every=2", *options]
+def options(out: Path) -> list[str]:
+    some = [*TINY_OPTIONS, ALLOW, "--method", "fedem", "--rounds", "6", "--set=run.checkpoint_every=2"]
+    return ["run", "--runtime", "network", "--out", str(out), "--quiet", *some]
+
+
+def started(out: Path) -> subprocess.Popen[bytes]:
+    """With processes that are really started, so that the kernel tells them when this one has died."""
+    command = [*FEDEM, *options(out)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -95,9 +101,7 @@ def comparable(path: Path) -> dict[str, Any]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What nobody interrupts."""
     out = tmp_path_factory.mktemp("uninterrupted") / "whole"
-    process = started(out)
-    _, error = process.communicate(timeout=TOGETHER)
-    assert process.returncode == 0, error
+    assert fedem(*options(out)) == 0
     return out
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dying import Crash, crash_at, fedem, results
+from preloaded import Preloaded
 from worlds import TINY_OPTIONS, WatchedGrid, carry_out, config_of, done, figures, largest_difference, node_of, prepare
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.experiment.rounds import carry_out_rounds
+from fedem_flwr.network.processes import FEDEM
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 from fedem_flwr.runtime.inprocess import task_identity
 from fedem_flwr.runtime.loop import Outcome
@@ -82,8 +83,7 @@ def run_options(out: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_three_kills_at_random_moments(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parent.parent
+def test_three_kills_at_random_moments(tmp_path: Path, forking: Preloaded) -> None:
     whole = tmp_path / "whole"
     began = time.monotonic()
     assert fedem(*run_options(whole)) == 0
@@ -91,8 +91,7 @@ def test_three_kills_at_random_moments(tmp_path: Path) -> None:
     draw = random.Random(20250722)
     for attempt in range(3):
         out = tmp_path / str(attempt)
-        command = [sys.executable, "-m", "fedem_flwr.cli", *run_options(out)]
-        process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+        process = forking.popen([*FEDEM, *run_options(out)], stdout=subprocess.DEVNULL)
         await_file(out / "config.toml", process)
         time.sleep(draw.random() * 0.9 * duration)
         process.send_signal(signal.SIGKILL)
@@ -101,7 +100,7 @@ def test_three_kills_at_random_moments(tmp_path: Path) -> None:
         assert results(out) == results(whole)
 
 
-def await_file(path: Path, process: subprocess.Popen[Any]) -> None:
+def await_file(path: Path, process: Any) -> None:
     """Wait until a process has written a file."""
     while not path.exists():
         assert process.poll() is None, "the run ended before it began"

@@ -61,7 +61,7 @@ def test_results_do_not_depend_on_users_a_node(method: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("method", ["fedem-released", "fedmf"])
 def test_users_a_node_do_not_matter_on_filmtrust(method: str, data_dir: Path, tmp_path: Path) -> None:
     data = {"dataset": "filmtrust", "data_dir": str(data_dir)}
-    local, checkpoints = {"epochs": 1}, {"rounds": 3, "checkpoint_every": 3}
+    local, checkpoints = {"epochs": 1}, {"rounds": 2, "checkpoint_every": 2}
     runs = [
         carry_out(
             tmp_path / str(each), config_of(method, data=data, local=local, run=checkpoints | {"users_per_node": each})

@@ -118,7 +118,7 @@ def test_the_runs_beside_are_held_too(run: Path, capsys: pytest.CaptureFixture[s
 def test_of_two_starts_at_once_one_wins_and_killed_goes_on_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, rounds = tmp_path / "run", 60
+    out, rounds = tmp_path / "run", 20
     command = [
         *RUN,
         f"--rounds={rounds}",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from preloaded import Preloaded
 from worlds import TINY
 
 from fedem_flwr.cli import main
@@ -21,6 +21,7 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.experiment import study as studies
 from fedem_flwr.experiment.study import Study
 from fedem_flwr.experiment.tune import carry_out, from_anywhere
+from fedem_flwr.network.processes import FEDEM
 
 TREE: dict[str, Any] = merge_trees(TINY, {"method": {"name": "fedmf"}, "run": {"rounds": 2}})
 TREE = {**TREE, "local": {}}  # whose epochs are looked for
@@ -112,11 +113,11 @@ def test_the_tuned_experiment_gives_the_trials_value(whole: Study, tmp_path: Pat
     assert len(json.loads((whole.folder / "trials.json").read_text())["trials"]) == 4
 
 
-def test_two_processes_share_a_study(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_share_a_study(tmp_path: Path, capfd: pytest.CaptureFixture[str], forking: Preloaded) -> None:
     folder = tmp_path / "study"
     settings = [f"--set={path}={json.dumps(value)}" for path, value in values(TREE) if not path.startswith("method")]
-    command = [sys.executable, "-m", "fedem_flwr.cli", "tune", "fedmf", "--trials=3", f"--out={folder}", *settings]
-    both = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    command = [*FEDEM, "tune", "fedmf", "--trials=3", f"--out={folder}", *settings]
+    both = [forking.popen(command) for _ in range(2)]
     codes = [one.wait() for one in both]
     assert codes == [0, 0], capfd.readouterr().err
     study = Study.open(folder, TREE)
