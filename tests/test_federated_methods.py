@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from fedem_flwr.config import merge_trees, resolve
-from fedem_flwr.contract import Method, Pull, Update
+from fedem_flwr.contract import Gathered, Method, Pull, Update
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.engine.block import Batch, Block
 from fedem_flwr.engine.draws import Draws
@@ -266,3 +266,26 @@ def test_items_are_divided_by_the_clients_that_visited_them() -> None:
     torch.testing.assert_close(new[0], single[0][0], rtol=0, atol=1e-6)
     torch.testing.assert_close(new[1], (single[0][1] + single[1][1]) / 2, rtol=0, atol=1e-6)
     assert bool((new[1] != state["items"][1]).all())
+
+
+@pytest.mark.parametrize("shares", ["samples", "users"])
+@pytest.mark.parametrize("weights", ["average", "eq13"])
+def test_a_users_share_is_that_of_its_data_or_one_of_n(weights: str, shares: str) -> None:
+    """Eq. 13's prior p_v, and FedAvg's weights: by interactions, or 1/n as in FCF."""
+    tables, held = torch.randn(3, ITEMS, DIM), np.array([1, 2, 5])
+    alpha = {"average": 0.9, "eq13": 0.0}[weights]  # without similarity Eq. 13 is its prior
+    learner = method("fedem", aggregate={"weights": weights, "alpha": alpha, "shares": shares})
+    gathered = Gathered(1, 1, {}, {"items": tables}, np.arange(3), 3, 3, held)
+    found = learner.phases()[0].task.fold(learner.start(), gathered)["items"]
+    by = torch.tensor([1.0, 2.0, 5.0] if shares == "samples" else [1.0, 1.0, 1.0])
+    mean = (tables * (by / by.sum())[:, None, None]).sum(0)
+    torch.testing.assert_close(found, mean.expand_as(found), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "part"), [("fedmf-sr", "items"), ("fedncf-released", "items"), ("fedncf", "network")])
+def test_one_table_is_a_mean_by_data_or_by_users(name: str, part: str) -> None:
+    for shares in ("samples", "users"):
+        learner = method(name, aggregate={"shares": shares})
+        assert learner.parts()[part].mean == shares
+    found = cohort_of(users(), learner).train(torch.arange(len(LISTS)), {}, 1, sums=True).sums[part]
+    assert float(found.weight.max()) == len(LISTS)

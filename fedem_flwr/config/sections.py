@@ -109,6 +109,11 @@ class AggregateConfig(Section):
         "average",
         description="average: w = p_v; rows: each row over the clients that trained it; others: one w a client",
     )
+    shares: Literal["samples", "users"] = Field(
+        "samples",
+        description="p_v in average, eq13, released and cvxpy (fedmf, fedncf, fedem, fedsim): samples: a share "
+        "of the data; users: the same for every user (FCF's 1/n)",
+    )
     similarity: Literal["frobenius", "pca", "cosine"] = Field("frobenius", description="σ between two clients' tables")
     alpha: Annotated[float, Search(0, 4)] = Field(0.9, ge=0, description="α, weight of similarity")
     fraction: float = Field(1.0, gt=0, le=1, description="share of participants whose tables are aggregated")

@@ -3,7 +3,8 @@
 Private: p_u. Up: a cohort's sums of trained rows (k = 1: the client's own rows). Server: the new table. Down: the
 table. Loss: binary cross-entropy.
 
-`aggregate.weights = "average"`: whole tables weighted by p_v (FedAvg, what the FedEM paper compares with). `"rows"`:
+`aggregate.weights = "average"`: whole tables weighted by p_v (FedAvg, what the FedEM paper compares with), or alike
+(`aggregate.shares = "users"`: 1/n, as in FCF). `"rows"`:
 each item row is averaged over the clients that trained it; rows that nobody trained stay. Averaging over everybody
 shrinks the steps of rare items by the share of clients that never saw them, so `rows` is what learns under the strict
 protocol.
@@ -31,4 +32,4 @@ class FedMF(Factorisation):
     @property
     def mean(self) -> Mean:
         """See `aggregate.weights`."""
-        return "rows" if self.config.aggregate.weights == "rows" else "samples"
+        return "rows" if self.config.aggregate.weights == "rows" else self.config.aggregate.shares

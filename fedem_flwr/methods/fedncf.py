@@ -54,11 +54,11 @@ class FedNCF(Method):
     def parts(self) -> Mapping[str, Part]:
         """See the class."""
         dim, std = self.config.model.dim, self.config.model.init_std
-        rows = self.config.aggregate.weights == "rows"
+        rows, shares = self.config.aggregate.weights == "rows", self.config.aggregate.shares
         return {
             "user": Part("user", dim, private=True, std=std),
-            "items": Part("item", dim, up="sum", mean="rows" if rows else "samples", std=std),
-            "network": weights_of(self.network, "network", up="sum"),
+            "items": Part("item", dim, up="sum", mean="rows" if rows else shares, std=std),
+            "network": weights_of(self.network, "network", up="sum", mean=shares),
         }
 
     def score(self, parts: Mapping[str, Tensor]) -> Tensor:

@@ -39,6 +39,8 @@ class SimilarTables(LocalTraining):
         if not len(tables):
             return state
         samples = gathered.samples[gathered.uploaders]
+        if self.aggregate.shares == "users":
+            samples = np.ones_like(samples)
         if self.aggregate.neighbours:
             near = self.near(tables, samples)
             return {**state, "items": near.tables, "weights-own": near.own, "weights-bound": near.bound}
