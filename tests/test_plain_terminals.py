@@ -35,6 +35,7 @@ class Terminal:
         return int(stopped.value.code or 0), shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_command_on_a_plain_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     terminal = Terminal("ascii", monkeypatch)

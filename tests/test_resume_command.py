@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, no_pictures: None) -> Path:
     """A finished run with another beside it; tests copy it."""
     out = tmp_path_factory.mktemp("finished") / "run"
     options = ["--rounds=3", "--method=fedem", "--against=fedmf", "--quiet", f"--out={out}"]

@@ -40,7 +40,7 @@ RUN = [sys.executable, "-m", "fedem_flwr.cli", "run", *TINY_OPTIONS, "--method=f
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, no_pictures: None) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
     assert (
         fedem("run", *TINY_OPTIONS, "--rounds=2", "--method=fedmf", "--against=fedials", "--quiet", f"--out={out}") == 0
