@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +35,12 @@ class Cohort:
         state: private state by part, (k, ...), trained in place. It never leaves the client.
         learner: the method.
         gate: what Θ alone is trained on; see `engine.merging`.
+
+    Attributes:
+        NOTES: whether `note` looks at the rows that were touched.
     """
+
+    NOTES: ClassVar[bool] = False
 
     def __init__(self, data: TrainingItems, state: State, learner: Learner, gate: TrainingItems | None = None) -> None:
         self.data, self.state, self.learner = data, state, learner
@@ -123,6 +129,7 @@ class Cohort:
         )
         for index, trained in train(who, size, merging, downloads, round_, keep):
             loss[index.to(loss.device)] = trained.loss
+            self.note(trained)
             if collector is None:
                 continue
             given = contribution_of(trained, list(collector.parts))
@@ -143,6 +150,9 @@ class Cohort:
             for name in collector.whole():
                 collector.complete(name, self._whole(name, who, size, shrunk[name], downloads))
         return TrainResult(loss, size, collector.sums if collector else {}, each, factor, uncompiled=why_not)
+
+    def note(self, trained: Trained) -> None:
+        """Told of each block that was trained."""
 
     def known(self, name: str, who: Tensor, downloads: Downloads) -> Tensor:
         """(k', ...) what the server knows users `who` to start from: what it sent of a part, or the initial values."""
@@ -205,7 +215,7 @@ class Cohort:
     ) -> Iterator[tuple[Tensor, Trained]]:
         from fedem_flwr.engine.fused.which import compiled_round  # the compiler takes half a second to import
 
-        reported = bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
+        reported = self.NOTES or bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
         return compiled_round(self, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(
