@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from worlds import config_of
 
 from fedem_flwr.aggregation import aggregation_weights, combine_tables, similarity
-from fedem_flwr.aggregation.touched import combine_touched
 from fedem_flwr.aggregation.weights import row_weights
 from fedem_flwr.contract import Gathered, Method
 from fedem_flwr.contract.finding import method_of
@@ -23,8 +20,7 @@ from fedem_flwr.engine.downloads import Download
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.samples import TrainingItems, draw_samples
 from fedem_flwr.engine.touched import SentRows, TouchedCohort
-from fedem_flwr.errors import InputError
-from fedem_flwr.models.rows import Rows, union
+from fedem_flwr.models.rows import Rows
 
 USERS, ITEMS, DIM = 9, 40, 4
 CPU = torch.device("cpu")
@@ -150,11 +146,11 @@ def test_rounds_are_those_of_whole_tables(variant: str) -> None:
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(here.server["items"], twin.base, rtol=1e-3, atol=1e-3)
         rows = here.cohort.rows
-        index, real = rows.padded()
         mask = torch.zeros(USERS, ITEMS, dtype=torch.bool)
         mask[rows.owner, rows.index.long()] = True
         assert torch.equal(mask, twin.kept)
-        torch.testing.assert_close(rows.values, twin.state["items"][rows.owner, rows.index.long()], rtol=1e-3, atol=1e-3)
+        expected = twin.state["items"][rows.owner, rows.index.long()]
+        torch.testing.assert_close(rows.values, expected, rtol=1e-3, atol=1e-3)
         sent = Rows.of(here.server, "items")
         owner = torch.from_numpy(here.receivers)[sent.owner]
         assert len(sent.index) == int(twin.waits.sum())
