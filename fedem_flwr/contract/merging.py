@@ -72,6 +72,8 @@ class Merged(Method):
             return "with merge.mode = 'none' nothing is received that could stand where nothing was trained"
         if part.up == "each" and not self.FOLDS_ROWS:
             return f"the server of {name} makes its tables of whole ones"
+        if part.up == "each" and self.config.ldp.active:
+            return "[ldp] guards whole tables: noise on trained rows would still say which they are"
         if part.up == "sum" and not part.by_row:
             return "whole tables are added up (aggregate.weights = 'rows' adds up trained rows)"
         if self.EVALUATED == "local":

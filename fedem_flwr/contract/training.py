@@ -174,9 +174,12 @@ class LocalTraining(Task):
         return privacy.decoys if privacy.secret_draws else 0.0
 
     def typical_length(self, items: float) -> int:
-        """One user's own values; where those are touched rows, all that its samples can touch."""
-        samples = round(items * (1 + self.method.local.negatives))
-        return min(samples, self.method.items) if any(part.touched for part in self._up.values()) else 1
+        """One user's own values; where those are touched rows, as many as its samples touch on average."""
+        if not any(part.touched and part.up == "each" for part in self._up.values()):
+            return 1
+        left = max(1.0, self.method.items - items)
+        missed = float((1 - min(1.0, self.method.local.negatives / left)) ** items)  # of an item that is no positive
+        return round(items + left * (1 - missed))
 
 
 def _own(name: str, device: Device, asked: Asked, result: TrainResult) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,12 +34,7 @@ class Cohort:
         state: private state by part, (k, ...), trained in place. It never leaves the client.
         learner: the method.
         gate: what Θ alone is trained on; see `engine.merging`.
-
-    Attributes:
-        NOTES: whether `note` looks at the rows that were touched.
     """
-
-    NOTES: ClassVar[bool] = False
 
     def __init__(self, data: TrainingItems, state: State, learner: Learner, gate: TrainingItems | None = None) -> None:
         self.data, self.state, self.learner = data, state, learner
@@ -215,14 +209,13 @@ class Cohort:
     ) -> Iterator[tuple[Tensor, Trained]]:
         from fedem_flwr.engine.fused.which import compiled_round  # the compiler takes half a second to import
 
-        reported = self.NOTES or bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
+        reported = bool(self._going_up() or self.learner.stages()) or type(self).note is not Cohort.note
         return compiled_round(self, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
-        local = self.learner.local
-        batches = batches_of(size, local)
+        batches = batches_of(size, self.learner.local)
         touched, width = size.clamp(max=self.data.items), floats_of_a_row(self.parts)
         group = 2 * (batches + (self.merging.gate_batches(who) << _BATCH_BITS)) + merging
         blocks = blocks_of(size, touched, group, width, budget(BLOCK_FLOATS, who.device))

@@ -180,8 +180,6 @@ class TouchedCohort(Cohort):
 class _OnBench(Cohort):
     """Users with whole tables, who are asked afterwards which rows they have touched."""
 
-    NOTES = True
-
     def __init__(self, data: TrainingItems, state: State, learner: Learner, gate: TrainingItems | None) -> None:
         super().__init__(data, state, learner, gate)
         self._touched: list[tuple[Tensor, Tensor]] = []

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LANES = 64  # see `union`
+
 
 def ragged(name: str) -> tuple[str, str, str]:
     """Names of the three arrays in which rows of a part lie in states, uploads and downloads."""
@@ -91,20 +93,16 @@ class Rows:
         block[real] = flat
         return block
 
-    def padded(self) -> tuple[Tensor, Tensor]:
-        """(k, t) int64 items of each table, padded with 0, and which of them are real."""
-        return padded(self.counts, self.index)
-
-
-def padded(counts: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """See `Rows.padded`."""
-    real = torch.arange(int(counts.max()) if len(counts) else 0, device=counts.device) < counts.unsqueeze(1)
-    found = torch.zeros(real.shape, dtype=torch.int64, device=counts.device)
-    found[real] = index.long()
-    return found, real
-
 
 def union(first: Rows, second: Rows, items: int) -> tuple[Tensor, Tensor]:
-    """(k, t) items in either of two tables, padded with 0, and which of them are real."""
+    """(k, t) int64 items in either of two tables, padded with 0, and which of them are real.
+
+    t is a multiple of 64, so that vector units see no remainder, which they would round otherwise.
+    """
     keys = torch.cat([rows.owner * items + rows.index for rows in (first, second)]).unique()
-    return padded(torch.bincount(keys // items, minlength=len(first.counts)), keys % items)
+    counts = torch.bincount(keys // items, minlength=len(first.counts))
+    width = -(-int(counts.max()) // LANES) * LANES if len(counts) else 0
+    real = torch.arange(width, device=counts.device) < counts.unsqueeze(1)
+    found = torch.zeros(real.shape, dtype=torch.int64, device=counts.device)
+    found[real] = keys % items
+    return found, real
