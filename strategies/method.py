@@ -160,12 +160,13 @@ class MethodStrategy(CohortStrategy):
     def expected(self, uploaders: np.ndarray) -> dict[str, Field]:
         """What the phase asks for."""
         fields = self.phase.task.fields()
-        return {name: field.filled(len(uploaders)) if field.each else field for name, field in fields.items()}
+        return {name: _filled(field, len(uploaders)) for name, field in fields.items()}
 
     def typical(self) -> dict[str, Field]:
         """See the base."""
         length = self.phase.task.typical_length(self.method.typical_items(self.samples))
-        return {name: field.filled(1 if field.each else length) for name, field in self.phase.task.fields().items()}
+        fields = self.phase.task.fields().items()
+        return {name: field.filled(1 if field.each and not field.counted else length) for name, field in fields}
 
     def problem(self, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:
         """Shapes and types, then values, then what the task knows of them, and of what its users can send at all."""
@@ -243,6 +244,10 @@ class MethodStrategy(CohortStrategy):
         for grid in self.grids.values():
             grid.restore(state)
         self._begin(int(state[_DONE][0]))
+
+
+def _filled(field: Field, uploaders: int) -> Field:
+    return field.filled(uploaders) if field.each and not field.counted else field
 
 
 def _plain(values: Tensor) -> np.ndarray:

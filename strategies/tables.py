@@ -6,7 +6,7 @@ who has none waiting trains on with its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract import Gathered
 from fedem_flwr.contract.asked import as_tensor
 from fedem_flwr.contract.fields import Named
+from fedem_flwr.models.rows import Rows, ragged
 
 from .sums import SumsStrategy
 
@@ -36,11 +37,14 @@ class TablesStrategy(SumsStrategy):
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         parts = self.method.parts()
-        self.parts = {name: part for name, part in parts.items() if part.up == "each"}
+        self.parts = {name: part for name, part in parts.items() if part.up == "each" and not part.touched}
+        self.touched = {name: part for name, part in parts.items() if part.up == "each" and part.touched}
         nobody = {
             name: torch.empty((0, *((items, part.width) if part.axis == "item" else (part.width,))))
             for name, part in self.parts.items()
         }
+        for name, part in self.touched.items():
+            nobody |= Rows.none(0, part.width).named(name)
         self.kept = {**self.kept, "receivers": torch.empty(0, dtype=torch.int64), **nobody}
 
     def clear(self) -> None:
@@ -60,11 +64,15 @@ class TablesStrategy(SumsStrategy):
         waiting = {name: self.kept[name].numpy() for name in self.parts}
         if not here.all():
             receivers, waiting = receivers[here], {name: values[here] for name, values in waiting.items()}
+        for name in self.touched:
+            rows = Rows.of(self.kept, name)
+            rows = rows if here.all() else rows.at(torch.from_numpy(np.flatnonzero(here)))
+            waiting |= {key: values.numpy() for key, values in rows.named(name).items()}
         return {"receivers": receivers, **super().download(users), **waiting}
 
     def divided(self, arrays: Named) -> Named:
         """What waits for single users."""
-        return {name: arrays[name] for name in ("receivers", *self.parts)}
+        return {name: arrays[name] for name in ("receivers", *self.parts, *_lying(self.touched))}
 
     def problem(self, arrays: Named, uploaders: np.ndarray, participants: np.ndarray) -> str:
         """Also refuse values of users that were not asked for."""
@@ -88,7 +96,7 @@ class TablesStrategy(SumsStrategy):
     def gathered(self) -> Gathered:
         """The uploads, stacked."""
         stacked: dict[str, Tensor] = {}
-        for name in self.parts:
+        for name in (*self.parts, *_lying(self.touched)):
             values = [as_tensor(arrays[name]) for whose, arrays in self._uploads if len(whose)]
             stacked[name] = (values[0] if len(values) == 1 else torch.cat(values)) if values else self.kept[name][:0]
         whose = np.concatenate([_NOBODY, *(whose for whose, _ in self._uploads)])
@@ -103,8 +111,10 @@ class TablesStrategy(SumsStrategy):
         super().combine(round_)
         if self.kept["receivers"] is not before["receivers"]:
             return  # the method has said for whom its values are
-        made = self.kept if len(whose) and len(self.failures) == failures else {n: before[n][:0] for n in self.parts}
-        users = np.concatenate([whose if len(made[next(iter(self.parts))]) else _NOBODY, receivers[waiting]])
+        nothing = {name: before[name][:0] for name in (*self.parts, *_lying(self.touched))}
+        made = self.kept if len(whose) and len(self.failures) == failures else nothing
+        first = next(iter((*self.parts, *_lying(self.touched))))
+        users = np.concatenate([whose if len(made[first]) else _NOBODY, receivers[waiting]])
         order = np.argsort(users)
         self.kept = {
             **self.kept,
@@ -121,4 +131,13 @@ class TablesStrategy(SumsStrategy):
             values = torch.cat([made[name], before[name][torch.from_numpy(waiting)]]) if waiting.any() else made[name]
             in_order = bool((order == np.arange(len(order))).all())
             found[name] = values if in_order else values[torch.from_numpy(order)]
+        left = torch.from_numpy(np.flatnonzero(waiting))
+        for name in self.touched:
+            rows = Rows.joined([Rows.of(made, name), Rows.of(before, name).at(left)]).at(torch.from_numpy(order))
+            found |= rows.named(name)
         return found
+
+
+def _lying(names: Iterable[str]) -> list[str]:
+    """Names of the arrays in which rows of parts lie."""
+    return [key for name in names for key in ragged(name)]

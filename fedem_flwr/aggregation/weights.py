@@ -42,16 +42,19 @@ def aggregation_weights(rule: WeightRule, proportions: Tensor, similarity: Tenso
             " want (K, K) and (K,)"
         )
     shares = _normalised(proportions).to(similarity.device)
+    return cvxpy_weights(shares, similarity, alpha) if rule == "cvxpy" else row_weights(rule, shares, similarity, alpha)
+
+
+def row_weights(rule: WeightRule, shares: Tensor, similarity: Tensor, alpha: float) -> Tensor:
+    """The same of some receivers: similarities (r, K) to weights (r, K); shares (K,) sum to 1. Not ``cvxpy``."""
     if rule == "average":
-        return average_weights(shares, len(shares))
+        return average_weights(shares, len(similarity))
     if rule == "eq13":
         return _project_(eq13_scores(shares, similarity, alpha))
     if rule == "released":
         weights = _project_(released_scores(shares, similarity, alpha))
         weights.masked_fill_(weights < _NEGLIGIBLE, 0.0)
         return weights.div_(weights.sum(dim=-1, keepdim=True))
-    if rule == "cvxpy":
-        return cvxpy_weights(shares, similarity, alpha)
     raise ValueError(f"unknown weight rule '{rule}'; valid: average, cvxpy, eq13, released")
 
 

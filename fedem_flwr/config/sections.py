@@ -100,6 +100,11 @@ class MergeConfig(Section):
         2, ge=1, le=50, description="of `heldout`: newest training items of each client (random ones without times)"
     )
     part: str = Field("", description="the table that is merged, of a method with several; default: its first")
+    table: Literal["whole", "touched"] = Field(
+        "whole",
+        description="what a client keeps of its own table, and sends where tables go up: all of it, as the paper; "
+        "or the rows that its last round trained, while every other row is the one that it received",
+    )
 
 
 class AggregateConfig(Section):

@@ -31,7 +31,8 @@ class Alone:
     def parts(self) -> Mapping[str, Part]:
         """All private."""
         return {
-            name: replace(part, private=True, up="none", change=False) for name, part in self.method.parts().items()
+            name: replace(part, private=True, up="none", touched=False, change=False)
+            for name, part in self.method.parts().items()
         }
 
     @property

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fedem_flwr.models.rows import ragged
+
 Named = dict[str, np.ndarray]
 _ROUNDING = 1e-4  # of a Gram matrix, as a share of its trace
 
@@ -28,6 +30,7 @@ class Field:
         terms: an entry of an upload is the sum of at most so many sane terms a user, each no larger than
             `aggregate.max_norm`; 0: not checked.
         least: the smallest that an entry may be.
+        counted: name of the array that says how many of its rows each uploader has, one after the other.
         gram: whether it holds sums of p pᵀ, (..., d, d): symmetric, and positive semidefinite.
     """
 
@@ -41,6 +44,7 @@ class Field:
     terms: int = 0
     least: float = -math.inf
     gram: bool = False
+    counted: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -54,6 +58,16 @@ class Field:
     def filled(self, length: int) -> Field:
         """The same with every open length set."""
         return replace(self, shape=self.sized(length))
+
+
+def counted(part: str, rows: int, width: int) -> dict[str, Field]:
+    """Rows of single users' tables of so many rows: see `models.rows.ragged`."""
+    count, index, values = ragged(part)
+    return {
+        count: Field((None,), "int64", each=True, least=0),
+        index: Field((None,), "int32", each=True, rows=rows, counted=count),
+        values: Field((None, width), each=True, counted=count),
+    }
 
 
 def indexed(name: str, length: int, /, *, dtype: str = "int32", **values: Field) -> dict[str, Field]:
@@ -74,9 +88,17 @@ def fault_of(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Field], user
     """
     for name, field in fields.items():
         values = arrays[name]
+        if field.counted:
+            counts = arrays[field.counted].astype(np.int64)
+            if counts.min(initial=0) < 0 or int(counts.sum()) != len(values):
+                return f"'{name}' has {len(values)} rows, not those that '{field.counted}' says"
         if field.rows and len(values):
-            ascending = bool((np.diff(values) > 0).all())
-            if not (values[0] >= 0 and values[-1] < field.rows and ascending):
+            ascends = np.diff(values) > 0
+            if field.counted:
+                ends = counts.cumsum()[counts > 0][:-1]
+                ascends[ends - 1] = True
+            ascending = bool(ascends.all())
+            if not (values.min() >= 0 and values.max() < field.rows and ascending):
                 return f"'{name}' are not ascending item codes below {field.rows}"
         if field.index and len(values) != len(arrays[field.index]):
             return f"'{name}' has {len(values)} rows for {len(arrays[field.index])} items"

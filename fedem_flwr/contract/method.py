@@ -228,7 +228,7 @@ class Method:
         return {
             name: part.initial(name, self.items, self.seed)
             for name, part in self.parts().items()
-            if not part.private and part.up != "each"
+            if not part.private and (part.up != "each" or part.touched)
         }
 
     def sends(self) -> Sequence[str]:

@@ -102,7 +102,7 @@ class Frozen(Alone):
     def parts(self) -> Mapping[str, Part]:
         """What users have of their own, and what is shared; nothing goes up."""
         return {
-            name: replace(part, private=part.stays, up="none", kept=False, change=False)
+            name: replace(part, private=part.stays, up="none", kept=False, touched=False, change=False)
             for name, part in self.method.parts().items()
         }
 

@@ -11,6 +11,7 @@ from fedem_flwr.engine.parts import Part, floats_of_a_row
 
 _FLOAT = 4
 _ROWS = 64  # of a user in a block, on average at the least
+_KEPT = 500  # rows of a user who keeps those of its last round: of a hundred items, with four negatives each
 
 
 def upload_bytes(method: Method, users: int) -> int:
@@ -19,15 +20,19 @@ def upload_bytes(method: Method, users: int) -> int:
 
 
 def _bytes_of(fields: Mapping[str, Field], users: int) -> int:
-    lengths = {name: fields[field.index].rows if field.index else field.rows or users for name, field in fields.items()}
+    rows = max((field.rows for field in fields.values() if field.counted), default=0)  # all of each user's
+    lengths = {
+        name: users * rows if field.counted else fields[field.index].rows if field.index else field.rows or users
+        for name, field in fields.items()
+    }
     return sum(field.filled(lengths[name]).nbytes for name, field in fields.items())
 
 
 def download_bytes(method: Method, users: int) -> int:
     """About what goes down to a node of so many users: shared parts, one table at the least, and one for each group."""
     shared = [part for part in method.parts().values() if not part.private]
-    own = sum(_part_bytes(part, method.items) for part in shared if part.up == "each")
-    common = sum(_part_bytes(part, method.items) for part in shared if part.up != "each")
+    own = sum(_own_bytes(part, method.items) for part in shared if part.up == "each")
+    common = sum(_part_bytes(part, method.items) for part in shared if part.up != "each" or part.touched)
     table = method.items * method.config.model.dim * _FLOAT
     return users * own + max(common, table) * (1 + method.config.group_tables.groups)
 
@@ -39,7 +44,7 @@ def node_bytes(method: Method, users: int) -> int:
     users have touched.
     """
     kept = [part for part in method.parts().values() if part.stays]
-    state = sum(_part_bytes(part, method.items) * (1 if part.group else users) for part in kept)
+    state = sum(_own_bytes(part, method.items) * (1 if part.group else users) for part in kept)
     crossing = 0
     if method.federated:
         every = [phase.task.fields() for phase in method.phases()]
@@ -53,6 +58,11 @@ def _batch_bytes(method: Method, users: int) -> int:
     width = max(1, floats_of_a_row(method.parts()))
     together = min(users, max(1, BLOCK_FLOATS // (_ROWS * width)))
     return together * (method.local.batch_size or _ROWS) * (2 * width + 2) * _FLOAT
+
+
+def _own_bytes(part: Part, items: int) -> int:
+    """Of one user's: of touched rows, a usual number with their index."""
+    return min(items, _KEPT) * (part.width + 1) * _FLOAT if part.touched else _part_bytes(part, items)
 
 
 def _part_bytes(part: Part, items: int) -> int:

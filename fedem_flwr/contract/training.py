@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fedem_flwr.aggregation import average_rows
 from fedem_flwr.contract.asked import Asked, Device
-from fedem_flwr.contract.fields import Field, Named
+from fedem_flwr.contract.fields import Field, Named, counted
 from fedem_flwr.contract.phases import Gathered, Sender, Task, Upload
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.contribution import TrainResult
 from fedem_flwr.engine.fallback import COMPILING
 from fedem_flwr.engine.parts import Part, State
 from fedem_flwr.engine.reach import longest, reach
+from fedem_flwr.models.rows import Rows, ragged
 
 if TYPE_CHECKING:
     from fedem_flwr.contract.method import Method
@@ -47,6 +48,9 @@ class LocalTraining(Task):
         each = any(part.up == "each" for part in self._up.values())
         found = {"users": Field((None,), "int64", each=True)} if each else {}
         for name, part in self._up.items():
+            if part.up == "each" and part.touched:
+                found |= counted(name, self.method.items, part.width)
+                continue
             shape = (self.method.items, part.width) if part.axis == "item" else (part.width,)
             if part.up == "each":
                 found[name] = Field((None, *shape), each=True, bounded=True)
@@ -89,7 +93,11 @@ class LocalTraining(Task):
         each = any(part.up == "each" for part in up.values())
         arrays: Named = {"users": np.asarray(asked.uploaders)} if each else {}
         for name, part in up.items():
-            if part.up == "each":
+            if part.up == "each" and part.touched:
+                at = torch.from_numpy(device.positions(asked.uploaders)).to(asked.place)
+                rows = Rows.of(device.cohort.state, name).at(at).named(name)
+                arrays |= {key: values.cpu().numpy() for key, values in rows.items()}
+            elif part.up == "each":
                 arrays[name] = _own(name, device, asked, result).float().cpu().numpy()
             else:
                 found = result.sums[name]
@@ -113,6 +121,8 @@ class LocalTraining(Task):
         """Sums whose mean is too large, rows that nobody is behind, weights that these users cannot have."""
         limit = self.method.max_norm
         for name, part in self._up.items():
+            if part.up == "each" and part.touched and (problem := self._too_long(name, arrays)):
+                return problem
             if part.up == "each":
                 continue
             total, weight = arrays[name], arrays[weight_name(name)]
@@ -126,12 +136,22 @@ class LocalTraining(Task):
                 return f"'{name}' has a mean of norm {size:.3g}, more than {limit:.3g}"
         return ""
 
+    def _too_long(self, name: str, arrays: Named) -> str:
+        """Rows of one user that are larger than a whole table may be."""
+        rows = Rows.of({key: torch.from_numpy(np.array(arrays[key])) for key in ragged(name)}, name)
+        squares = torch.zeros(len(rows.counts), dtype=torch.float64)
+        squares.index_add_(0, rows.owner, rows.values.double().square().sum(1))
+        size = float(squares.sqrt().max()) if len(squares) else 0.0
+        most = self.method.max_norm
+        return f"'{ragged(name)[2]}' has norm {size:.3g}, more than {most:.3g}" if size > most else ""
+
     def impossible(self, arrays: Named, state: State, sender: Sender) -> str:
         """Rows that are further from where they started than training can take them; see `engine.reach`."""
         as_here = type(self).contribute is LocalTraining.contribute
         for name, part in self._up.items() if as_here else ():
             most = self.furthest(name, part, state, sender)
-            values = arrays[name] if part.up == "each" else _means(arrays[name], arrays[weight_name(name)])
+            own = ragged(name)[2] if part.touched else name
+            values = arrays[own] if part.up == "each" else _means(arrays[name], arrays[weight_name(name)])
             if (size := longest(values)) > most:
                 return f"'{name}' has a row of norm {size:.3g}, more than {most:.3g}: training takes none so far"
         return ""
@@ -154,8 +174,12 @@ class LocalTraining(Task):
         return privacy.decoys if privacy.secret_draws else 0.0
 
     def typical_length(self, items: float) -> int:
-        """One user's own values."""
-        return 1
+        """One user's own values; where those are touched rows, as many as its samples touch on average."""
+        if not any(part.touched and part.up == "each" for part in self._up.values()):
+            return 1
+        left = max(1.0, self.method.items - items)
+        missed = float((1 - min(1.0, self.method.local.negatives / left)) ** items)  # of an item that is no positive
+        return round(items + left * (1 - missed))
 
 
 def _own(name: str, device: Device, asked: Asked, result: TrainResult) -> Tensor:

@@ -123,6 +123,7 @@ class Cohort:
         )
         for index, trained in train(who, size, merging, downloads, round_, keep):
             loss[index.to(loss.device)] = trained.loss
+            self.note(trained)
             if collector is None:
                 continue
             given = contribution_of(trained, list(collector.parts))
@@ -143,6 +144,9 @@ class Cohort:
             for name in collector.whole():
                 collector.complete(name, self._whole(name, who, size, shrunk[name], downloads))
         return TrainResult(loss, size, collector.sums if collector else {}, each, factor, uncompiled=why_not)
+
+    def note(self, trained: Trained) -> None:
+        """Told of each block that was trained."""
 
     def known(self, name: str, who: Tensor, downloads: Downloads) -> Tensor:
         """(k', ...) what the server knows users `who` to start from: what it sent of a part, or the initial values."""
@@ -205,14 +209,13 @@ class Cohort:
     ) -> Iterator[tuple[Tensor, Trained]]:
         from fedem_flwr.engine.fused.which import compiled_round  # the compiler takes half a second to import
 
-        reported = bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
+        reported = bool(self._going_up() or self.learner.stages()) or type(self).note is not Cohort.note
         return compiled_round(self, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
-        local = self.learner.local
-        batches = batches_of(size, local)
+        batches = batches_of(size, self.learner.local)
         touched, width = size.clamp(max=self.data.items), floats_of_a_row(self.parts)
         group = 2 * (batches + (self.merging.gate_batches(who) << _BATCH_BITS)) + merging
         blocks = blocks_of(size, touched, group, width, budget(BLOCK_FLOATS, who.device))

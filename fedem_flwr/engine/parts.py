@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.models.mlp import Mlp
+from fedem_flwr.models.rows import Rows
 from fedem_flwr.randomness import keyed_normal
 
 Axis = Literal["user", "item", "model"]
@@ -33,6 +34,8 @@ class Part:
             same, each client weighted by how far, in l1, it has moved the row; `samples`: whole tensors, weighted by
             the clients' samples (the p_v of FedAvg); `users`: whole tensors, all alike.
         kept: whether a client keeps its own copy between rounds. Private parts always are.
+        touched: of a kept item part, whether that copy is only of the rows that its last round trained; every other row
+            is the one that it received (see `engine.touched`), or the initial one.
         group: of a private part, whether it is one for all users of a node together, (1, ...) in its state. The engine
             scores with it, and leaves its training to a task of the method's own.
         std: standard deviation of the initial values, N(0, std²), keyed by the seed and the part's name.
@@ -47,6 +50,7 @@ class Part:
     up: Up = "none"
     mean: Mean = "rows"
     kept: bool = False
+    touched: bool = False
     group: bool = False
     std: float = 1.0
     start: Callable[[int], Tensor] | None = None
@@ -57,6 +61,8 @@ class Part:
             raise ValueError("a private part does not go up")
         if self.up == "each" and not self.kept:
             raise ValueError("what goes up of each user is what the client keeps: give it kept = True")
+        if self.touched and not (self.kept and self.axis == "item"):
+            raise ValueError("only of an item part that clients keep there are rows that they have touched")
         if self.change and self.up != "sum":
             raise ValueError("only a sum can be one of changes")
         if self.group and not self.private:
@@ -99,10 +105,20 @@ def weights_of(network: Mlp, name: str, *, private: bool = False, up: Up = "none
 
 
 def initial_state(parts: Parts, k: int, items: int, seed: int, device: torch.device) -> State:
-    """What k users start from, before they have received anything: (k, ...) of every part that stays with them."""
-    found = {name: part.initial(name, items, seed).to(device) for name, part in parts.items() if part.stays}
+    """What k users start from, before they have received anything: (k, ...) of every part that stays with them.
+
+    Of a part of which they keep touched rows only, there are none.
+    """
+    found = {
+        name: part.initial(name, items, seed).to(device)
+        for name, part in parts.items()
+        if part.stays and not part.touched
+    }
     each = {name: 1 if parts[name].group else k for name in found}
-    return {name: start.expand(each[name], *start.shape).clone() for name, start in found.items()}
+    state = {name: start.expand(each[name], *start.shape).clone() for name, start in found.items()}
+    for name, part in parts.items():
+        state |= Rows.none(k, part.width).to(device).named(name) if part.touched else {}
+    return state
 
 
 def floats_of_a_row(parts: Parts) -> int:

@@ -54,6 +54,21 @@ class TrainingItems:
         return size if self.decoys is None else size + self.decoys[0].diff()
 
 
+def some_of(data: TrainingItems, who: Tensor) -> TrainingItems:
+    """Those of users at positions `who`."""
+
+    def some(offsets: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        starts, counts = offsets[who], offsets[who + 1] - offsets[who]
+        ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        at = torch.arange(int(ends[-1]), device=values.device) + (starts - ends[:-1]).repeat_interleave(counts)
+        return ends, values[at]
+
+    positives = some(data.positive_offsets, data.positive_items)
+    forbidden = some(data.forbidden_offsets, data.forbidden_items)
+    decoys = None if data.decoys is None else some(*data.decoys)
+    return TrainingItems(data.users[who], data.items, *positives, *forbidden, decoys=decoys, secret=data.secret)
+
+
 @dataclass(frozen=True)
 class RoundSamples:
     """One round's samples of k users, on their touched rows.

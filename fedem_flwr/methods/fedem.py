@@ -38,6 +38,12 @@ class FedEMOptions(Section):
     )
 
 
+_NAMED = (
+    "merge.table = 'touched': an upload names the rows that its user trained, its history among fresh negatives; what "
+    "two of them have in common is nearly the history alone, and how long an upload is says how long the history is"
+)
+
+
 class FedEM(Merged, Factorisation):
     """Similarity-weighted aggregation of one table a client."""
 
@@ -45,6 +51,7 @@ class FedEM(Merged, Factorisation):
     STRATEGY = "fedem_flwr.strategies.tables:TablesStrategy"
     UP: ClassVar[Up] = "each"
     MERGES_ALONE = True
+    FOLDS_ROWS = True
     TUNES = ("local.epochs", "local.lr_user", "local.lr_item", "merge.lr", "aggregate.alpha")
 
     def __init__(self, config: Config, items: int) -> None:
@@ -62,6 +69,17 @@ class FedEM(Merged, Factorisation):
                 f"aggregate.neighbours = {aggregate.neighbours} is for aggregate.weights = 'eq13' with similarity = "
                 "'frobenius' and no saturate: set it to 0, or these"
             )
+
+    def _needs_whole(self) -> str:
+        """Also a similarity of more than trained rows, and a first merge with a table that differs at every row."""
+        aggregate = self.config.aggregate
+        if aggregate.similarity != "frobenius" and aggregate.weights != "average":
+            return f"aggregate.similarity = '{aggregate.similarity}' looks at whole tables (frobenius does not)"
+        if aggregate.weights == "cvxpy" or aggregate.neighbours:
+            return "its weights are exact, by aggregate.weights = 'eq13' with aggregate.neighbours = 0"
+        if self.options.first_merge:
+            return "method.options.first_merge merges every row with another table"
+        return super()._needs_whole()
 
     @property
     def federated(self) -> bool:
@@ -93,6 +111,7 @@ class FedEM(Merged, Factorisation):
             "that a few of its uploads have in common do so, too. privacy.secret_draws does not hide it. Sums over "
             "many users do (fedmf, fedials); secure aggregation is to come",
             *(near if self.config.aggregate.neighbours else []),
+            *([_NAMED] if self.touched else []),
         ]
 
     def diagnostics(self, state: State) -> dict[str, object]:

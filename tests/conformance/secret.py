@@ -15,6 +15,7 @@ from fedem_flwr.contract import Method
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.ials import FoldIn
 from fedem_flwr.methods.fedials import Fedials
+from fedem_flwr.models.rows import ragged
 
 RUN = 4  # so many consecutive numbers of a private array are not there by chance
 ORDERS = {"server-round", "upload", "evaluate", "everybody", "persist", "keep-from", "final", "group-edges"}
@@ -94,9 +95,10 @@ def private(subject: Subject, runs: Runs) -> None:
 def secrets_of(method: Method, whole: Whole) -> dict[str, list[np.ndarray]]:
     """Rows of what stays with the nodes and is declared private, after every round."""
     parts, found = method.parts(), dict[str, list[np.ndarray]]()
+    goes_up = {key for name, part in parts.items() if part.touched for key in ragged(name)}
     for round_ in whole.noted.nodes:
         for name, values in whole.noted.users(round_).items():
-            if name not in parts or parts[name].private:
+            if name not in goes_up and (name not in parts or parts[name].private):
                 found.setdefault(name, []).extend(values.reshape(-1, values.shape[-1]))
     return found
 
@@ -158,7 +160,7 @@ def counted(subject: Subject, runs: Runs) -> None:
             for way in (True, False)
         )
         assert abs(line["bytes_down"] - down) < 1e-6 * down, f"{line['bytes_down']} counted, {down} sent down"
-        indexed = any(field.index for field in phase.task.fields().values())
+        indexed = any(field.index or field.counted for field in phase.task.fields().values())
         tolerance = LENGTHS_NEAR if indexed else 1e-6
         assert abs(line["bytes_up"] - up) <= tolerance * up, f"{line['bytes_up']} counted, {up} sent up"
 

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from fedem_flwr.aggregation import aggregation_weights, average_weights, combine_tables, similarity
 from fedem_flwr.aggregation.near import Near, combine_near
+from fedem_flwr.aggregation.touched import combine_touched
+from fedem_flwr.aggregation.weights import row_weights
 from fedem_flwr.contract import Gathered, State
 from fedem_flwr.contract.training import LocalTraining
+from fedem_flwr.models.rows import Rows
 
 if TYPE_CHECKING:
     from fedem_flwr.config.sections import AggregateConfig
@@ -35,12 +38,12 @@ class SimilarTables(LocalTraining):
 
     def fold(self, state: State, gathered: Gathered) -> State:
         """Eq. 13."""
+        if self.method.touched:
+            return self.of_rows(state, gathered)
         tables = gathered.each["items"]
         if not len(tables):
             return state
-        samples = gathered.samples[gathered.uploaders]
-        if self.aggregate.shares == "users":
-            samples = np.ones_like(samples)
+        samples = self.held(gathered)
         if self.aggregate.neighbours:
             near = self.near(tables, samples)
             return {**state, "items": near.tables, "weights-own": near.own, "weights-bound": near.bound}
@@ -48,6 +51,29 @@ class SimilarTables(LocalTraining):
         combined = combine_tables(weights, tables, self.aggregate.block_items)
         shown = {"own": weights.diagonal(), "nonzero": (weights > 0).sum(1), "sample": weights[:_SAMPLE, :_SAMPLE]}
         return {**state, "items": combined, **{f"weights-{name}": x.clone() for name, x in shown.items()}}
+
+    def held(self, gathered: Gathered) -> np.ndarray:
+        """(K,) what p_v of the uploaders is proportional to."""
+        samples = gathered.samples[gathered.uploaders]
+        return np.ones_like(samples) if self.aggregate.shares == "users" else samples
+
+    def of_rows(self, state: State, gathered: Gathered) -> State:
+        """The same of touched rows; see `aggregation.touched`."""
+        rows, settings = Rows.of(gathered.each, "items"), self.aggregate
+        if not len(rows.counts):
+            return state
+        shares = torch.from_numpy(self.held(gathered)).double()
+        if settings.weights == "rows":
+            raise AssertionError("refused when the method was made")
+        rule, shares = settings.weights, shares / shares.sum()
+
+        def weigh(alike: Tensor) -> Tensor:
+            close = alike if settings.saturate is None else alike.masked_fill(alike > settings.saturate, 1.0)
+            return row_weights(rule, shares, close, settings.alpha)
+
+        found = combine_touched(state["items"], rows, weigh, sample=_SAMPLE)
+        shown = {"weights-own": found.own, "weights-nonzero": found.nonzero, "weights-sample": found.sample}
+        return {**state, "items": found.base, **found.rows.named("items"), **shown}
 
     def weights(self, tables: Tensor, samples: np.ndarray) -> Tensor:
         """(K, K) Eq. 13: weights of the uploaders over their tables (K, m, d), given their interactions (K,)."""
