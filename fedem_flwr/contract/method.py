@@ -88,7 +88,8 @@ class Method:
         self.config, self.items, self.seed = config, items, config.run.seed
         self.options: Any = config.method.options
         local = config.local
-        self.local = LocalSettings(local.epochs, local.batch_size, local.negatives, local.early_stop)
+        how_often = (local.epochs, local.batch_size, local.negatives, local.early_stop)
+        self.local = LocalSettings(*how_often, deterministic=config.run.deterministic)
         self.engine: str = config.run.engine
         self.max_norm = norm_limit(config, items)
 

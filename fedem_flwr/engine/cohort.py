@@ -13,7 +13,7 @@ from fedem_flwr.engine.contribution import Collector, Stage, TrainResult, contri
 from fedem_flwr.engine.downloads import Download, Downloads, alike, rows_of
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
-from fedem_flwr.engine.fallback import fallback
+from fedem_flwr.engine.fallback import by_kernels, fallback
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merging import Merging
 from fedem_flwr.engine.parallel import budget, in_parallel
@@ -203,9 +203,13 @@ class Cohort:
     def _compiled(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
+        reported = bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
+        if by_kernels(self.learner.engine, self.device):
+            from fedem_flwr.engine.gpu.backend import kernel_round  # not everywhere is Triton
+
+            return kernel_round(self, downloads, round_, reported, keep).train(who, size, merging)
         from fedem_flwr.engine.fused.which import compiled_round  # the compiler takes half a second to import
 
-        reported = bool(self.learner.stages()) or any(part.up == "sum" for part in self.parts.values())
         return compiled_round(self, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(
