@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedem_flwr.engine.cohort import Cohort
 
 COMPILING = ("auto", "fused", "triton")  # settings of the engine under which torch is taken only where it must be
-WIDEST = 256  # numbers of a row, or of an adapter's layer, that a kernel has registers for
+WIDEST = 128  # numbers of a row, or of an adapter's layer, that a kernel has registers for
 LONGEST = 1 << 24  # samples that a client goes through in a round: some seconds, in which nobody can stop it
 
 
@@ -88,7 +88,8 @@ def _no_kernels(device: torch.device) -> str:
     except ImportError:
         return "Triton is not installed"
     except Exception as error:  # whatever it is, torch can train
-        return f"Triton's kernels do not run here ({str(error).strip().splitlines()[-1] if str(error) else error!r})"
+        *_, last = (str(error).strip() or repr(error)).splitlines()
+        return f"Triton's kernels do not run here ({last})"
     return ""
 
 

@@ -17,7 +17,7 @@ from fedem_flwr.engine.epochs import batches_of
 from fedem_flwr.engine.gpu.draws import CLIENTS, Batches, Drawn, Sizes, draw_all, shuffle_all
 from fedem_flwr.engine.gpu.merged import train_merged
 from fedem_flwr.engine.gpu.rows import train_plain
-from fedem_flwr.engine.gpu.space import Shape, scales_of, tile_of, widened
+from fedem_flwr.engine.gpu.space import THROUGH_MERGE, Shape, scales_of, tile_of, widened
 from fedem_flwr.engine.gpu.tables import merge_whole
 from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merge import ADAPTER
@@ -253,7 +253,7 @@ class KernelRound:
             dim=dim,
             wide=widened(dim),
             **asdict(Shape.of(merge)),
-            tile=tile_of(dim, local.batch_size),
+            tile=tile_of(dim, local.batch_size, THROUGH_MERGE),
         )
         return x, loss
 

@@ -1,4 +1,4 @@
-"""Samples and shuffles of all clients of a block at once, by segmented sorts: the draws of `engine.samples`, to the bit.
+"""Samples and shuffles of all clients of a block at once, by segmented sorts: draws as in `engine.samples`, to the bit.
 
 Everything lies flat, client after client, and nothing is as large as what is drawn: sizes are known before, from how
 many items clients have. So no operation here waits for the device.

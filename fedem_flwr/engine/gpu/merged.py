@@ -1,12 +1,10 @@
 """Rounds through merged rows in a kernel, and the merge of whole tables (FedEM, AAAI 2026, Eq. 9–12).
 
-The adapter, of two hidden layers, is in registers, its widths padded to `wide1` and `wide2`: what pads it is 0 and stays
-0. Inputs are own rows and what the merge would add to them, with a block of the first layer's weights each.
+The adapter, of two hidden layers, is in registers, its widths padded to `wide1` and `wide2`: what pads it is 0 and
+stays 0. Inputs are own rows and what the merge would add to them, with a block of the first layer's weights each.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton.language as tl
 
@@ -14,7 +12,15 @@ from fedem_flwr.engine.gpu.rows import adam, batch_rows, kernel, load_rows, resi
 
 
 @kernel
-def layer(theta: Any, begin: Any, stride: Any, n_in: Any, n_out: Any, wide_in: tl.constexpr, wide_out: tl.constexpr) -> Any:
+def layer(
+    theta: tl.tensor,
+    begin: tl.tensor,
+    stride: tl.tensor,
+    n_in: tl.tensor,
+    n_out: tl.tensor,
+    wide_in: tl.constexpr,
+    wide_out: tl.constexpr,
+) -> tl.tensor:
     """Weights (in, out) of a layer that lies as (out, in), rows `stride` apart; where they lie, and which are real."""
     row, column = tl.arange(0, wide_in), tl.arange(0, wide_out)
     place = theta + begin + column[None, :] * stride + row[:, None]
@@ -23,20 +29,30 @@ def layer(theta: Any, begin: Any, stride: Any, n_in: Any, n_out: Any, wide_in: t
 
 
 @kernel
-def bias(theta: Any, begin: Any, n: Any, wide: tl.constexpr) -> Any:
+def bias(theta: tl.tensor, begin: tl.tensor, n: tl.tensor, wide: tl.constexpr) -> tl.tensor:
     """(n,) numbers; where they lie, and which are real."""
     column = tl.arange(0, wide)
     return tl.load(theta + begin + column, mask=column < n, other=0.0), theta + begin + column, column < n
 
 
 @kernel
-def product(a: Any, b: Any) -> Any:
+def product(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     """A matrix product in single precision."""
     return tl.dot(a, b, input_precision="ieee")
 
 
 @kernel
-def forward(q: Any, delta: Any, w_own: Any, w_more: Any, b1: Any, w2: Any, b2: Any, w3: Any, b3: Any) -> Any:
+def forward(
+    q: tl.tensor,
+    delta: tl.tensor,
+    w_own: tl.tensor,
+    w_more: tl.tensor,
+    b1: tl.tensor,
+    w2: tl.tensor,
+    b2: tl.tensor,
+    w3: tl.tensor,
+    b3: tl.tensor,
+) -> tl.tensor:
     """Both hidden layers, and ρ, of a tile of rows."""
     one = tl.maximum(product(q, w_own) + product(delta, w_more) + b1[None, :], 0.0)
     two = tl.maximum(product(one, w2) + b2[None, :], 0.0)
@@ -44,7 +60,7 @@ def forward(q: Any, delta: Any, w_own: Any, w_more: Any, b1: Any, w2: Any, b2: A
 
 
 @kernel
-def backward(at_output: Any, one: Any, two: Any, w2: Any, w3: Any) -> Any:
+def backward(at_output: tl.tensor, one: tl.tensor, two: tl.tensor, w2: tl.tensor, w3: tl.tensor) -> tl.tensor:
     """Derivatives by the sums of both hidden layers, given those (tile,) by the output's."""
     by_two = tl.where(two > 0, at_output[:, None] * w3[None, :], 0.0)
     return tl.where(one > 0, product(by_two, tl.trans(w2)), 0.0), by_two
@@ -52,8 +68,8 @@ def backward(at_output: Any, one: Any, two: Any, w2: Any, w3: Any) -> Any:
 
 @kernel
 def both_rows(
-    x: Any, received: Any, touched: Any, place: Any, dim: tl.constexpr, wide: tl.constexpr
-) -> Any:
+    x: tl.tensor, received: tl.tensor, touched: tl.tensor, place: tl.tensor, dim: tl.constexpr, wide: tl.constexpr
+) -> tl.tensor:
     """Own rows at places (tile,), and what lies between them and the received ones."""
     column = tl.arange(0, wide)
     q = tl.load(x + place[:, None] * wide + column[None, :])
@@ -64,15 +80,15 @@ def both_rows(
 
 @kernel
 def merge_tables(
-    tables: Any,
-    received: Any,
-    theta: Any,
-    slot: Any,
-    sent: Any,
-    whose: Any,
-    rho: Any,
-    items: Any,
-    parameters: Any,
+    tables: tl.tensor,
+    received: tl.tensor,
+    theta: tl.tensor,
+    slot: tl.tensor,
+    sent: tl.tensor,
+    whose: tl.tensor,
+    rho: tl.tensor,
+    items: tl.tensor,
+    parameters: tl.tensor,
     seen: tl.constexpr,
     dim: tl.constexpr,
     wide: tl.constexpr,
@@ -111,36 +127,36 @@ def merge_tables(
 
 @kernel
 def train_merged(
-    users: Any,
-    tables: Any,
-    received: Any,
-    theta: Any,
-    who: Any,
-    slot: Any,
-    sent: Any,
-    offsets: Any,
-    places: Any,
-    counts: Any,
-    touched: Any,
-    sign: Any,
-    order: Any,
-    weights: Any,
-    x: Any,
-    first: Any,
-    second: Any,
-    gradient: Any,
-    scales: Any,
-    losses: Any,
-    samples: Any,
-    items: Any,
-    parameters: Any,
-    epochs: Any,
-    batch: Any,
-    lr_user: Any,
-    lr_item: Any,
-    lr_theta: Any,
-    fixed: Any,
-    early_stop: Any,
+    users: tl.tensor,
+    tables: tl.tensor,
+    received: tl.tensor,
+    theta: tl.tensor,
+    who: tl.tensor,
+    slot: tl.tensor,
+    sent: tl.tensor,
+    offsets: tl.tensor,
+    places: tl.tensor,
+    counts: tl.tensor,
+    touched: tl.tensor,
+    sign: tl.tensor,
+    order: tl.tensor,
+    weights: tl.tensor,
+    x: tl.tensor,
+    first: tl.tensor,
+    second: tl.tensor,
+    gradient: tl.tensor,
+    scales: tl.tensor,
+    losses: tl.tensor,
+    samples: tl.tensor,
+    items: tl.tensor,
+    parameters: tl.tensor,
+    epochs: tl.tensor,
+    batch: tl.tensor,
+    lr_user: tl.tensor,
+    lr_item: tl.tensor,
+    lr_theta: tl.tensor,
+    fixed: tl.tensor,
+    early_stop: tl.tensor,
     own: tl.constexpr,
     adapts: tl.constexpr,
     trains: tl.constexpr,
@@ -259,7 +275,10 @@ def train_merged(
                     inside = (row < rows)[:, None] & (column < wide)[None, :]
                     place = (base + row)[:, None] * wide + column[None, :]
                     q, g = tl.load(x + place, mask=inside, other=0.0), tl.load(gradient + place, mask=inside, other=0.0)
-                    m, v = tl.load(first + place, mask=inside, other=0.0), tl.load(second + place, mask=inside, other=0.0)
+                    m, v = (
+                        tl.load(first + place, mask=inside, other=0.0),
+                        tl.load(second + place, mask=inside, other=0.0),
+                    )
                     q, m, v = adam(q, m, v, g, lr_item * one, other)
                     tl.store(x + place, q, mask=inside)
                     tl.store(first + place, m, mask=inside)

@@ -26,7 +26,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 @kernel
-def _one(x: Any) -> None:
+def _one(x: tl.tensor) -> None:
     tl.store(x, 1)
 
 
@@ -43,7 +43,9 @@ def try_out(device: torch.device) -> None:
 
 
 @kernel
-def adam(value: Any, first: Any, second: Any, gradient: Any, one: Any, other: Any) -> Any:
+def adam(
+    value: tl.tensor, first: tl.tensor, second: tl.tensor, gradient: tl.tensor, one: tl.tensor, other: tl.tensor
+) -> tl.tensor:
     """One step, given what it multiplies the first moment with, and the root of the second."""
     first = _B1 * first + _C1 * gradient
     second = _B2 * second + _C2 * gradient * gradient
@@ -51,7 +53,7 @@ def adam(value: Any, first: Any, second: Any, gradient: Any, one: Any, other: An
 
 
 @kernel
-def residuals(logits: Any, sign: Any, weight: Any) -> Any:
+def residuals(logits: tl.tensor, sign: tl.tensor, weight: tl.tensor) -> tl.tensor:
     """Sums of cross-entropy, and derivatives by the logits, of weighted rows; see `models.mf.loss_and_residual`."""
     wrong = sign * logits
     small = tl.exp(-tl.abs(wrong))
@@ -60,7 +62,9 @@ def residuals(logits: Any, sign: Any, weight: Any) -> Any:
 
 
 @kernel
-def stands_still(mean: Any, before: Any, epoch: Any, epochs: Any, early_stop: Any) -> Any:
+def stands_still(
+    mean: tl.tensor, before: tl.tensor, epoch: tl.tensor, epochs: tl.tensor, early_stop: tl.tensor
+) -> tl.tensor:
     """Whether a client stops, as in `engine.epochs.train_epochs`."""
     looked = (epoch > 0) & (epoch < epochs - 1)
     return looked & (tl.abs(mean - before) < early_stop * tl.abs(before + 1e-5))
@@ -68,7 +72,14 @@ def stands_still(mean: Any, before: Any, epoch: Any, epochs: Any, early_stop: An
 
 @kernel
 def load_rows(
-    table: Any, touched: Any, x: Any, base: Any, rows: Any, dim: tl.constexpr, wide: tl.constexpr, tile: tl.constexpr
+    table: tl.tensor,
+    touched: tl.tensor,
+    x: tl.tensor,
+    base: tl.tensor,
+    rows: tl.tensor,
+    dim: tl.constexpr,
+    wide: tl.constexpr,
+    tile: tl.constexpr,
 ) -> None:
     """Copy a client's rows of a table (m, d) to its place."""
     column = tl.arange(0, wide)
@@ -82,7 +93,14 @@ def load_rows(
 
 @kernel
 def store_rows(
-    table: Any, touched: Any, x: Any, base: Any, rows: Any, dim: tl.constexpr, wide: tl.constexpr, tile: tl.constexpr
+    table: tl.tensor,
+    touched: tl.tensor,
+    x: tl.tensor,
+    base: tl.tensor,
+    rows: tl.tensor,
+    dim: tl.constexpr,
+    wide: tl.constexpr,
+    tile: tl.constexpr,
 ) -> None:
     """Copy them back."""
     column = tl.arange(0, wide)
@@ -96,46 +114,49 @@ def store_rows(
 
 @kernel
 def batch_rows(
-    order: Any, weights: Any, at: Any, start: Any, n: Any, ordered: tl.constexpr, tile: tl.constexpr
-) -> Any:
+    order: tl.tensor,
+    weights: tl.tensor,
+    at: tl.tensor,
+    start: tl.tensor,
+    n: tl.tensor,
+    ordered: tl.constexpr,
+    tile: tl.constexpr,
+) -> tl.tensor:
     """Rows and weights of a batch from its sample `start` on."""
     lane = start + tl.arange(0, tile)
     row = tl.load(order + at + lane, mask=lane < n, other=0)
-    if ordered:
-        weight = tl.load(weights + at + lane, mask=lane < n, other=0.0)
-    else:
-        weight = tl.where(lane < n, 1.0, 0.0)
+    weight = tl.load(weights + at + lane, mask=lane < n, other=0.0) if ordered else tl.where(lane < n, 1.0, 0.0)
     return row, weight
 
 
 @kernel
 def train_plain(
-    users: Any,
-    tables: Any,
-    who: Any,
-    slot: Any,
-    offsets: Any,
-    places: Any,
-    counts: Any,
-    touched: Any,
-    sign: Any,
-    order: Any,
-    weights: Any,
-    x: Any,
-    first: Any,
-    second: Any,
-    slope: Any,
-    often: Any,
-    scales: Any,
-    losses: Any,
-    samples: Any,
-    items: Any,
-    epochs: Any,
-    batch: Any,
-    lr_user: Any,
-    lr_item: Any,
-    ridge: Any,
-    early_stop: Any,
+    users: tl.tensor,
+    tables: tl.tensor,
+    who: tl.tensor,
+    slot: tl.tensor,
+    offsets: tl.tensor,
+    places: tl.tensor,
+    counts: tl.tensor,
+    touched: tl.tensor,
+    sign: tl.tensor,
+    order: tl.tensor,
+    weights: tl.tensor,
+    x: tl.tensor,
+    first: tl.tensor,
+    second: tl.tensor,
+    slope: tl.tensor,
+    often: tl.tensor,
+    scales: tl.tensor,
+    losses: tl.tensor,
+    samples: tl.tensor,
+    items: tl.tensor,
+    epochs: tl.tensor,
+    batch: tl.tensor,
+    lr_user: tl.tensor,
+    lr_item: tl.tensor,
+    ridge: tl.tensor,
+    early_stop: tl.tensor,
     own: tl.constexpr,
     rule: tl.constexpr,
     counted: tl.constexpr,

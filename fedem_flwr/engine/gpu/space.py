@@ -11,7 +11,7 @@ from fedem_flwr.engine.merge import Merge
 from fedem_flwr.engine.optimizer import BETA_1, BETA_2
 
 _LEAST, _MOST = 16, 256  # rows of a tile: what a matrix product takes at least, and what registers hold
-_NUMBERS = 4096  # of a tile of rows
+NUMBERS, THROUGH_MERGE = 2048, 1024  # of a tile of rows: so many that registers hold nearly all of a program
 
 
 def widened(count: int) -> int:
@@ -19,9 +19,9 @@ def widened(count: int) -> int:
     return max(_LEAST, 1 << max(0, count - 1).bit_length())
 
 
-def tile_of(dim: int, batch: int) -> int:
-    """Rows that a program looks at together, given the samples of a batch (0: all)."""
-    return min(widened(batch or _MOST), max(_LEAST, _NUMBERS // widened(dim)), _MOST)
+def tile_of(dim: int, batch: int, numbers: int = NUMBERS) -> int:
+    """Rows (d,) that a program looks at together, at most so many numbers, given the samples of a batch (0: all)."""
+    return min(widened(batch or _MOST), max(_LEAST, numbers // widened(dim)), _MOST)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedem_flwr.engine.gpu.merged import merge_tables
-from fedem_flwr.engine.gpu.space import Shape, tile_of, widened
+from fedem_flwr.engine.gpu.space import THROUGH_MERGE, Shape, tile_of, widened
 
 if TYPE_CHECKING:
     from fedem_flwr.engine.downloads import Download
@@ -24,7 +24,7 @@ def merge_whole(
     rho = own.new_empty((len(who), items) if seen else (0, 0))
     if not len(who):
         return rho
-    tile = tile_of(dim, 0)
+    tile = tile_of(dim, 0, THROUGH_MERGE)
     merge_tables[len(who), -(-items // tile)](
         own,
         download.values.contiguous(),
