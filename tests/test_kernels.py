@@ -50,7 +50,8 @@ def tables() -> Downloads:
         ("none", "paper", True),
         ("replace", "paper", False),
         ("static", "released", True),
-        ("static", "released", False),
+        ("scalar", "paper", True),
+        ("scalar", "released", False),
         ("elastic", "paper", True),
         ("elastic", "released", True),
         ("elastic", "released", False),
@@ -62,14 +63,14 @@ def test_a_round_equals_the_reference(mode: MergeMode, schedule: Schedule, deter
 
 
 @pytest.mark.parametrize(
-    ("weights", "local"),
+    ("weights", "local", "deterministic"),
     [
-        ("rows", {"batch_size": 0}),
-        ("average", {"optimiser": "sgd", "ridge": 0.01}),
-        ("rows", {"optimiser": "frequency-sgd", "ridge": 0.01}),
+        ("rows", {"batch_size": 0}, True),
+        ("average", {"optimiser": "sgd", "ridge": 0.01}, True),
+        ("rows", {"optimiser": "frequency-sgd", "ridge": 0.01}, True),
+        ("rows", {"optimiser": "frequency-sgd", "ridge": 0.01}, False),
     ],
 )
-@pytest.mark.parametrize("deterministic", [True, False])
 def test_sums_of_one_table_for_all(weights: str, local: dict[str, Any], deterministic: bool) -> None:
     got = {"items": Download.for_all(torch.randn(M, D, generator=torch.Generator().manual_seed(4)), K)}
     run = {"deterministic": deterministic}
@@ -120,8 +121,9 @@ def test_who_has_no_samples_is_merged_all_the_same(schedule: Schedule) -> None:
         torch.testing.assert_close(values[1], expected[name][1], rtol=0, atol=5e-6)
 
 
-def test_a_whole_table_is_merged_as_by_torch() -> None:
-    one = method("elastic")
+@pytest.mark.parametrize("mode", ["scalar", "elastic"])
+def test_a_whole_table_is_merged_as_by_torch(mode: MergeMode) -> None:
+    one = method(mode)
     found = []
     for engine in ("triton", "torch"):
         one.engine = engine
@@ -186,9 +188,10 @@ adapter = dict(h1=9, h2=4, wide1=16, wide2=16)
 for rule, ordered in ((0, True), (2, False)):
     compiled(rows.train_plain, own=True, rule=rule, counted=rule == 2, ordered=ordered, **widths)
 for adapts, trains, learned in ((True, True, True), (True, False, True), (False, True, False)):
-    flags = dict(own=True, adapts=adapts, trains=trains, learned=learned, ordered=not learned)
+    flags = dict(own=True, adapts=adapts, trains=trains, learned=learned, single=not trains, ordered=not learned)
     compiled(merged.train_merged, **flags, **widths, **adapter)
-compiled(merged.merge_tables, seen=True, **widths, **adapter)
+compiled(merged.pool_tables, **widths)
+compiled(merged.merge_tables, single=True, seen=True, **widths, **adapter)
 print("compiled")
 """
 

@@ -30,8 +30,6 @@ def by_kernels(engine: str, device: torch.device) -> bool:
 
 def merge_fallback(merge: Merge, dim: int) -> str:
     """Why kernels do not merge rows (d,); empty: they do."""
-    if merge.mode == "scalar":
-        return "kernels know no ρ that is one for all items of a client"
     if merge.learned and len(merge.adapter.hidden) != 2:
         return "kernels know adapters of two hidden layers only"
     if max(dim, *merge.adapter.hidden) > WIDEST:

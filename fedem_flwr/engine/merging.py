@@ -74,12 +74,12 @@ class Merging:
     def compiled(self, own: Tensor, theta: Tensor) -> By:
         """What merges whole tables (k, m, d): `fused` functions, `kernels`; empty: torch."""
         engine, merge = self.learner.engine, self.learner.merge
-        if engine not in COMPILING or merge.mode != "elastic" or {own.dtype, theta.dtype} != {torch.float32}:
+        if engine not in COMPILING or not merge.learned or {own.dtype, theta.dtype} != {torch.float32}:
             return ""
         if by_kernels(engine, own.device):
             why_not = merge_fallback(merge, own.shape[2]) or device_fallback(own.device, kernels=True)
             return "" if why_not else "kernels"
-        return "fused" if own.device.type == "cpu" else ""
+        return "fused" if own.device.type == "cpu" and merge.mode == "elastic" else ""
 
     def overwrite(self, chunks: Sequence[Tensor], downloads: Downloads) -> None:
         """Write the merged tables of receivers, chunk by chunk, over their own."""

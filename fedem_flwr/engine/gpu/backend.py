@@ -18,7 +18,7 @@ from fedem_flwr.engine.gpu.draws import CLIENTS, Batches, Drawn, Sizes, draw_all
 from fedem_flwr.engine.gpu.merged import train_merged
 from fedem_flwr.engine.gpu.rows import train_plain
 from fedem_flwr.engine.gpu.space import THROUGH_MERGE, Shape, scales_of, tile_of, widened
-from fedem_flwr.engine.gpu.tables import merge_whole
+from fedem_flwr.engine.gpu.tables import merge_whole, pool_of
 from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merge import ADAPTER
 from fedem_flwr.engine.merging import GATE
@@ -213,17 +213,19 @@ class KernelRound:
         tables, slot = self._tables(drawn.who)
         download, dim = self.downloads[products.items], tables.shape[2]
         theta = cohort.state[ADAPTER] if merge.learned else cohort.state[products.user]
+        received, sent, single = download.values.contiguous(), download.slot[drawn.who], merge.mode == "scalar"
         x = torch.zeros((len(drawn.sign), widened(dim)), device=cohort.device)
         moving = [x[:1] if adapts_alone else torch.zeros_like(x) for _ in range(3)]
         loss = torch.zeros(len(drawn.who), dtype=torch.float64, device=cohort.device)
         train_merged[len(drawn.who),](
             cohort.state[products.user],
             tables,
-            download.values.contiguous(),
+            received,
             theta,
+            pool_of(tables, slot, received, sent) if single else theta,
             drawn.who,
             slot,
-            download.slot[drawn.who],
+            sent,
             drawn.offsets,
             drawn.places,
             drawn.counts,
@@ -249,6 +251,7 @@ class KernelRound:
             adapts=adapts_alone or merge.fits_in_batches,
             trains=not adapts_alone,
             learned=merge.learned,
+            single=single,
             ordered=local.deterministic,
             dim=dim,
             wide=widened(dim),

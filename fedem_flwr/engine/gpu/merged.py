@@ -1,69 +1,11 @@
-"""Rounds through merged rows in a kernel, and the merge of whole tables (FedEM, AAAI 2026, Eq. 9–12).
-
-The adapter, of two hidden layers, is in registers, its widths padded to `wide1` and `wide2`: what pads it is 0 and
-stays 0. Inputs are own rows and what the merge would add to them, with a block of the first layer's weights each.
-"""
+"""Rounds through merged rows in a kernel, and the merge of whole tables (FedEM, AAAI 2026, Eq. 9–12)."""
 
 from __future__ import annotations
 
 import triton.language as tl
 
+from fedem_flwr.engine.gpu.adapter import backward, bias, forward, layer, product
 from fedem_flwr.engine.gpu.rows import adam, batch_rows, kernel, load_rows, residuals, stands_still, store_rows
-
-
-@kernel
-def layer(
-    theta: tl.tensor,
-    begin: tl.tensor,
-    stride: tl.tensor,
-    n_in: tl.tensor,
-    n_out: tl.tensor,
-    wide_in: tl.constexpr,
-    wide_out: tl.constexpr,
-) -> tl.tensor:
-    """Weights (in, out) of a layer that lies as (out, in), rows `stride` apart; where they lie, and which are real."""
-    row, column = tl.arange(0, wide_in), tl.arange(0, wide_out)
-    place = theta + begin + column[None, :] * stride + row[:, None]
-    real = (row < n_in)[:, None] & (column < n_out)[None, :]
-    return tl.load(place, mask=real, other=0.0), place, real
-
-
-@kernel
-def bias(theta: tl.tensor, begin: tl.tensor, n: tl.tensor, wide: tl.constexpr) -> tl.tensor:
-    """(n,) numbers; where they lie, and which are real."""
-    column = tl.arange(0, wide)
-    return tl.load(theta + begin + column, mask=column < n, other=0.0), theta + begin + column, column < n
-
-
-@kernel
-def product(a: tl.tensor, b: tl.tensor) -> tl.tensor:
-    """A matrix product in single precision."""
-    return tl.dot(a, b, input_precision="ieee")
-
-
-@kernel
-def forward(
-    q: tl.tensor,
-    delta: tl.tensor,
-    w_own: tl.tensor,
-    w_more: tl.tensor,
-    b1: tl.tensor,
-    w2: tl.tensor,
-    b2: tl.tensor,
-    w3: tl.tensor,
-    b3: tl.tensor,
-) -> tl.tensor:
-    """Both hidden layers, and ρ, of a tile of rows."""
-    one = tl.maximum(product(q, w_own) + product(delta, w_more) + b1[None, :], 0.0)
-    two = tl.maximum(product(one, w2) + b2[None, :], 0.0)
-    return one, two, 1.0 / (1.0 + tl.exp(-(tl.sum(two * w3[None, :], 1) + b3)))
-
-
-@kernel
-def backward(at_output: tl.tensor, one: tl.tensor, two: tl.tensor, w2: tl.tensor, w3: tl.tensor) -> tl.tensor:
-    """Derivatives by the sums of both hidden layers, given those (tile,) by the output's."""
-    by_two = tl.where(two > 0, at_output[:, None] * w3[None, :], 0.0)
-    return tl.where(one > 0, product(by_two, tl.trans(w2)), 0.0), by_two
 
 
 @kernel
@@ -79,16 +21,62 @@ def both_rows(
 
 
 @kernel
+def pool_tables(
+    tables: tl.tensor,
+    received: tl.tensor,
+    slot: tl.tensor,
+    sent: tl.tensor,
+    pool: tl.tensor,
+    items: tl.tensor,
+    dim: tl.constexpr,
+    wide: tl.constexpr,
+    tile: tl.constexpr,
+) -> None:
+    """The one row that `scalar` merging looks at: means of a client's own table, and of what a merge would add to it.
+
+    Args:
+        pool: (k, 2, wide), written. For the others see `merge_tables`.
+    """
+    client = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, wide)
+    own = tables + tl.load(slot + client) * items * dim
+    glob = received + tl.load(sent + client) * items * dim
+    mean, more = tl.zeros((wide,), tl.float32), tl.zeros((wide,), tl.float32)
+    for start in range(0, items, tile):
+        item = start + tl.arange(0, tile)
+        spot, inside = item[:, None] * dim + column[None, :], (item < items)[:, None] & (column < dim)[None, :]
+        q = tl.load(own + spot, mask=inside, other=0.0)
+        mean += tl.sum(q, 0)
+        more += tl.sum(tl.load(glob + spot, mask=inside, other=0.0) - q, 0)
+    tl.store(pool + client * 2 * wide + column, mean / items)
+    tl.store(pool + client * 2 * wide + wide + column, more / items)
+
+
+@kernel
+def seen_rows(
+    q: tl.tensor, delta: tl.tensor, pool: tl.tensor, client: tl.tensor, single: tl.constexpr, wide: tl.constexpr
+) -> tl.tensor:
+    """What the adapter looks at for rows (tile, wide): these, or the client's one row for each."""
+    if single:
+        place = pool + client * 2 * wide + tl.arange(0, wide)
+        q = tl.load(place)[None, :] + tl.zeros_like(q)
+        delta = tl.load(place + wide)[None, :] + tl.zeros_like(delta)
+    return q, delta
+
+
+@kernel
 def merge_tables(
     tables: tl.tensor,
     received: tl.tensor,
     theta: tl.tensor,
+    pool: tl.tensor,
     slot: tl.tensor,
     sent: tl.tensor,
     whose: tl.tensor,
     rho: tl.tensor,
     items: tl.tensor,
     parameters: tl.tensor,
+    single: tl.constexpr,
     seen: tl.constexpr,
     dim: tl.constexpr,
     wide: tl.constexpr,
@@ -102,7 +90,7 @@ def merge_tables(
 
     Args:
         slot, sent, whose: (k,) which of the tables, of the received ones and of the adapters are the client's.
-        rho: (k, m), written where it is `seen`.
+        pool: of `pool_tables`, where there is a `single` ρ a client. rho: (k, m), written where it is `seen`.
     """
     client = tl.program_id(0).to(tl.int64)
     item, column = tl.program_id(1) * tile + tl.arange(0, tile), tl.arange(0, wide)
@@ -119,7 +107,8 @@ def merge_tables(
     b2, _, _ = bias(own_theta, (2 * dim + 1 + h2) * h1, h2, wide2)
     w3, _, _ = bias(own_theta, (2 * dim + 1 + h2) * h1 + h2, h2, wide2)
     b3 = tl.load(own_theta + (2 * dim + 1 + h2) * h1 + 2 * h2)
-    _, _, found = forward(q, delta, w_own, w_more, b1, w2, b2, w3, b3)
+    looked, more = seen_rows(q, delta, pool, client, single, wide)
+    _, _, found = forward(looked, more, w_own, w_more, b1, w2, b2, w3, b3)
     tl.store(own, q + found[:, None] * delta, mask=inside)
     if seen:
         tl.store(rho + client * items + item, found, mask=item < items)
@@ -131,6 +120,7 @@ def train_merged(
     tables: tl.tensor,
     received: tl.tensor,
     theta: tl.tensor,
+    pool: tl.tensor,
     who: tl.tensor,
     slot: tl.tensor,
     sent: tl.tensor,
@@ -161,6 +151,7 @@ def train_merged(
     adapts: tl.constexpr,
     trains: tl.constexpr,
     learned: tl.constexpr,
+    single: tl.constexpr,
     ordered: tl.constexpr,
     dim: tl.constexpr,
     wide: tl.constexpr,
@@ -173,10 +164,11 @@ def train_merged(
     """A client's round: each batch takes a step on Θ (`adapts`), and then one on p and Q (`trains`).
 
     Args:
-        received: (r', m, d), and `sent` (k,) the client's. theta: (n, P). gradient: (r, wide) 0.
+        received: (r', m, d), and `sent` (k,) the client's. theta: (n, P). pool: see `merge_tables`.
+        gradient: (r, wide) 0.
         fixed: ρ where it is not `learned`. For the others see `rows.train_plain`.
     """
-    client = tl.program_id(0)
+    client = tl.program_id(0).to(tl.int64)
     user, base = tl.load(who + client), tl.load(places + client)
     begin = tl.load(offsets + client)
     count = (tl.load(offsets + client + 1) - begin).to(tl.int32)
@@ -221,15 +213,16 @@ def train_merged(
                     row, weight = batch_rows(order, weights, at, some, n, ordered, tile)
                     q, delta = both_rows(x, glob, touched, base + row, dim, wide)
                     slope = tl.sum(delta * p[None, :], 1)
-                    hidden, last, rho = forward(q, delta, w_own, w_more, b1, w2, b2, w3, b3)
+                    looked, more = seen_rows(q, delta, pool, client, single, wide)
+                    hidden, last, rho = forward(looked, more, w_own, w_more, b1, w2, b2, w3, b3)
                     logits = tl.sum(q * p[None, :], 1) + rho * slope
                     loss, residual = residuals(logits, tl.load(sign + base + row), weight)
                     if trains == 0:
                         total += loss.to(tl.float64)
                     by_output = residual * share * slope * rho * (1.0 - rho)
                     by_hidden, by_last = backward(by_output, hidden, last, w2, w3)
-                    own_g += product(tl.trans(q), by_hidden)
-                    more_g += product(tl.trans(delta), by_hidden)
+                    own_g += product(tl.trans(looked), by_hidden)
+                    more_g += product(tl.trans(more), by_hidden)
                     w2_g += product(tl.trans(hidden), by_last)
                     b1_g += tl.sum(by_hidden, 0)
                     b2_g += tl.sum(by_last, 0)
@@ -250,7 +243,8 @@ def train_merged(
                     q, delta = both_rows(x, glob, touched, base + row, dim, wide)
                     slope = tl.sum(delta * p[None, :], 1)
                     if learned:
-                        hidden, last, rho = forward(q, delta, w_own, w_more, b1, w2, b2, w3, b3)
+                        looked, more = seen_rows(q, delta, pool, client, single, wide)
+                        hidden, last, rho = forward(looked, more, w_own, w_more, b1, w2, b2, w3, b3)
                     else:
                         rho = tl.zeros((tile,), tl.float32) + fixed
                     logits = tl.sum(q * p[None, :], 1) + rho * slope
@@ -258,7 +252,7 @@ def train_merged(
                     total += loss.to(tl.float64)
                     residual = residual * share
                     by_row = ((1.0 - rho) * residual)[:, None] * p[None, :]
-                    if learned:  # ρ looks at the own row too
+                    if learned and single == 0:  # ρ looks at the own row too; a single one is held fixed
                         by_output = residual * slope * rho * (1.0 - rho)
                         by_hidden, _ = backward(by_output, hidden, last, w2, w3)
                         by_row += product(by_hidden, tl.trans(w_own - w_more))

@@ -53,12 +53,18 @@ def adam(
 
 
 @kernel
+def sigmoid(x: tl.tensor) -> tl.tensor:
+    """σ(x); small values keep their relative precision."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x > 0, 1.0, small) / (1.0 + small)
+
+
+@kernel
 def residuals(logits: tl.tensor, sign: tl.tensor, weight: tl.tensor) -> tl.tensor:
     """Sums of cross-entropy, and derivatives by the logits, of weighted rows; see `models.mf.loss_and_residual`."""
     wrong = sign * logits
-    small = tl.exp(-tl.abs(wrong))
-    loss = tl.sum(weight * (tl.maximum(wrong, 0.0) + tl.log(1.0 + small)), 0)
-    return loss, weight * sign * tl.where(wrong > 0, 1.0, small) / (1.0 + small)
+    loss = tl.sum(weight * (tl.maximum(wrong, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(wrong)))), 0)
+    return loss, weight * sign * sigmoid(wrong)
 
 
 @kernel
