@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.local_rounds import own_tables, within
+from fedem_flwr.aggregation import aggregation_weights, combine_tables, similarity
 from fedem_flwr.config import resolve
 from fedem_flwr.contract import Method
 from fedem_flwr.contract.finding import method_of
@@ -112,6 +113,17 @@ def compare(name: str, what: str, one: Work, turns: int) -> bool:
     return good
 
 
+def aggregate(tables: Tensor, device: torch.device) -> tuple[float, Tensor]:
+    """Seconds of Eq. 13's weights and of all clients' combined tables, and these."""
+    shares = torch.full((len(tables),), 1 / len(tables), dtype=torch.float64, device=device)
+    wait(device)
+    began = time.perf_counter()
+    alike = similarity(tables, "frobenius", place=device)
+    combined = combine_tables(aggregation_weights("eq13", shares, alike, 0.9), tables)
+    wait(device)
+    return time.perf_counter() - began, combined
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 where something is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,7 +148,14 @@ def main(arguments: list[str] | None = None) -> int:
         large = histories(943, 1682, 106, device)
         for name in args.methods:
             what = f"943 × 1682, {len(large.positive_items)} interactions"
-            good &= compare(name, what, work(name, large), args.turns)
+            good &= compare(name, what, one := work(name, large), args.turns)
+        tables = one.state["items"].cpu()
+        places = (device, torch.device("cpu"))
+        found = [[aggregate(tables, place) for _ in range(args.turns + 1)][1:] for place in places]
+        gap = float((found[0][0][1] - found[1][0][1]).abs().max())
+        taken = [median(seconds for seconds, _ in turns) for turns in found]
+        good &= gap < 1e-4
+        print(f"weights and combined tables: GPU {taken[0]:.3f} s, CPU {taken[1]:.3f} s, apart by at most {gap:.1g}")
         print(f"most memory: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
     if not good:
         print("NOT as it should be: see the last two columns")

@@ -12,12 +12,14 @@ import pytest
 import torch
 from back_ends import K, M, independent, same, start, trained, world
 from factorised import learner, received
+from test_flat_draws import Seen
 
 from fedem_flwr.contract import Method
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.decoys import with_decoys
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.fallback import _no_kernels
+from fedem_flwr.engine.gpu.draws import Sizes
 from fedem_flwr.engine.merge import MergeMode, Schedule
 from fedem_flwr.engine.merging import as_gate
 
@@ -97,6 +99,19 @@ def test_a_client_does_not_depend_on_its_cohort(monkeypatch: pytest.MonkeyPatch)
     sizes = small().sizes(2)
     assert [len(index) for index in rounds.blocks(torch.arange(K), sizes)] == [1, 2, 4]
     independent(one, small(), tables(), 1)
+
+
+@pytest.mark.parametrize("schedule", ["paper", "released"])
+def test_no_step_of_a_round_waits_for_the_device(schedule: Schedule) -> None:
+    from fedem_flwr.engine.gpu import backend
+
+    one, data = method("elastic", schedule), small()
+    rounds = backend.kernel_round(Cohort(data, start(one), one), tables(), 1, True, True)
+    who = torch.tensor([0, 4])
+    sizes = Sizes.of(data.sizes(2)[who], data.counts()[who], M)
+    with Seen() as seen:
+        trained = rounds.block(who, sizes, None, True)
+    assert not seen.waits and bool((trained.loss > 0).all())
 
 
 def test_a_round_of_a_block_is_that_of_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

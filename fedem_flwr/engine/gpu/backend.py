@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,10 @@ from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.epochs import batches_of
 from fedem_flwr.engine.gpu.draws import CLIENTS, Batches, Drawn, Sizes, draw_all, shuffle_all
 from fedem_flwr.engine.gpu.merged import train_merged
 from fedem_flwr.engine.gpu.rows import train_plain
-from fedem_flwr.engine.gpu.space import THROUGH_MERGE, Shape, scales_of, tile_of, widened
+from fedem_flwr.engine.gpu.space import THROUGH_MERGE, Shape, scales_of, sent, tile_of, widened
 from fedem_flwr.engine.gpu.tables import merge_whole, pool_of
 from fedem_flwr.engine.learner import Products
 from fedem_flwr.engine.merge import ADAPTER
@@ -42,7 +40,7 @@ class KernelRound:
     Attributes:
         cohort: whom. downloads: what they downloaded. round: from 1.
         reported: whether samples and rows are looked at afterwards. keep: also the rows before.
-        products: what a batch does.
+        products: what a batch does. common: the tables that users start from who have none of their own.
     """
 
     cohort: Cohort
@@ -51,6 +49,7 @@ class KernelRound:
     reported: bool
     keep: bool
     products: Products
+    common: Download | None
     streams: dict[bool, torch.cuda.Stream] = field(default_factory=dict, init=False)
 
     def train(self, who: Tensor, size: Tensor, merging: Tensor) -> Iterator[tuple[Tensor, Trained]]:
@@ -76,7 +75,7 @@ class KernelRound:
                 beat()
                 sizes = Sizes.of(size[index], positives[index], cohort.data.items)
                 gated = others and Sizes.of(others[0][index], others[1][index], cohort.data.items)
-                found.append((index, self._beside(kind, who[index.to(who.device)], sizes, gated)))
+                found.append((index, self._beside(kind, who[sent(index, who.device)], sizes, gated)))
             for kind in self.streams:
                 torch.cuda.current_stream().wait_stream(self.streams[kind])
             yield from found
@@ -101,8 +100,7 @@ class KernelRound:
         rows = 4 * widened(dim) * size.clamp(max=self.cohort.data.items)
         epochs = max(local.epochs, self.cohort.learner.merge.epochs)
         number = (rows + size * (_OF_A_SAMPLE + 2 * epochs)).cumsum(0) // NUMBERS
-        number = torch.maximum(number, torch.arange(len(index)) // CLIENTS)
-        _, counts = number.unique_consecutive(return_counts=True)
+        _, counts = (number + torch.arange(len(index)) // CLIENTS).unique_consecutive(return_counts=True)
         return list(index[place].split(counts.tolist())) if len(index) else []
 
     def block(self, who: Tensor, sizes: Sizes, gated: Sizes | None, merging: bool) -> Trained:
@@ -135,25 +133,15 @@ class KernelRound:
         return shuffle_all(drawn, *args, ordered=local.deterministic)
 
     def _steps(self, sizes: Sizes, epochs: int) -> Tensor:
-        longest = torch.tensor(sizes.longest)
-        return scales_of(int(batches_of(longest, self.cohort.learner.local)) * epochs, self.cohort.device)
-
-    @property
-    def _own(self) -> bool:
-        return self.cohort.parts[self.products.items].own
+        batches = -(-sizes.longest // (self.cohort.learner.local.batch_size or max(1, sizes.longest)))
+        return scales_of(batches * epochs, self.cohort.device)
 
     def _tables(self, who: Tensor) -> tuple[Tensor, Tensor]:
         """(r, m, d) what item rows start from, and (k,) the table of each user."""
         items = self.products.items
-        if self._own:
+        if self.common is None:
             return self.cohort.state[items], who
-        source = self.common
-        return source.values.contiguous(), source.slot[who]
-
-    @cached_property
-    def common(self) -> Download:
-        """The table, or tables, that users start from who have none of their own."""
-        return self.cohort.common(self.products.items, self.downloads)
+        return self.common.values.contiguous(), self.common.slot[who]
 
     def _plain(self, drawn: Drawn, sizes: Sizes, draws: Draws) -> tuple[Tensor, Tensor]:
         cohort, products, local = self.cohort, self.products, self.cohort.learner.local
@@ -192,7 +180,7 @@ class KernelRound:
             products.lr_item,
             products.ridge,
             local.early_stop,
-            own=self._own,
+            own=self.common is None,
             rule=rule,
             counted=bool(products.ridge) or products.optimiser == "frequency-sgd",
             ordered=local.deterministic,
@@ -213,7 +201,7 @@ class KernelRound:
         tables, slot = self._tables(drawn.who)
         download, dim = self.downloads[products.items], tables.shape[2]
         theta = cohort.state[ADAPTER] if merge.learned else cohort.state[products.user]
-        received, sent, single = download.values.contiguous(), download.slot[drawn.who], merge.mode == "scalar"
+        received, got, single = download.values.contiguous(), download.slot[drawn.who], merge.mode == "scalar"
         x = torch.zeros((len(drawn.sign), widened(dim)), device=cohort.device)
         moving = [x[:1] if adapts_alone else torch.zeros_like(x) for _ in range(3)]
         loss = torch.zeros(len(drawn.who), dtype=torch.float64, device=cohort.device)
@@ -222,10 +210,10 @@ class KernelRound:
             tables,
             received,
             theta,
-            pool_of(tables, slot, received, sent) if single else theta,
+            pool_of(tables, slot, received, got) if single else theta,
             drawn.who,
             slot,
-            sent,
+            got,
             drawn.offsets,
             drawn.places,
             drawn.counts,
@@ -247,7 +235,7 @@ class KernelRound:
             merge.lr,
             merge.rho,
             local.early_stop,
-            own=self._own,
+            own=self.common is None,
             adapts=adapts_alone or merge.fits_in_batches,
             trains=not adapts_alone,
             learned=merge.learned,
@@ -296,4 +284,5 @@ def kernel_round(cohort: Cohort, downloads: Downloads, round_: int, reported: bo
     """One that `engine.fallback` has nothing against; arguments as those of `KernelRound`."""
     products = cohort.learner.products(round_)
     assert isinstance(products, Products)
-    return KernelRound(cohort, downloads, round_, reported, keep, products)
+    common = None if cohort.parts[products.items].own else cohort.common(products.items, downloads)
+    return KernelRound(cohort, downloads, round_, reported, keep, products, common)

@@ -16,7 +16,7 @@ def both_rows(
     column = tl.arange(0, wide)
     q = tl.load(x + place[:, None] * wide + column[None, :])
     spot = received + tl.load(touched + place)[:, None] * dim + column[None, :]
-    glob = tl.load(spot, mask=(column < dim)[None, :] & (place >= 0)[:, None], other=0.0)
+    glob = tl.load(spot, mask=(column < dim)[None, :], other=0.0)
     return q, glob - q
 
 
@@ -258,15 +258,14 @@ def train_merged(
                         by_row += product(by_hidden, tl.trans(w_own - w_more))
                     by_user += tl.sum(residual[:, None] * (q + rho[:, None] * delta), 0)
                     spot = gradient + (base + row)[:, None] * wide + column[None, :]
-                    counts_here = (weight > 0)[:, None] & (column < wide)[None, :]
                     if ordered:
-                        tl.store(spot, by_row, mask=counts_here)
+                        tl.store(spot, by_row, mask=(weight > 0)[:, None])
                     else:
-                        tl.atomic_add(spot, by_row, mask=counts_here, sem="relaxed")
+                        tl.atomic_add(spot, by_row, mask=(weight > 0)[:, None], sem="relaxed")
                 tl.debug_barrier()
                 for some in range(0, rows, tile):
                     row = some + tl.arange(0, tile)
-                    inside = (row < rows)[:, None] & (column < wide)[None, :]
+                    inside = (row < rows)[:, None]
                     place = (base + row)[:, None] * wide + column[None, :]
                     q, g = tl.load(x + place, mask=inside, other=0.0), tl.load(gradient + place, mask=inside, other=0.0)
                     m, v = (

@@ -18,11 +18,12 @@ from fedem_flwr.engine.optimizer import BETA_1, BETA_2, EPSILON
 _ADAM, _FREQUENCY_SGD = tl.constexpr(0), tl.constexpr(2)
 _B1, _B2, _C1, _C2 = (tl.constexpr(x) for x in (BETA_1, BETA_2, 1 - BETA_1, 1 - BETA_2))
 _EPSILON = tl.constexpr(EPSILON)
+_COUNTS = ("samples", "items", "parameters", "epochs", "batch")  # one program serves whatever they are
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function for the device, when it is first called; or its calls are interpreted."""
-    return triton.jit(function)
+    return triton.jit(function, do_not_specialize=_COUNTS)
 
 
 @kernel

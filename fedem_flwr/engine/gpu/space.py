@@ -50,3 +50,8 @@ def scales_of(steps: int, device: torch.device) -> Tensor:
     """(steps + 1, 2) what step t of Adam multiplies the first moment with, at a rate of 1, and the second's root."""
     t = torch.arange(steps + 1, dtype=torch.float64, device=device).clamp(min=1)
     return torch.stack([1 / (1 - BETA_1**t), (1 - BETA_2**t).rsqrt()], 1).float()
+
+
+def sent(index: Tensor, device: torch.device) -> Tensor:
+    """Numbers brought to the device, for which nobody waits."""
+    return index if device.type == "cpu" else index.pin_memory().to(device, non_blocking=True)
