@@ -87,10 +87,9 @@ class Method:
             raise ValueError(f"{type(self).__name__}.EVALUATED is neither 'merged' nor 'local'")
         self.config, self.items, self.seed = config, items, config.run.seed
         self.options: Any = config.method.options
-        local = config.local
-        how_often = (local.epochs, local.batch_size, local.negatives, local.early_stop)
-        self.local = LocalSettings(*how_often, deterministic=config.run.deterministic)
-        self.engine: str = config.run.engine
+        local, run = config.local, config.run
+        self.local = LocalSettings(local.epochs, local.batch_size, local.negatives, local.early_stop, run.deterministic)
+        self.engine: str = run.engine
         self.max_norm = norm_limit(config, items)
 
     @classmethod

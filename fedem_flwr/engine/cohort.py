@@ -118,9 +118,8 @@ class Cohort:
         collector = Collector(self.parts, self.data.items, self.device, round_, stages) if sums else None
         keep = collector is not None and collector.needs_before
         why_not = fallback(self, size, round_)
-        train = (
-            self._compiled if not why_not else self._one_by_one if learner.engine == "reference" else self._in_blocks
-        )
+        by_torch = self._one_by_one if learner.engine == "reference" else self._in_blocks
+        train = by_torch if why_not else self._compiled
         for index, trained in train(who, size, merging, downloads, round_, keep):
             loss[index.to(loss.device)] = trained.loss
             if collector is None:
