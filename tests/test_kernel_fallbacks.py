@@ -59,6 +59,7 @@ def test_what_kernels_do_not_know_is_said() -> None:
     assert why(method(merge={"hidden": (WIDEST + 1, 8)})) == wide
     assert merge_fallback(Merge("none"), WIDEST + 1) == wide and merge_fallback(Merge("none"), WIDEST) == ""
     assert merge_fallback(Merge("elastic", adapter=Adapter(4)), 4) == ""
+    assert merge_fallback(Merge("static", adapter=Adapter(4, (WIDEST + 1, 8))), 4) == ""
     assert why(learner("pfedrec", M, "replace")) == "kernels know no networks"
     assert why(learner("fedrecgel", M, "replace")) == "its steps are not known to compiled functions"
     assert why(learner("fedem", M, "none", run={"engine": "torch"})) == "run.engine = 'torch'"

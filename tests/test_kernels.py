@@ -98,6 +98,10 @@ def test_a_client_does_not_depend_on_its_cohort(monkeypatch: pytest.MonkeyPatch)
     rounds = backend.kernel_round(Cohort(small(), start(one), one), tables(), 1, False, False)
     sizes = small().sizes(2)
     assert [len(index) for index in rounds.blocks(torch.arange(K), sizes)] == [1, 2, 4]
+    monkeypatch.setattr(backend, "NUMBERS", 1 << 28)
+    reported = backend.kernel_round(rounds.cohort, tables(), 1, True, False).blocks(torch.arange(K), sizes)
+    assert [sizes[index].tolist() for index in reported] == [[21], [15, 9], [6, 6], [3], [0]]
+    monkeypatch.setattr(backend, "NUMBERS", 1500)
     independent(one, small(), tables(), 1)
 
 

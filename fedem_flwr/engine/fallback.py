@@ -32,7 +32,7 @@ def merge_fallback(merge: Merge, dim: int) -> str:
     """Why kernels do not merge rows (d,); empty: they do."""
     if merge.learned and len(merge.adapter.hidden) != 2:
         return "kernels know adapters of two hidden layers only"
-    if max(dim, *merge.adapter.hidden) > WIDEST:
+    if max((dim, *(merge.adapter.hidden if merge.learned else ()))) > WIDEST:
         return f"rows, or layers of the adapter, are wider than kernels take ({WIDEST})"
     return ""
 

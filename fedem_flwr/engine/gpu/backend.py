@@ -97,10 +97,13 @@ class KernelRound:
         """Those of the users at `index` whose numbers fit together, all on the CPU, with `size` samples each."""
         local, dim = self.cohort.learner.local, self.cohort.parts[self.products.items].width
         size, place = size[index].sort(descending=True, stable=True)
-        rows = 4 * widened(dim) * size.clamp(max=self.cohort.data.items)
+        rows = size.clamp(max=self.cohort.data.items)
         epochs = max(local.epochs, self.cohort.learner.merge.epochs)
-        number = (rows + size * (_OF_A_SAMPLE + 2 * epochs)).cumsum(0) // NUMBERS
-        _, counts = (number + torch.arange(len(index)) // CLIENTS).unique_consecutive(return_counts=True)
+        number = (4 * widened(dim) * rows + size * (_OF_A_SAMPLE + 2 * epochs)).cumsum(0) // NUMBERS
+        number += torch.arange(len(index)) // CLIENTS
+        if self.reported:  # as many rows of each are handed on as the largest has: at most twice its own
+            number -= rows.float().frexp().exponent
+        _, counts = number.unique_consecutive(return_counts=True)
         return list(index[place].split(counts.tolist())) if len(index) else []
 
     def block(self, who: Tensor, sizes: Sizes, gated: Sizes | None, merging: bool) -> Trained:
