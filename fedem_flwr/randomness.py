@@ -56,10 +56,9 @@ def keyed_bits(seed: int, purpose: str, *coordinates: Coordinate) -> Tensor:
     Returns:
         int64 tensor of the broadcast shape, in [0, 2**63), on the coordinates' device.
     """
-    device = next((c.device for c in coordinates if isinstance(c, Tensor)), torch.device("cpu"))
-    state = torch.tensor(_key(seed, purpose), dtype=torch.int64, device=device)
+    state = torch.tensor(_key(seed, purpose), dtype=torch.int64)  # numbers stay here: copied to a GPU they wait for it
     for coordinate in coordinates:
-        state = _mix(state + (torch.as_tensor(coordinate, dtype=torch.int64, device=device) + 1) * _GOLDEN)
+        state = _mix(state + (torch.as_tensor(coordinate, dtype=torch.int64) + 1) * _GOLDEN)
     return _shift_right(state, 1)
 
 

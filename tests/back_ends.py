@@ -19,10 +19,10 @@ NEAR = 2e-5  # float32 whose operations come in another order, and an Adam that 
 ROW, SHARE, FAR = 1e-4, 0.98, 0.01  # through an adapter: nearly all rows are so near, the others not far
 
 
-def world(seed: int = 0) -> TrainingItems:
+def world(seed: int = 0, positives: tuple[int, ...] = POSITIVES) -> TrainingItems:
     """Users of whom one has nothing and one an item twice."""
     g = torch.Generator().manual_seed(seed)
-    lists = [torch.randperm(M, generator=g)[:p].sort().values for p in POSITIVES]
+    lists = [torch.randperm(M, generator=g)[:p].sort().values for p in positives]
     lists[3][1] = lists[3][0]
     forbidden = [x.unique() for x in lists]
     offsets, ends = (torch.tensor([0, *itertools.accumulate(map(len, x))]) for x in (lists, forbidden))
@@ -52,8 +52,10 @@ def trained(engine: str, one: Method, data: TrainingItems, got: Downloads, gate:
     return cohort.state, result.loss, result.sums, result.uncompiled
 
 
-def same(one: Method, data: TrainingItems, got: Downloads, gate: TrainingItems | None = None) -> None:
-    state, loss, sums, why = trained("auto", one, data, got, gate)
+def same(
+    one: Method, data: TrainingItems, got: Downloads, gate: TrainingItems | None = None, engine: str = "auto"
+) -> None:
+    state, loss, sums, why = trained(engine, one, data, got, gate)
     expected = trained("reference", one, data, got, gate)
     assert why == "" and expected[3] == "run.engine = 'reference'"
     for name, values in expected[0].items():

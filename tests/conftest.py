@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from preloaded import Preloaded
 from security_page import shown_attacks
 
+os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton, where it is
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # before anything imports Flower, which decides then
 _ACCOUNT = tempfile.TemporaryDirectory(prefix="fedem-tests-")
 os.environ["XDG_STATE_HOME"] = _ACCOUNT.name  # not where whoever runs the tests keeps a key

@@ -37,7 +37,7 @@ def combine_blocks(weights: Tensor, tables: Tensor, block_items: int | None = No
 
     Args:
         weights: (r, K) weights of the r receivers over the K uploaded tables; any float type.
-        tables: (K, m, d) uploaded tables, on the weights' device.
+        tables: (K, m, d) uploaded tables; a block at a time is brought to the weights' device.
         block_items: items a block; None chooses as many as fit `BLOCK_BYTES`.
 
     Yields:
@@ -55,9 +55,9 @@ def combine_blocks(weights: Tensor, tables: Tensor, block_items: int | None = No
     matrix = weights.to(precision)
     bytes_per_item = (clients + len(weights)) * width * precision.itemsize
     for block in item_blocks(items, bytes_per_item, block_items):
-        uploaded = tables[:, block].to(precision).reshape(clients, -1)  # (K, block * d)
+        uploaded = tables[:, block].to(matrix.device, precision).reshape(clients, -1)  # (K, block * d)
         combined = (matrix @ uploaded).view(len(weights), -1, width)  # (r, block, d)
-        yield block, combined.to(tables.dtype)
+        yield block, combined.to(tables.device, tables.dtype)
 
 
 def combine_tables(

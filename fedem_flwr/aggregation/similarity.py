@@ -22,6 +22,7 @@ def similarity(
     pca_sign: PcaSign = "raw",
     saturate: float | None = None,
     block_items: int | None = None,
+    place: torch.device | None = None,
 ) -> Tensor:
     """Similarity of every pair of clients, from their uploaded tables.
 
@@ -35,9 +36,10 @@ def similarity(
         pca_sign: for ``pca`` only, see `principal_scores`.
         saturate: values above it become 1 (0.9 in the released program); None leaves them.
         block_items: items read at a time; None chooses by memory.
+        place: device to compute on, to which blocks of tables are brought; default: theirs.
 
     Returns:
-        (K, K) float64 on the tables' device, symmetric, in [0, 1], the diagonal exactly 1.
+        (K, K) float64 on that device, symmetric, in [0, 1], the diagonal exactly 1.
 
     Raises:
         ValueError: if the shape or the kind is wrong, or a table is not finite (the message names its row).
@@ -45,12 +47,12 @@ def similarity(
     if tables.ndim != 3:
         raise ValueError(f"tables have shape {tuple(tables.shape)}; want (K, m, d)")
     if kind == "frobenius":
-        result = squared_distances(tables, block_items).add_(1).reciprocal_()
+        result = squared_distances(tables, block_items, place).add_(1).reciprocal_()
     elif kind == "pca":
-        scores = principal_scores(tables, pca_sign).unsqueeze(-1)  # (K, m, 1)
+        scores = principal_scores(tables, pca_sign, place).unsqueeze(-1)  # (K, m, 1)
         result = squared_distances(scores, block_items).sqrt_().add_(1).reciprocal_()
     elif kind == "cosine":
-        result = cosines(tables, block_items, torch.float64).clamp_(min=0)
+        result = cosines(tables, block_items, torch.float64, place).clamp_(min=0)
     else:
         raise ValueError(f"unknown similarity '{kind}'; valid: cosine, frobenius, pca")
     if saturate is not None:
@@ -59,32 +61,38 @@ def similarity(
     return result
 
 
-def cosines(tables: Tensor, block_items: int | None = None, precision: torch.dtype = torch.float32) -> Tensor:
+def cosines(
+    tables: Tensor,
+    block_items: int | None = None,
+    precision: torch.dtype = torch.float32,
+    place: torch.device | None = None,
+) -> Tensor:
     """Cosine of every pair of flattened tables: (K, m, d) -> (K, K) float64 in [−1, 1], the diagonal exactly 1.
 
     Args:
         precision: of the products inside an item block; those of all blocks are added up in float64.
+        place: see `similarity`.
     """
-    result = _gram(tables, centred=False, block_items=block_items, precision=precision)
+    result = _gram(tables, centred=False, block_items=block_items, precision=precision, place=place)
     norm = result.diagonal().sqrt()
     norm = norm.where(norm > 0, torch.ones_like(norm))
     return _mirror_(result.div_(norm[:, None]).div_(norm[None, :]).clamp_(-1, 1)).fill_diagonal_(1.0)
 
 
-def squared_distances(tables: Tensor, block_items: int | None = None) -> Tensor:
+def squared_distances(tables: Tensor, block_items: int | None = None, place: torch.device | None = None) -> Tensor:
     """||Q_u - Q_v||²_F of every pair: (K, m, d) -> (K, K) float64, never negative, the diagonal exactly 0.
 
     It is ||a||² + ||b||² - 2 a·b on tables from which the cohort's mean was taken, item block by item
     block. That changes no distance, but what the clients share (most rows still hold the common initial
     values) need not cancel.
     """
-    products = _gram(tables, centred=True, block_items=block_items)
+    products = _gram(tables, centred=True, block_items=block_items, place=place)
     norm = products.diagonal().clone()
     products.mul_(-2).add_(norm[:, None]).add_(norm[None, :]).clamp_(min=0)
     return _mirror_(products).fill_diagonal_(0.0)
 
 
-def principal_scores(tables: Tensor, pca_sign: PcaSign = "raw") -> Tensor:
+def principal_scores(tables: Tensor, pca_sign: PcaSign = "raw", place: torch.device | None = None) -> Tensor:
     """Each client's items on the first principal axis of its own table: x_u = (Q_u - mean row) v_1.
 
     v_1 is the first right singular vector of the centred table, here the last eigenvector of its d x d
@@ -98,7 +106,7 @@ def principal_scores(tables: Tensor, pca_sign: PcaSign = "raw") -> Tensor:
         pca_sign: ``raw`` keeps the eigensolver's sign; ``fixed`` makes v_1's largest component positive.
 
     Returns:
-        (K, m) float64 on the tables' device.
+        (K, m) float64 on `place`, by default the tables' device.
 
     Raises:
         ValueError: if the sign option is unknown or a table is not finite (the message names its row).
@@ -106,9 +114,10 @@ def principal_scores(tables: Tensor, pca_sign: PcaSign = "raw") -> Tensor:
     if pca_sign not in ("raw", "fixed"):
         raise ValueError(f"unknown pca_sign '{pca_sign}'; valid: fixed, raw")
     clients, items, width = tables.shape
-    scores = tables.new_empty((clients, items), dtype=torch.float64)
+    place = tables.device if place is None else place
+    scores = torch.empty((clients, items), dtype=torch.float64, device=place)
     for rows in item_blocks(clients, items * width * 8):  # here blocks of clients: v_1 needs a whole table
-        block = tables[rows].to(torch.float64)  # (block, m, d)
+        block = tables[rows].to(place, torch.float64)  # (block, m, d)
         _require_finite(block, rows.start)
         centred = block - block.mean(dim=1, keepdim=True)
         covariance = centred.mT @ centred  # (block, d, d)
@@ -116,20 +125,28 @@ def principal_scores(tables: Tensor, pca_sign: PcaSign = "raw") -> Tensor:
         if pca_sign == "fixed":
             largest = axis.gather(1, axis.abs().argmax(dim=1, keepdim=True))  # (block, 1)
             axis = torch.where(largest < 0, -axis, axis)
-        scores[rows] = (centred @ axis.to(tables.device).unsqueeze(-1)).squeeze(-1)
+        scores[rows] = (centred @ axis.to(place).unsqueeze(-1)).squeeze(-1)
     return scores
 
 
-def _gram(tables: Tensor, *, centred: bool, block_items: int | None, precision: torch.dtype = torch.float64) -> Tensor:
+def _gram(
+    tables: Tensor,
+    *,
+    centred: bool,
+    block_items: int | None,
+    precision: torch.dtype = torch.float64,
+    place: torch.device | None = None,
+) -> Tensor:
     """Inner products of all flattened tables, optionally about the cohort's mean table.
 
     Returns (K, K) float64; tiles below the diagonal are left for `_mirror_`, once nothing more is computed
     on them.
     """
     clients, items, width = tables.shape
-    products = tables.new_zeros((clients, clients), dtype=torch.float64)
+    place = tables.device if place is None else place
+    products = torch.zeros((clients, clients), dtype=torch.float64, device=place)
     for block in item_blocks(items, clients * width * 8, block_items):
-        part = tables[:, block].to(precision).reshape(clients, -1)  # (K, block * d)
+        part = tables[:, block].to(place, precision).reshape(clients, -1)  # (K, block * d)
         _require_finite(part, 0)
         if centred:
             part = part - part.mean(dim=0)

@@ -154,10 +154,14 @@ class RunConfig(Section):
         0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray, network: two nodes)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
-    engine: Literal["auto", "fused", "torch", "reference"] = Field(
+    engine: Literal["auto", "fused", "triton", "torch", "reference"] = Field(
         "auto",
         description="back end of local training. fused: compiled functions, on a CPU and for what they know; "
-        "torch: batched, which the rest is trained by; reference: one client at a time, slow; auto: fused",
+        "triton: kernels, on a GPU and for what they know; torch: batched, which the rest is trained by; "
+        "reference: one client at a time, slow; auto: fused on a CPU, triton on a GPU",
+    )
+    deterministic: bool = Field(
+        True, description="sums of triton's kernels have an order, for two sorts more an epoch; else the last bits vary"
     )
     threads: int = Field(0, ge=0, description="torch threads; 0: torch's own choice")
     round_timeout: float = Field(

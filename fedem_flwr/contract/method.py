@@ -87,9 +87,9 @@ class Method:
             raise ValueError(f"{type(self).__name__}.EVALUATED is neither 'merged' nor 'local'")
         self.config, self.items, self.seed = config, items, config.run.seed
         self.options: Any = config.method.options
-        local = config.local
-        self.local = LocalSettings(local.epochs, local.batch_size, local.negatives, local.early_stop)
-        self.engine: str = config.run.engine
+        local, run = config.local, config.run
+        self.local = LocalSettings(local.epochs, local.batch_size, local.negatives, local.early_stop, run.deterministic)
+        self.engine: str = run.engine
         self.max_norm = norm_limit(config, items)
 
     @classmethod

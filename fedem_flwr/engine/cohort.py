@@ -13,7 +13,7 @@ from fedem_flwr.engine.contribution import Collector, Stage, TrainResult, contri
 from fedem_flwr.engine.downloads import Download, Downloads, alike, rows_of
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
-from fedem_flwr.engine.fallback import fallback
+from fedem_flwr.engine.fallback import by_kernels, fallback
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merging import Merging
 from fedem_flwr.engine.parallel import budget, in_parallel
@@ -107,20 +107,17 @@ class Cohort:
             stages: default: the method's.
         """
         learner = self.learner
-        size = self.data.sizes(learner.local.negatives)[who].cpu()
-        merging = self._before_training(who, downloads)
+        size, merging = self.data.sizes(learner.local.negatives)[who].cpu(), self._before_training(who, downloads)
         stages = learner.stages() if stages is None else stages
         each = {name: values.double() for name, values in self._each(who).items()} if sums and stages else {}
         kept = [name for name, part in self.parts.items() if part.up == "sum" and part.stays] if stages else []
-        factor = torch.ones(len(who), dtype=torch.float64, device=self.device)
-        loss = torch.zeros(len(who), dtype=torch.float64, device=self.device)
+        loss, factor = (make(len(who), dtype=torch.float64, device=self.device) for make in (torch.zeros, torch.ones))
         shrunk = {name: torch.ones_like(loss) for name in self._going_up()}
         collector = Collector(self.parts, self.data.items, self.device, round_, stages) if sums else None
         keep = collector is not None and collector.needs_before
         why_not = fallback(self, size, round_)
-        train = (
-            self._compiled if not why_not else self._one_by_one if learner.engine == "reference" else self._in_blocks
-        )
+        by_torch = self._one_by_one if learner.engine == "reference" else self._in_blocks
+        train = by_torch if why_not else self._compiled
         for index, trained in train(who, size, merging, downloads, round_, keep):
             loss[index.to(loss.device)] = trained.loss
             self.note(trained)
@@ -207,17 +204,20 @@ class Cohort:
     def _compiled(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
+        reported = bool(self._going_up() or self.learner.stages()) or type(self).note is not Cohort.note
+        if by_kernels(self.learner.engine, self.device):
+            from fedem_flwr.engine.gpu.backend import kernel_round  # not everywhere is Triton
+
+            return kernel_round(self, downloads, round_, reported, keep).train(who, size, merging)
         from fedem_flwr.engine.fused.which import compiled_round  # the compiler takes half a second to import
 
-        reported = bool(self._going_up() or self.learner.stages()) or type(self).note is not Cohort.note
         return compiled_round(self, downloads, round_, reported, keep).train(who, size, merging)
 
     def _in_blocks(
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
-        batches = batches_of(size, self.learner.local)
         touched, width = size.clamp(max=self.data.items), floats_of_a_row(self.parts)
-        group = 2 * (batches + (self.merging.gate_batches(who) << _BATCH_BITS)) + merging
+        group = 2 * (batches_of(size, self.learner.local) + (self.merging.gate_batches(who) << _BATCH_BITS)) + merging
         blocks = blocks_of(size, touched, group, width, budget(BLOCK_FLOATS, who.device))
 
         def train_block(index: Tensor) -> Trained:

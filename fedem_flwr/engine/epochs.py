@@ -24,12 +24,14 @@ class LocalSettings:
         batch_size: B; 0: all samples in one batch.
         negatives: drawn for every positive, fresh each round.
         early_stop: a client stops when its running mean loss changes by less than this share between epochs; 0 never.
+        deterministic: sums on a GPU are added up in an order that is always the same.
     """
 
     epochs: int
     batch_size: int
     negatives: int
     early_stop: float = 0.0
+    deterministic: bool = True
 
 
 def batches_of(size: Tensor, settings: LocalSettings) -> Tensor:

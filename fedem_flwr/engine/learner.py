@@ -70,7 +70,7 @@ class Learner(Differentiable, Protocol):
         local: epochs, batches, negatives.
         merge: how the part `merged` of a client and what it downloaded of it become one.
         merged: the item part of which clients keep a copy that is merged; empty: none.
-        engine: the back end that was asked for: `auto`, `fused`, `torch` or `reference`.
+        engine: the back end that was asked for: `auto`, `fused`, `triton`, `torch` or `reference`.
     """
 
     seed: int

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from fedem_flwr.engine.block import Block
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.epochs import batches_of, train_epochs
-from fedem_flwr.engine.fallback import COMPILING
+from fedem_flwr.engine.fallback import COMPILING, by_kernels, device_fallback, merge_fallback
 from fedem_flwr.engine.learner import Learner
 from fedem_flwr.engine.merge import ADAPTER, Merge, pooled
 from fedem_flwr.engine.parts import State
 from fedem_flwr.engine.samples import RoundSamples, TrainingItems, draw_samples
 
+By = Literal["", "fused", "kernels"]
 GATE = "gate/"  # prefix of the draws that Θ's own samples are made with
 
 
@@ -63,25 +65,30 @@ class Merging:
             return None
         receivers = who[got]
         theta = self.state[ADAPTER] if merge.learned else None
-        if theta is not None and self.compiled(own, theta):
-            return merge_compiled(merge, own, got.nonzero().squeeze(1), theta, receivers, download)
+        if theta is not None and (by := self.compiled(own, theta)):
+            return merge_compiled(merge, own, got.nonzero().squeeze(1), theta, receivers, download, by=by)
         theta = None if theta is None else theta[receivers]
         own[got], rho = merge.tables(theta, own[got], download.of(receivers))
         return rho
 
-    def compiled(self, own: Tensor, theta: Tensor) -> bool:
-        """Whether whole tables are merged by a compiled function."""
-        wanted = self.learner.engine in COMPILING and self.learner.merge.mode == "elastic"
-        return wanted and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in (own, theta))
+    def compiled(self, own: Tensor, theta: Tensor) -> By:
+        """What merges whole tables (k, m, d): `fused` functions, `kernels`; empty: torch."""
+        engine, merge = self.learner.engine, self.learner.merge
+        if engine not in COMPILING or not merge.learned or {own.dtype, theta.dtype} != {torch.float32}:
+            return ""
+        if by_kernels(engine, own.device):
+            why_not = merge_fallback(merge, own.shape[2]) or device_fallback(own.device, kernels=True)
+            return "" if why_not else "kernels"
+        return "fused" if own.device.type == "cpu" and merge.mode == "elastic" else ""
 
     def overwrite(self, chunks: Sequence[Tensor], downloads: Downloads) -> None:
         """Write the merged tables of receivers, chunk by chunk, over their own."""
         name = self.learner.merged
         for part in chunks:
-            if self.learner.merge.learned and self.compiled(self.state[name], self.state[ADAPTER]):
+            if self.learner.merge.learned and (by := self.compiled(self.state[name], self.state[ADAPTER])):
                 receivers = part[downloads[name].received[part]]
                 args = self.state[ADAPTER], receivers, downloads[name]
-                merge_compiled(self.learner.merge, self.state[name], receivers, *args, seen=False)
+                merge_compiled(self.learner.merge, self.state[name], receivers, *args, seen=False, by=by)
                 continue
             if self.learner.merge.mode == "replace":
                 receivers = part[downloads[name].received[part]]
@@ -123,16 +130,28 @@ class Merging:
 
 
 def merge_compiled(
-    merge: Merge, own: Tensor, slot: Tensor, theta: Tensor, who: Tensor, download: Download, *, seen: bool = True
+    merge: Merge,
+    own: Tensor,
+    slot: Tensor,
+    theta: Tensor,
+    who: Tensor,
+    download: Download,
+    *,
+    by: By,
+    seen: bool = True,
 ) -> Tensor:
     """Merge whole tables (Eq. 9–10) in place: tables own[slot] of users `who`, with theta[who].
 
     Args:
-        seen: whether ρ is looked at.
+        by: what does it; see `Merging.compiled`. seen: whether ρ is looked at.
 
     Returns:
         ρ (r, m), or nothing of it.
     """
+    if by == "kernels":
+        from fedem_flwr.engine.gpu.tables import merge_whole as merge_by_kernel  # not everywhere is Triton
+
+        return merge_by_kernel(merge, own, slot, theta, who, download, seen=seen)
     from fedem_flwr.engine.fused.tables import merge_whole  # the compiler takes half a second to import
 
     return merge_whole(merge, own, slot, theta, who, download, seen=seen)

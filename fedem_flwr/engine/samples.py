@@ -6,7 +6,7 @@ with a node's secret in the seed's place, on that node only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,6 +101,26 @@ def padded_rows(offsets: Tensor, values: Tensor, rows: Tensor, fill: int) -> tup
     return torch.where(real, values[flat], fill), real
 
 
+def distinct_ranks(bits: Callable[[int], Tensor], allowed: Tensor, each: int) -> Tensor:
+    """Draw `each` distinct numbers below `allowed`, uniformly; where there are fewer, the last one repeats.
+
+    Args:
+        bits: (...) of the j-th draw. allowed: of the same shape, or one that broadcasts to it.
+
+    Returns:
+        (..., each) ascending.
+    """
+    taken: list[Tensor] = []  # (...) each, ascending
+    for j in range(each):
+        draw = bits(j) % (allowed - j).clamp(min=1)
+        for earlier in taken:
+            draw = draw + (draw >= earlier)
+        draw = torch.minimum(draw, (allowed - 1).clamp(min=0))  # only where items must repeat
+        stacked = torch.stack([*taken, draw]).sort(0).values
+        taken = list(stacked.unbind(0))
+    return torch.stack(taken, dim=-1)
+
+
 def draw_negatives(
     forbidden: Tensor, allowed: Tensor, positives: int, each: int, draws: Draws, round_: int, users: Tensor
 ) -> Tensor:
@@ -120,16 +140,9 @@ def draw_negatives(
     k = users.shape[0]
     if not each:
         return users.new_empty((k, positives, 0))
-    taken: list[Tensor] = []  # (k, p) each, ascending
-    for j in range(each):
-        left = (allowed - j).clamp(min=1)[:, None]
-        draw = draws.bits("train/negatives", (round_,), users, positives, (j,)) % left
-        for earlier in taken:
-            draw = draw + (draw >= earlier)
-        draw = torch.minimum(draw, (allowed - 1).clamp(min=0)[:, None])  # only where items must repeat
-        stacked = torch.stack([*taken, draw]).sort(0).values
-        taken = list(stacked.unbind(0))
-    ranks = torch.stack(taken, dim=-1)  # (k, p, each): rank among the allowed items
+    ranks = distinct_ranks(
+        lambda j: draws.bits("train/negatives", (round_,), users, positives, (j,)), allowed[:, None], each
+    )
     # The r-th allowed item is r + (number of forbidden items before it); forbidden[j] − j is non-decreasing.
     gaps = (forbidden - torch.arange(forbidden.shape[1], device=users.device)).contiguous()
     flat = ranks.reshape(k, -1)

@@ -1,4 +1,4 @@
-"""Which compiled round trains a method."""
+"""Which compiled round trains a method on a CPU."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from fedem_flwr.aggregation.touched import combine_touched
 from fedem_flwr.aggregation.weights import row_weights
 from fedem_flwr.contract import Gathered, State
 from fedem_flwr.contract.training import LocalTraining
+from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.models.rows import Rows
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class SimilarTables(LocalTraining):
         weights = self.weights(tables, samples)
         combined = combine_tables(weights, tables, self.aggregate.block_items)
         shown = {"own": weights.diagonal(), "nonzero": (weights > 0).sum(1), "sample": weights[:_SAMPLE, :_SAMPLE]}
-        return {**state, "items": combined, **{f"weights-{name}": x.clone() for name, x in shown.items()}}
+        kept = {f"weights-{name}": x.clone().cpu() for name, x in shown.items()}
+        return {**state, "items": combined, **kept}
 
     def held(self, gathered: Gathered) -> np.ndarray:
         """(K,) what p_v of the uploaders is proportional to."""
@@ -76,14 +78,18 @@ class SimilarTables(LocalTraining):
         return {**state, "items": found.base, **found.rows.named("items"), **shown}
 
     def weights(self, tables: Tensor, samples: np.ndarray) -> Tensor:
-        """(K, K) Eq. 13: weights of the uploaders over their tables (K, m, d), given their interactions (K,)."""
-        settings = self.aggregate
-        shares = torch.from_numpy(samples).double()
+        """(K, K) Eq. 13: weights of the uploaders over their tables (K, m, d), given their interactions (K,).
+
+        They are on the run's device; tables come there block by block.
+        """
+        settings, place = self.aggregate, resolve_device(self.method.config.run.device)
+        shares = torch.from_numpy(samples).double().to(place)
         if settings.weights == "average":
             return average_weights(shares / shares.sum(), len(tables))
         if settings.weights == "rows":
             raise AssertionError("refused when the method was made")
-        alike = similarity(tables, settings.similarity, pca_sign=settings.pca_sign, saturate=settings.saturate)
+        kind, sign = settings.similarity, settings.pca_sign
+        alike = similarity(tables, kind, pca_sign=sign, saturate=settings.saturate, place=place)
         return aggregation_weights(settings.weights, shares, alike, settings.alpha)
 
     def near(self, tables: Tensor, samples: np.ndarray) -> Near:

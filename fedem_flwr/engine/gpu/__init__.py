@@ -1,0 +1,1 @@
+"""Local rounds as Triton kernels: one program a client."""
