@@ -39,6 +39,7 @@ from fedem_flwr.report.tables import (
     title_text,
     verdict,
 )
+from fedem_flwr.report.tables_plot import tables_picture, tables_text
 from fedem_flwr.text import visible
 from fedem_flwr.version import __version__
 
@@ -141,16 +142,18 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
             partial(plots.sparsity_groups, run.diagnostics.get("groups")),
         ),
     ]
-    if run.diagnostics.get("bottleneck"):
-        draw = partial(bottleneck, run.diagnostics["bottleneck"])
-        pictures.append(_picture("The aggregation bottleneck", CAPTION, draw))
+    if section := run.diagnostics.get("bottleneck"):
+        pictures.append(_picture("The aggregation bottleneck", CAPTION, partial(bottleneck, section)))
+    if section := run.diagnostics.get("tables"):
+        text = tables_text(run.diagnostics)
+        pictures.append(_picture("The tables of one user", text, partial(tables_picture, section)))
     if run.diagnostics.get("search"):
         caption = f"Tables with several settings, trained side by side and compared. {search_text(run.summary)}"
         pictures.append(_picture("The search for settings", caption, partial(picture, run.diagnostics)))
     if run.diagnostics.get("lists"):
         caption = "The items of all users' top 10, and of their training data, by how many users trained on them. "
-        draw = partial(plots.popularity_histogram, run.diagnostics["lists"])
-        pictures.append(_picture("What the lists hold", caption + lists_text(run.diagnostics), draw))
+        hist = partial(plots.popularity_histogram, run.diagnostics["lists"])
+        pictures.append(_picture("What the lists hold", caption + lists_text(run.diagnostics), hist))
     return pictures
 
 
