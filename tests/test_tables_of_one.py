@@ -12,6 +12,7 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.experiment import tables_of_one as module
 from fedem_flwr.experiment.finish import finish
 from fedem_flwr.experiment.tables_of_one import TABLES, check_tables
+from fedem_flwr.report import tables_plot
 from fedem_flwr.report.drawing import NothingToDrawError
 from fedem_flwr.report.tables_plot import tables_picture, tables_text
 
@@ -42,6 +43,8 @@ def test_they_are_the_tables_on_the_device(looked: Any) -> None:
     for pair, share in {"local global": 1.0, "local merged": RHO, "merged global": 1 - RHO}.items():
         assert found["apart"][pair] == pytest.approx(share * far, rel=1e-4), pair
     trained = split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]]
+    of_mine = np.linalg.norm((own - received)[np.unique(trained)], axis=1).mean()
+    assert found["apart_mine"]["local merged"] == pytest.approx(RHO * of_mine, rel=1e-4) and of_mine != far
     assert np.flatnonzero(found["mine"]).tolist() == sorted(set(trained.tolist()))
     assert found["items"] == found["catalogue"] == split.items <= ITEMS
     assert all(np.shape(found["points"][name]) == (split.items, 2) for name in TABLES)
@@ -54,13 +57,22 @@ def test_the_plane_keeps_rows_together_that_are_near(looked: Any) -> None:
     assert np.median(near) < np.median(far)
 
 
-def test_the_report_draws_and_explains_them(looked: Any) -> None:
+def test_the_report_draws_and_explains_them(looked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, diagnostics, report = looked
     part = report.partition("The tables of one user")[2][:1500]
     assert part and "Not drawn" not in part and diagnostics["tables"]["user"] in part
     assert "own and merged" in tables_text(diagnostics) and tables_text({}) == ""
+    drawn: list[Any] = []
+    encode = tables_plot.image_bytes
+    monkeypatch.setattr(tables_plot, "image_bytes", lambda figure, kind: drawn.append(figure) or encode(figure, kind))
     picture = tables_picture(diagnostics["tables"]).decode()
-    assert "<svg" in picture
+    assert "<svg" in picture and len(drawn) == 1
+    for axis, name in zip(drawn[0].axes, TABLES, strict=True):
+        seen = np.concatenate([each.get_offsets() for each in axis.collections])  # those of others, then the own
+        mine = np.array(diagnostics["tables"]["mine"])
+        points = np.array(diagnostics["tables"]["points"][name])
+        np.testing.assert_array_equal(seen, np.concatenate([points[~mine], points[mine]]))
+        assert axis.get_xlim() == drawn[0].axes[0].get_xlim()
     with pytest.raises(NothingToDrawError, match="had received no table"):
         tables_picture({"user": "u3", "received": False})
     with pytest.raises(NothingToDrawError, match="different items"):

@@ -52,7 +52,8 @@ def tables_of_one(model: ServedModel) -> dict[str, Any] | None:
     """For diagnostics.json: where the rows of one user's tables lie in a plane; None where nothing was asked for.
 
     The user is drawn by the seed. ``points`` has (s, 2) coordinates for each of `TABLES`, ``mine`` whether the user
-    trained on an item, ``apart`` the mean distance of a row of one table from the same row of another, in the tables.
+    trained on an item, ``apart`` the mean distance of an item's row in one table from that in another, in the tables
+    themselves, and ``apart_mine`` the same over the user's items.
     """
     config, split = model.run.config, model.run.split
     if not config.diagnostics.tables:
@@ -68,15 +69,18 @@ def tables_of_one(model: ServedModel) -> dict[str, Any] | None:
         return {"user": str(split.user_ids[user]), "received": False}
     rows = {name: table[items] for name, table in found.items()}
     points = _plane(np.concatenate([rows[name] for name in TABLES]), seed).reshape(len(TABLES), len(items), 2)
+    mine = np.isin(items, own)
     pairs = (("local", "global"), ("local", "merged"), ("merged", "global"))
+    apart = {f"{a} {b}": np.linalg.norm(rows[a] - rows[b], axis=1) for a, b in pairs}
     return {
         "user": str(split.user_ids[user]),
         "received": True,
         "items": len(items),
         "catalogue": split.items,
-        "mine": np.isin(items, own).tolist(),
+        "mine": mine.tolist(),
         "points": {name: np.round(each, 2).tolist() for name, each in zip(TABLES, points, strict=True)},
-        "apart": {f"{a} {b}": float(np.linalg.norm(rows[a] - rows[b], axis=1).mean()) for a, b in pairs},
+        "apart": {pair: float(each.mean()) for pair, each in apart.items()},
+        "apart_mine": {pair: float(each[mine].mean()) for pair, each in apart.items()},
     }
 
 

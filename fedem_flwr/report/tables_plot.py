@@ -19,7 +19,8 @@ from fedem_flwr.report.drawing import (
 )
 from fedem_flwr.report.run_directory import Json, number_at
 
-_SHOWN = (("local", GREEN, "its own"), ("global", ORANGE, "received"), ("merged", BLUE, "merged"))
+_SHOWN = (("local", GREEN, "As it trained it"), ("global", ORANGE, "As it received it"), ("merged", BLUE, "Merged"))
+_PAIRS = {"local global": "own and received", "local merged": "own and merged", "merged global": "merged and received"}
 
 
 def tables_text(diagnostics: Json) -> str:
@@ -28,24 +29,25 @@ def tables_text(diagnostics: Json) -> str:
     if not isinstance(section, Mapping):
         return ""
     items, catalogue = number_at(section, "items"), number_at(section, "catalogue")
-    far = {name: number_at(section, "apart", name) for name in ("local global", "local merged", "merged global")}
     some = "" if items == catalogue else f" ({items:.0f} of {catalogue:.0f} items: the user's own and a sample)"
     text = (
         f"The item table of one user ({section.get('user')}, drawn by the seed) as its device trained it, as it "
-        f"received it, and merged, after the last round{some}: t-SNE of all three together. Right: the items that the "
+        f"received it, and merged, after the last round{some}: one t-SNE of all three. Coloured: the items that the "
         "user trained on."
     )
-    if any(each is None for each in far.values()):
+    far = [
+        f"{words} {every:.3g} ({mine:.3g})"
+        for pair, words in _PAIRS.items()
+        if (every := number_at(section, "apart", pair)) is not None
+        and (mine := number_at(section, "apart_mine", pair)) is not None
+    ]
+    if not far:
         return text
-    return (
-        f"{text} Mean distance of an item's rows in the tables themselves: own and received "
-        f"{far['local global']:.3g}, own and merged {far['local merged']:.3g}, merged and received "
-        f"{far['merged global']:.3g}."
-    )
+    return f"{text} Mean distance of an item's rows in the tables themselves (of the user's own): {', '.join(far)}."
 
 
 def tables_picture(section: object, *, image_format: ImageFormat = "svg") -> bytes:
-    """Draw ``diagnostics["tables"]``: left by table, right the user's own items alone."""
+    """Draw ``diagnostics["tables"]``: a panel for each table, in the same plane."""
     stored = section if isinstance(section, Mapping) else {}
     if stored.get("received") is False:
         raise NothingToDrawError(f"user {stored.get('user')} had received no table")
@@ -57,16 +59,15 @@ def tables_picture(section: object, *, image_format: ImageFormat = "svg") -> byt
     mine = np.asarray(stored.get("mine"), dtype=np.bool_)
     if any(each.shape != (len(mine), 2) for each in found.values()):
         raise NothingToDrawError("the tables' points are of different items")
-    with panels(2) as (figure, axes):
-        for name, colour, label in _SHOWN:
-            x, y = found[name].T
-            axes[0].scatter(x, y, s=4, color=colour, alpha=0.35, linewidths=0, label=label)
-            axes[1].scatter(x[~mine], y[~mine], s=2, color=GREY, alpha=0.12, linewidths=0)
-            axes[1].scatter(x[mine], y[mine], s=12, color=colour, alpha=0.8, linewidths=0, label=label)
-        axes[0].set_title(f"All {len(mine)} items")
-        axes[1].set_title(f"The user's own {int(mine.sum())} items")
-        for axis in axes:
-            axis.set(xticks=[], yticks=[])
-        handles, labels = axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    every = np.concatenate(list(found.values()))
+    low, high = every.min(0), every.max(0)
+    edge = 0.03 * (high - low) + 1e-9
+    with panels(len(_SHOWN)) as (figure, axes):
+        for axis, (name, colour, title) in zip(axes, _SHOWN, strict=True):
+            others, own = found[name][~mine], found[name][mine]
+            axis.scatter(*others.T, s=4, color=GREY, alpha=0.35, linewidths=0, rasterized=True)
+            axis.scatter(*own.T, s=14, color=colour, linewidths=0)
+            axis.set(title=title, xticks=[], yticks=[])
+            axis.set_xlim(low[0] - edge[0], high[0] + edge[0])
+            axis.set_ylim(low[1] - edge[1], high[1] + edge[1])
         return image_bytes(figure, image_format)
