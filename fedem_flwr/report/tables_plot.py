@@ -65,8 +65,8 @@ def tables_picture(section: object, *, image_format: ImageFormat = "svg") -> byt
     with panels(len(_SHOWN)) as (figure, axes):
         for axis, (name, colour, title) in zip(axes, _SHOWN, strict=True):
             others, own = found[name][~mine], found[name][mine]
-            axis.scatter(*others.T, s=4, color=GREY, alpha=0.35, linewidths=0, rasterized=True)
-            axis.scatter(*own.T, s=14, color=colour, linewidths=0)
+            axis.scatter(others[:, 0], others[:, 1], s=4, color=GREY, alpha=0.35, linewidths=0, rasterized=True)
+            axis.scatter(own[:, 0], own[:, 1], s=14, color=colour, linewidths=0)
             axis.set(title=title, xticks=[], yticks=[])
             axis.set_xlim(low[0] - edge[0], high[0] + edge[0])
             axis.set_ylim(low[1] - edge[1], high[1] + edge[1])
