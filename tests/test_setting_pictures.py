@@ -60,14 +60,14 @@ def test_settings_of_experiments_that_ship(
 
 def test_what_is_drawn_is_what_was_measured(tmp_path: Path, drawn: list[Any]) -> None:
     hits = {"fedem": 0.9, "fedem-ldp-1": 0.8, "fedem-ldp-2": 0.7, "fedem-ldp-3": 0.4, "fedem-ldp-4": 0.1}
-    table = measured(tmp_path, "table4", hits, ldp={"composed": 1234.5})
+    table = measured(tmp_path, "table4", hits, ldp={"composed": 1234.2})
     by_setting(table)
     for axis, share in zip(drawn[0].axes, (1.0, 0.5), strict=True):
         curve, level = axis.containers[0].lines[0], axis.lines[-1]
         assert curve.get_ydata() == pytest.approx([share * (hits[f"fedem-ldp-{n}"] + 0.01) for n in range(1, 5)])
         assert level.get_ydata() == pytest.approx([share * 0.91] * 2)
-        assert [text.get_text() for text in axis.get_xticklabels()][:2] == ["1e-05\nε 1.23e+03", "0.0001\nε 1.23e+03"]
-        assert "fedem" in {text.get_text() for text in axis.texts}
+        assert [text.get_text() for text in axis.get_xticklabels()][:2] == ["1e-05\nε 1,234", "0.0001\nε 1,234"]
+        assert f"fedem: {share * 0.91:.3f}" in {text.get_text() for text in axis.texts}
     spreads = drawn[0].axes[0].containers[0].lines[2][0].get_segments()
     assert spreads[0][1][1] - spreads[0][0][1] == pytest.approx(2 * 0.02 / 2**0.5)  # deviation of two seeds
 

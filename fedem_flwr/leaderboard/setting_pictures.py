@@ -88,10 +88,11 @@ def by_setting(table: Table) -> bytes:
             level = None if found.level is None else found.level.figures.get((table.headline, metric))
             if found.level is not None and level is not None:
                 axis.axhline(level.mean, color=GREY, linestyle=":")
-                axis.annotate(found.level.label, (0, level.mean), (0, -11), textcoords="offset points", color=GREY)
+                words, right = f"{found.level.label}: {level.mean:.3f}", (len(found.points) - 1, level.mean)
+                axis.annotate(words, right, (0, 4), textcoords="offset points", ha="right", color=GREY)
             axis.set_xticks(list(places), [_tick(found.setting, value, row) for value, row in found.points])
+            axis.margins(x=0.12, y=0.15)
             axis.set(title=metric.upper(), xlabel=_TITLES.get(found.setting, found.setting), ylim=(0, None))
-            axis.margins(x=0.12, y=0.12)
             axis.grid(axis="y")
         return image_bytes(figure, "svg")
 
@@ -102,7 +103,7 @@ def _tick(setting: str, value: float, row: Row) -> str:
     if not setting.startswith("ldp."):
         return text
     spent = Spread.of(number_at(record.summary, "ldp", "composed") for record in row.records)
-    return text if spent is None else f"{text}\nε {spent.mean:,.3g}"
+    return text if spent is None else f"{text}\nε {spent.mean:,.{0 if spent.mean >= 100 else 1}f}"
 
 
 def _settings(row: Row) -> dict[str, Any]:
