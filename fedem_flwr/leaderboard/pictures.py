@@ -152,8 +152,8 @@ def _pareto(axis: Axes, table: Table, cost: Callable[[Row], float | None], what:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.15, y=0.1)  # room for the best one's name
     axis.set(title=f"Accuracy and {what}", xlabel=unit, ylim=(0, None))
-    axis.margins(x=0.15)
     axis.grid(axis="y")
     return bool(points)
 

@@ -87,12 +87,12 @@ def by_setting(table: Table) -> bytes:
                 axis.annotate(f"{each.mean:.3f}", (place, each.mean), (0, 6), textcoords="offset points", ha="center")
             level = None if found.level is None else found.level.figures.get((table.headline, metric))
             if found.level is not None and level is not None:
-                axis.axhline(level.mean, color=GREY, linestyle=":")
-                words, right = f"{found.level.label}: {level.mean:.3f}", (len(found.points) - 1, level.mean)
-                axis.annotate(words, right, (0, 4), textcoords="offset points", ha="right", color=GREY)
+                axis.axhline(level.mean, color=GREY, linestyle=":", label=f"{found.level.label}: {level.mean:.3f}")
+                axis.legend(loc="lower left")
             axis.set_xticks(list(places), [_tick(found.setting, value, row) for value, row in found.points])
-            axis.margins(x=0.12, y=0.15)
-            axis.set(title=metric.upper(), xlabel=_TITLES.get(found.setting, found.setting), ylim=(0, None))
+            axis.margins(x=0.12)
+            axis.set(title=metric.upper(), xlabel=_TITLES.get(found.setting, found.setting))
+            axis.set_ylim(0, 1.12 * axis.dataLim.y1)  # room for the highest figure's text
             axis.grid(axis="y")
         return image_bytes(figure, "svg")
 
