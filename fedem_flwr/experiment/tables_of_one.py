@@ -51,15 +51,16 @@ def check_tables(config: Config) -> None:
 def tables_of_one(model: ServedModel) -> dict[str, Any] | None:
     """For diagnostics.json: where the rows of one user's tables lie in a plane; None where nothing was asked for.
 
-    The user is drawn by the seed. ``points`` has (s, 2) coordinates for each of `TABLES`, ``mine`` whether the user
-    trained on an item, ``apart`` the mean distance of an item's row in one table from that in another, in the tables
-    themselves, and ``apart_mine`` the same over the user's items.
+    The user is drawn by the seed, of those who trained. ``points`` has (s, 2) coordinates for each of `TABLES`,
+    ``mine`` whether the user trained on an item, ``apart`` the mean distance of an item's row in one table from that in
+    another, in the tables themselves, and ``apart_mine`` the same over the user's items.
     """
     config, split = model.run.config, model.run.split
     if not config.diagnostics.tables:
         return None
     seed = config.run.seed
-    user = int(keyed_permutation(split.users, seed, "tables/user")[0])
+    trains = np.diff(split.train_offsets) > 0
+    user = next(int(each) for each in keyed_permutation(split.users, seed, "tables/user") if trains[int(each)])
     own = np.unique(split.train_items[split.train_offsets[user] : split.train_offsets[user + 1]])
     order = keyed_permutation(split.items, seed, "tables/items").numpy()
     others = order[~np.isin(order, own)]

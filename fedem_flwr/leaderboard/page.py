@@ -235,9 +235,9 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
         paper = by_place.get((dataset, "paper"))
         if protocol == "strict" and paper is not None:
             caption = (
-                "Each arrow leads from a figure under the leaky protocol to the one without the leak. Controls draw no "
-                "training negatives, so that no leak reaches them: their arrows show what else differs (without times: "
-                "which items are held out)."
+                "Each arrow leads from a figure under the leaky protocol to the one without the leak. Fitted controls "
+                "draw no training negatives, so that no leak reaches them: their arrows show what else differs "
+                "(without times: which items are held out)."
             )
             name = f"leak-{dataset}.svg"
             add("", name, dataset, caption, partial(pictures.leak_ledger, paper, strict))
