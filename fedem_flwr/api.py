@@ -140,6 +140,7 @@ def compare(
     runs: Sequence[str | PathLike[str]] = (),
     out: str | PathLike[str] | None = None,
     jobs: int | None = None,
+    parallel: str = "processes",
     progress: bool | None = None,
     **settings: Mapping[str, Any],
 ) -> pd.DataFrame:
@@ -155,6 +156,7 @@ def compare(
         runs: directories of finished runs, instead of a grid.
         out: the leaderboard's folder.
         jobs: cells at a time, at most; None: one a core, as far as memory goes.
+        parallel: what starts the cells: ``"processes"``, this process; ``"ray"``, tasks of Ray on this machine.
         progress: as of `run`.
         settings: dictionaries by section, for all cells.
 
@@ -179,6 +181,7 @@ def compare(
         jobs=jobs,
         command=call_text({**shown, "rounds": rounds, **settings}, origin=_COMPARE),
         console=progress_console(progress),
+        parallel=parallel,
     )
 
 

@@ -22,6 +22,7 @@ from dying import fedem
 import fedem_flwr
 from fedem_flwr.config import preset_names
 from fedem_flwr.data import KNOWN_DATASETS
+from fedem_flwr.leaderboard import pictures
 from fedem_flwr.leaderboard.compare import compare_runs
 from fedem_flwr.leaderboard.gather import records_of, tables_of
 from fedem_flwr.leaderboard.pictures import accuracy_and_cost, convergence, leak_ledger
@@ -147,7 +148,7 @@ def test_a_name_that_a_spreadsheet_would_compute_is_text(tmp_path: Path) -> None
     assert "'=cmd()" in (tmp_path / "out" / "leaderboard-strict.csv").read_text()
 
 
-def test_pictures_are_drawn_or_say_why(board: Path, tmp_path: Path) -> None:
+def test_pictures_are_drawn_or_say_why(board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {path.name for path in (board / "figures").iterdir()}
     assert names >= {
         "convergence-ml-100k-strict.svg",
@@ -159,6 +160,14 @@ def test_pictures_are_drawn_or_say_why(board: Path, tmp_path: Path) -> None:
     paper, strict = tables_of(records_of(runs))
     for image in (convergence(strict), accuracy_and_cost(strict), leak_ledger(paper, strict)):
         assert image.startswith(b"<?xml")
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "image_bytes", lambda figure, _: drawn.append(figure) or b"")
+    leak_ledger(tables_of(records_of([runs[0]]))[0], tables_of(records_of([finished(tmp_path, "fedem", 0, 0.5)]))[0])
+    (axis,) = drawn[0].axes
+    places = {text.get_text(): place for place, text in enumerate(axis.get_yticklabels())}
+    before, after = (line.get_xdata() for line in axis.lines)
+    assert [x[places["fedem"]] for x in (before, after)] == [0.9, 0.5]
+    assert [x[places["fedem, each device alone"]] for x in (before, after)] == [0.1, 0.1]
     with pytest.raises(fedem_flwr.errors.FedemError, match="no round"):
         (runs[1] / "metrics.jsonl").write_text("")
         convergence(strict)

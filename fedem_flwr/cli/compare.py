@@ -33,6 +33,7 @@ def compare(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="cells at a time, at most; default: one a core, as far as memory goes")
     ] = None,
+    parallel: Annotated[str, typer.Option(help="processes, or ray: cells as tasks of Ray")] = "processes",
     out: Annotated[
         Path | None, typer.Option(help="the leaderboard's folder; default: leaderboards/EXPERIMENT or .../comparison")
     ] = None,
@@ -52,7 +53,9 @@ def compare(
     """
     axes = _names(methods), _names(datasets), _names(protocols), _seeds(seeds)
     try:
-        _compare(list(what or []), axes, settings or [], rounds, device, data_dir, jobs, out, dry=dry, quiet=quiet)
+        _compare(
+            list(what or []), axes, settings or [], rounds, device, data_dir, jobs, out, parallel, dry=dry, quiet=quiet
+        )
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command goes on where this one was") from None
 
@@ -66,6 +69,7 @@ def _compare(
     data_dir: Path | None,
     jobs: int | None,
     out: Path | None,
+    parallel: str,
     *,
     dry: bool,
     quiet: bool,
@@ -89,7 +93,7 @@ def _compare(
     if len(given) > 1:
         wrong = next((each for each in given if not Path(each).exists()), given[1])
         raise InputError(f"{wrong}: give one experiment, or directories of finished runs")
-    _compare_grid(given[0] if given else None, options, axes, jobs, out, dry=dry, quiet=quiet)
+    _compare_grid(given[0] if given else None, options, axes, jobs, out, parallel, dry=dry, quiet=quiet)
 
 
 def _names(text: str | None) -> list[str]:
@@ -119,6 +123,7 @@ def _compare_grid(
     axes: Axes,
     jobs: int | None,
     out: Path | None,
+    parallel: str,
     *,
     dry: bool,
     quiet: bool,
@@ -127,8 +132,10 @@ def _compare_grid(
     from fedem_flwr.leaderboard.compare import compare_cells, default_jobs, dry_run
     from fedem_flwr.leaderboard.folder import DEFAULT_ROOT
     from fedem_flwr.leaderboard.grid import cells_of
+    from fedem_flwr.leaderboard.ray_cells import check_parallel
     from fedem_flwr.terminal import console
 
+    check_parallel(parallel)
     tree, origin = experiment_tree(experiment)
     cells = cells_of(tree, options, axes, origin=origin)
     path = out or DEFAULT_ROOT / (Path(experiment).stem if experiment else "comparison")
@@ -140,7 +147,7 @@ def _compare_grid(
     if shown is not None:
         shown.print(f"{len(cells)} cells, up to {at_a_time} at a time, into {path}", soft_wrap=True)
     command = shlex.join(["fedem", *sys.argv[1:]])
-    _show(compare_cells(cells, path, jobs=at_a_time, command=command, console=shown))
+    _show(compare_cells(cells, path, jobs=at_a_time, command=command, console=shown, parallel=parallel))
 
 
 def _show(compared: Compared) -> None:

@@ -16,6 +16,7 @@ from fedem_flwr.experiment.guarantee import kept
 from fedem_flwr.experiment.newcomers import TEMPORAL, described, drawn, groups_of
 from fedem_flwr.experiment.outcome import Tested, diagnose, summarise
 from fedem_flwr.experiment.remarks import notes_of
+from fedem_flwr.experiment.tables_of_one import tables_of_one
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.html import write_report
 from fedem_flwr.report.per_user import PerUser
@@ -43,7 +44,8 @@ def finish(run: PreparedRun, outcome: Outcome, on_round: Callable[[int], None], 
     model = ServedModel.open(last)
     looked = _look(run, model, controls, choose) if here else _Looked(None, None, [])
     diagnostics = with_served(diagnose(run, lines, outcome), model)
-    shown = {**diagnostics, "lists": looked.lists, "bottleneck": shares(directory.path)}
+    tables = tables_of_one(model) if here else None
+    shown = {**diagnostics, "lists": looked.lists, "bottleneck": shares(directory.path), "tables": tables}
     directory.write_diagnostics({**shown, "groups": drawn(looked.groups)} if looked.groups else shown)
     ldp, guarantee = kept(run)
     notes = [*filter(None, [guarantee]), *notes_of(last, controls)]

@@ -15,6 +15,7 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.bottleneck import Observer, check_bottleneck
 from fedem_flwr.experiment.controls import trained_configs
 from fedem_flwr.experiment.second import check_instants
+from fedem_flwr.experiment.tables_of_one import check_tables
 from fedem_flwr.experiment.tracking import check_tracking
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
@@ -38,6 +39,7 @@ def check_run(config: Config) -> None:
     check_method(config)
     allowed(config.ldp)
     check_bottleneck(config)
+    check_tables(config)
     trained_configs(config)
     check_instants(config)
     check_tracking(config)

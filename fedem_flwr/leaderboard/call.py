@@ -29,6 +29,7 @@ def compare_tree(
     jobs: int | None,
     command: str,
     console: Console | None,
+    parallel: str = "processes",
 ) -> pd.DataFrame:
     """Carry out a grid; see `grid.cells_of` and `compare.compare_cells`.
 
@@ -37,7 +38,8 @@ def compare_tree(
     """
     cells = cells_of(tree, options, axes, origin=origin)
     place = out or DEFAULT_ROOT / "comparison"
-    compared = compare_cells(cells, place, jobs=jobs or default_jobs(), command=command, console=console)
+    at_a_time = jobs or default_jobs()
+    compared = compare_cells(cells, place, jobs=at_a_time, command=command, console=console, parallel=parallel)
     if compared.failed:
         name, why = next(iter(compared.failed.items()))
         raise FedemError(f"{len(compared.failed)} of {len(cells)} cells failed; {name}: {why}")

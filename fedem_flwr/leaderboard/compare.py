@@ -16,6 +16,7 @@ from fedem_flwr.leaderboard.gather import Record, Table, readable, records_of, s
 from fedem_flwr.leaderboard.grid import Cell, Name
 from fedem_flwr.leaderboard.pace import Pace
 from fedem_flwr.leaderboard.probe import Estimate, estimates
+from fedem_flwr.leaderboard.ray_cells import check_parallel
 from fedem_flwr.leaderboard.schedule import Schedule, cores, threads_of
 from fedem_flwr.leaderboard.writing import write_leaderboard
 from fedem_flwr.report.progress import task_progress
@@ -44,7 +45,13 @@ def default_jobs() -> int:
 
 
 def compare_cells(
-    cells: Sequence[Cell], path: Path, *, jobs: int, command: str = "", console: Console | None = None
+    cells: Sequence[Cell],
+    path: Path,
+    *,
+    jobs: int,
+    command: str = "",
+    console: Console | None = None,
+    parallel: str = "processes",
 ) -> Compared:
     """Carry out what is missing of a grid, and write the leaderboard of what there is.
 
@@ -53,16 +60,19 @@ def compare_cells(
         jobs: cells at a time, at most.
         command: what the page says made it.
         console: where progress is shown; nowhere if None.
+        parallel: what starts the cells' processes: this one ("processes"), or tasks of Ray ("ray").
 
     Raises:
-        InputError: data or a folder that will not do, or no cell that the data allow. FedemError: no space left.
+        InputError: data or a folder that will not do, no cell that the data allow, or no Ray. FedemError: no space is
+            left.
     """
+    way = check_parallel(parallel)
     folder = Folder(path)
     with folder.held() as lock:
         ready, left_out = _prepared(cells, folder, console)
         missing = [cell for cell in ready if not cell.finished]
         pace = Pace.of(ready)
-        schedule = Schedule(folder, jobs, command, lock, pace)
+        schedule = Schedule(folder, jobs, command, lock, pace, way)
         rounds = sum(cell.config.run.rounds for cell in missing)
         with CellProgress(len(missing), rounds, jobs, console) as progress:
             schedule.carry_out(missing, progress)

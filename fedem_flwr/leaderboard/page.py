@@ -26,11 +26,13 @@ from fedem_flwr.leaderboard.group_pictures import by_group
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
+from fedem_flwr.leaderboard.setting_pictures import by_setting, sweep_of
 from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, title_of
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.html import PAPER_WARNING, Picture
 from fedem_flwr.report.sections import percent
 from fedem_flwr.report.tables import ABSENT, bytes_text
+from fedem_flwr.report.tables_plot import tables_picture, tables_text
 from fedem_flwr.text import visible
 from fedem_flwr.version import __version__
 
@@ -221,14 +223,21 @@ def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict
         groups = f"Test figures by group of users ({where}; bars: standard deviation)."
         add(key, f"groups-{key}.svg", "Users by group", groups, partial(by_group, table))
         add(key, f"cost-{key}.svg", "Accuracy and cost", cost, partial(pictures.accuracy_and_cost, table))
+        if found := sweep_of(table):
+            setting = f"Methods that differ in `{found.setting}` alone ({where}; bars: standard deviation)."
+            add(key, f"setting-{key}.svg", "One setting", setting, partial(by_setting, table))
+        for row in table.methods:
+            if section := row.records[0].diagnostics.get("tables"):
+                text, name = tables_text(row.records[0].diagnostics), f"tables-{key}-{row.label}.svg"
+                add(key, name, f"The tables of one user, {row.label}", text, partial(tables_picture, section))
     by_place = {(table.dataset, table.protocol): table for table in tables}
     for (dataset, protocol), strict in by_place.items():
         paper = by_place.get((dataset, "paper"))
         if protocol == "strict" and paper is not None:
             caption = (
-                "Each arrow leads from a figure under the leaky protocol to the one without the leak. Controls draw no "
-                "training negatives, so that no leak reaches them: their arrows show what else differs (without times: "
-                "which items are held out)."
+                "Each arrow leads from a figure under the leaky protocol to the one without the leak. Fitted controls "
+                "draw no training negatives, so that no leak reaches them: their arrows show what else differs "
+                "(without times: which items are held out)."
             )
             name = f"leak-{dataset}.svg"
             add("", name, dataset, caption, partial(pictures.leak_ledger, paper, strict))

@@ -80,7 +80,10 @@ def _controls(table: Table, metric: str) -> dict[str, dict[str, float]]:
 
 
 def leak_ledger(paper: Table, strict: Table) -> bytes:
-    """For each method an arrow from its figure under `paper` to that under `strict`, both among 99 negatives."""
+    """For each method an arrow from its figure under `paper` to that under `strict`, both among 99 negatives.
+
+    And for each that has been trained without federation: no other user's data can have been worth anything there.
+    """
     path = ("sampled99", "hr@10")
     pairs = [
         (row.label, before.mean, after.mean)
@@ -88,11 +91,17 @@ def leak_ledger(paper: Table, strict: Table) -> bytes:
         for other in paper.rows
         if other.label == row.label and (after := row.figures.get(path)) and (before := other.figures.get(path))
     ]
+    pairs += [
+        (f"{row.label}, each device alone", before.mean, after.mean)
+        for row in strict.methods
+        for other in paper.methods
+        if other.label == row.label and (after := row.alone.get(path)) and (before := other.alone.get(path))
+    ]
     if not pairs:
         raise NothingToDrawError("no method was measured under both protocols")
     pairs.sort(key=lambda each: each[2])
     with panels(1) as (figure, (axis,)):
-        figure.set_size_inches(9, 1.2 + 0.34 * len(pairs))
+        figure.set_size_inches(9, 1.5 + 0.34 * len(pairs))
         for place, (_, left, right) in enumerate(pairs):
             arrow = {"arrowstyle": "-|>", "color": GREY, "linewidth": 1.4, "shrinkA": 4, "shrinkB": 4}
             axis.annotate("", (right, place), (left, place), arrowprops=arrow)
@@ -104,7 +113,7 @@ def leak_ledger(paper: Table, strict: Table) -> bytes:
             title=f"What the leak was worth on {strict.dataset}", xlabel="HR@10 among 99 negatives", xlim=(0, 1.02)
         )
         axis.grid(axis="x")
-        axis.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2)
         return image_bytes(figure, "svg")
 
 
@@ -152,8 +161,8 @@ def _pareto(axis: Axes, table: Table, cost: Callable[[Row], float | None], what:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(x=0.15, y=0.1)  # room for the best one's name
     axis.set(title=f"Accuracy and {what}", xlabel=unit, ylim=(0, None))
-    axis.margins(x=0.15)
     axis.grid(axis="y")
     return bool(points)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from fedem_flwr.leaderboard.cells import Prepared, read_record, write_record
 from fedem_flwr.leaderboard.folder import Folder
 from fedem_flwr.leaderboard.memory import cell_bytes, free_bytes, resident_bytes
 from fedem_flwr.leaderboard.pace import Pace
+from fedem_flwr.leaderboard.ray_cells import Parallel, RayCell, ray_of_this_machine
 from fedem_flwr.network.processes import FEDEM, Child, stop_all
 from fedem_flwr.nodes.machine import memory_here
 
@@ -64,6 +66,7 @@ class Schedule:
         jobs: how many at a time, at most: fewer where memory is short.
         command: what reports say made the runs.
         lock: an open file that the processes keep.
+        parallel: whether this process starts them, or tasks of Ray do.
     """
 
     folder: Folder
@@ -71,6 +74,7 @@ class Schedule:
     command: str
     lock: int
     pace: Pace = field(default_factory=Pace)
+    parallel: Parallel = "processes"
     failed: dict[Prepared, str] = field(default_factory=dict)
     _running: list[_Running] = field(default_factory=list)
     _needs: dict[Prepared, int] = field(default_factory=dict)
@@ -79,9 +83,17 @@ class Schedule:
         """Carry out cells in their order; those that fail are named in `failed`, and the others go on.
 
         Raises:
-            FedemError: there is no space left, so that all others would fail, too; what is finished stays.
+            FedemError: there is no space left, so that all others would fail, too; what is finished stays. Or Ray does
+                not start.
         """
-        waiting = list(cells)
+        with ray_of_this_machine(self.jobs, threads_of(self.jobs)) if self._on_ray and cells else nullcontext():
+            self._carry_out(list(cells), watcher)
+
+    @property
+    def _on_ray(self) -> bool:
+        return self.parallel == "ray"
+
+    def _carry_out(self, waiting: list[Prepared], watcher: Watcher) -> None:
         try:
             while waiting or self._running:
                 while waiting and len(self._running) < self.jobs and self._fits(waiting[0], watcher):
@@ -118,7 +130,7 @@ class Schedule:
         log = self.folder.fresh_log(cell.directory.path.name)
         trust = ["--trust"] if cell.own_config else []
         place = str(cell.directory.path.absolute())
-        child = Child(
+        child = (RayCell if self._on_ray else Child)(
             str(cell.name),
             [*FEDEM, "resume", place, "--quiet", *trust],
             log,

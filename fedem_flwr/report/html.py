@@ -1,8 +1,7 @@
 """The report of a run as one HTML file that needs nothing else: no network, no scripts, images inside.
 
-Every text that comes from a file of the run is escaped (the template's auto-escape), without characters that nobody
-sees or that turn a line around, and the page forbids itself to load anything. What a run lacks is named in the report
-instead of failing it; only a directory without a run fails.
+Every text that comes from a file of the run is escaped, without characters that nobody sees or that turn a line around,
+and the page forbids itself to load anything. What a run lacks is named there; only a directory without a run fails.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from fedem_flwr.report.tables import (
     title_text,
     verdict,
 )
+from fedem_flwr.report.tables_plot import tables_picture, tables_text
 from fedem_flwr.text import visible
 from fedem_flwr.version import __version__
 
@@ -141,15 +141,17 @@ def _pictures(run: _Run, others: Sequence[_Run]) -> list[Picture]:
             partial(plots.sparsity_groups, run.diagnostics.get("groups")),
         ),
     ]
-    if run.diagnostics.get("bottleneck"):
-        draw = partial(bottleneck, run.diagnostics["bottleneck"])
-        pictures.append(_picture("The aggregation bottleneck", CAPTION, draw))
+    if section := run.diagnostics.get("bottleneck"):
+        pictures.append(_picture("The aggregation bottleneck", CAPTION, partial(bottleneck, section)))
+    if section := run.diagnostics.get("tables"):
+        draw = partial(tables_picture, section)
+        pictures.append(_picture("The tables of one user", tables_text(run.diagnostics), draw))
     if run.diagnostics.get("search"):
         caption = f"Tables with several settings, trained side by side and compared. {search_text(run.summary)}"
         pictures.append(_picture("The search for settings", caption, partial(picture, run.diagnostics)))
-    if run.diagnostics.get("lists"):
+    if section := run.diagnostics.get("lists"):
         caption = "The items of all users' top 10, and of their training data, by how many users trained on them. "
-        draw = partial(plots.popularity_histogram, run.diagnostics["lists"])
+        draw = partial(plots.popularity_histogram, section)
         pictures.append(_picture("What the lists hold", caption + lists_text(run.diagnostics), draw))
     return pictures
 
