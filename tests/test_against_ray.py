@@ -1,4 +1,4 @@
-"""Ray gives what one process gives: tables, embeddings, metrics; also when it goes on from another runtime's state."""
+"""Ray goes on from another runtime's state to what one process gives; that it gives the same is in `conformance`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_run import TOLERANCE, assert_same_results, flat_metrics
+from test_run import TOLERANCE, flat_metrics
 from test_temporal_runs import carried_out, settings, world
-from worlds import USERS, carry_out, config_of, done, largest_difference
+from worlds import done, largest_difference
 
 from fedem_flwr.experiment import flow
 from fedem_flwr.experiment.flow import reopen
@@ -18,18 +18,6 @@ from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 from fedem_flwr.runtime.loop import Outcome
 from fedem_flwr.runtime.prepared import PreparedRun
-
-
-@pytest.mark.ray
-def test_ray_equals_in_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    here = carry_out(tmp_path / "here", config_of("fedem-released"))
-    capfd.readouterr()
-    there = carry_out(
-        tmp_path / "there", config_of("fedem-released", run={"runtime": "ray", "users_per_node": USERS // 2})
-    )
-    assert there.run.nodes == 2 and there.outcome.failures == []
-    assert_same_results(here, there)
-    assert capfd.readouterr() == ("", ""), "Flower and Ray stay off the screen"
 
 
 @pytest.mark.ray
