@@ -155,6 +155,11 @@ class MethodStrategy(CohortStrategy):
             self._sent = self.done, {name: x if name in needed else x[:0] for name, x in named.items()}
         return self._sent[1]
 
+    def training(self, arrays: Named) -> Named:
+        """Without what users are only scored with."""
+        idle = {*self.method.scored_with(self.done)} - {*self.phase.task.needs()}
+        return {name: values[:0] if name in idle else values for name, values in arrays.items()}
+
     # What comes in.
 
     def expected(self, uploaders: np.ndarray) -> dict[str, Field]:
