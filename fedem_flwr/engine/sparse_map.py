@@ -17,7 +17,7 @@ from torch import Tensor
 from fedem_flwr.engine.history import IntArray
 from fedem_flwr.engine.parallel import in_parallel
 
-NEIGHBOURS = 64  # of an item, itself included, that its system is solved on
+NEIGHBOURS = 16  # of an item, itself included, that its system is solved on; more were worse on sparse data
 FOLLOWERS = 1024  # of an item: entries of a row of C that are kept, the largest
 _ROWS = 256  # solved at a time, in one worker
 
