@@ -108,6 +108,8 @@ def test_bytes_of_an_upload_are_counted_as_they_cross(bits: int, size: int) -> N
 def test_a_scale_that_is_none_spoils_the_upload_alone(scale: np.ndarray) -> None:
     """Too many, or no numbers: there is no such array, or one that is refused."""
     codes = {"x": np.ones((2, 64), np.int8), f"x{SCALE}": scale}
+    with pytest.raises(ValueError, match="has a scale"):
+        widened({**codes, "x": np.ones((2, 64))})
     if len(scale) == 3:
         with pytest.raises(ValueError, match="broadcast"):
             widened(codes)

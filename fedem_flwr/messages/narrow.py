@@ -110,6 +110,8 @@ def widened(arrays: Mapping[str, np.ndarray]) -> Named:
             found[name] = np.zeros(values.shape, np.float32)
         elif scale is None:
             found[name] = values.astype(_WIDE.get(values.dtype.name, values.dtype), copy=False)
+        elif values.dtype not in (np.float16, np.int8):
+            raise ValueError(f"'{name}' of type {values.dtype} has a scale")
         elif values.dtype == np.float16:
             found[name] = values.astype(np.float32) * scale.astype(np.float32).reshape(1)
         else:
