@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedem_flwr.contract.adding import DENSE
 from fedem_flwr.contract.fields import Field
 from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.cohort import BLOCK_FLOATS
@@ -14,12 +15,16 @@ _ROWS = 64  # of a user in a block, on average at the least
 
 
 def upload_bytes(method: Method, users: int) -> int:
-    """The most that an upload of so many users takes, in any phase: rows under an index count as all of them."""
+    """The most that an upload of so many users takes, in any phase: rows under an index count as all of them.
+
+    Of sums that are sparse (`contract.adding.DENSE`) nobody sends all: they count as the largest that are not.
+    """
     return max((_bytes_of(phase.task.fields(), users) for phase in method.phases()), default=0)
 
 
 def _bytes_of(fields: Mapping[str, Field], users: int) -> int:
-    lengths = {name: fields[field.index].rows if field.index else field.rows or users for name, field in fields.items()}
+    rows = {name: min(fields[field.index].rows if field.index else field.rows, DENSE) for name, field in fields.items()}
+    lengths = {name: rows[name] or users for name in fields}
     return sum(field.filled(lengths[name]).nbytes for name, field in fields.items())
 
 
