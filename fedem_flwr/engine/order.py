@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,9 +74,9 @@ def order_sums(
         round_: keys the negatives and the dropout.
     """
     device = rows.device
-    wide = {"dtype": torch.float64, "device": device}
-    nothing = torch.empty(0, dtype=torch.int64, device=device), torch.zeros((0, rows.shape[1]), **wide)
-    total = OrderSums(torch.zeros(len(weights), **wide), *nothing, 0.0, 0)
+    zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+    nothing = torch.empty(0, dtype=torch.int64, device=device), zeros((0, rows.shape[1]))
+    total = OrderSums(zeros(len(weights)), *nothing, 0.0, 0)
     enough = who[history.counts()[who] >= _LEAST]
     blocks = np.split(enough, range(_BLOCK, len(enough), _BLOCK)) if len(enough) else []
 
@@ -86,7 +87,7 @@ def order_sums(
 
     for sums in in_parallel(gradients, blocks, device, "training"):
         touched = torch.cat([total.touched, sums.touched]).unique()
-        together = torch.zeros((len(touched), rows.shape[1]), **wide)
+        together = zeros((len(touched), rows.shape[1]))
         for part in (total, sums):
             together.index_add_(0, torch.searchsorted(touched, part.touched), part.rows.double())
         weights_too, loss, positions = total.weights + sums.weights, total.loss + sums.loss, total.positions
