@@ -21,7 +21,7 @@ from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.method import norm_limit
 from fedem_flwr.evaluation.cohort import add_sums
 from fedem_flwr.messages.admission import TooFewContributions
-from fedem_flwr.messages.uploads import Spec, problem_of, widened_of
+from fedem_flwr.messages.uploads import Spec, problem_of, upload_of
 from fedem_flwr.randomness import keyed_permutation
 
 from .declared import SPENT, Declared
@@ -194,7 +194,7 @@ class CohortStrategy(SendsDown, Strategy):
         needed = math.ceil(self.config.run.quorum * asked - 1e-9)
         held: list[tuple[Named, np.ndarray, int]] = []  # until the quorum is there
         for reply, metrics in self._valid(server_round, replies):
-            node, arrays = reply.metadata.src_node_id, widened_of(reply)
+            node, arrays = reply.metadata.src_node_id, upload_of(reply, self.config.messages.bits_up)
             trains, withheld, spent = self._trains[node], *(int(metrics.get(n, 0)) for n in ("withheld", SPENT))
             trained = max(0, len(trains) - withheld - spent)
             problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node, withheld, spent)

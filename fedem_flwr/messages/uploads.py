@@ -73,11 +73,11 @@ def arrays_of(reply: Message, record: str = "arrays") -> Named | None:
         return None
 
 
-def widened_of(reply: Message) -> Named | None:
-    """An upload's arrays, in full precision; None where there are none, or they are none."""
+def upload_of(reply: Message, bits: int) -> Named | None:
+    """An upload's arrays, whose numbers cross with so many bits; None where there are none, or they are none."""
     arrays = arrays_of(reply)
     try:
-        return None if arrays is None else widened(arrays)
+        return arrays if arrays is None or bits == 32 else widened(arrays)
     except (ValueError, TypeError):  # a scale that is not its array's
         return None
 

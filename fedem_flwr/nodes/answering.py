@@ -67,7 +67,7 @@ def build_client_app(hosts: NodeHost | Hosts) -> ClientApp:
         client = answering(message, context)
         config = _config(message)
         try:
-            parameters = _parameters(message, client.DOWNLOAD)
+            parameters = _parameters(message, client)
             arrays, examples, metrics = client.fit(parameters, config)
         except Exception:
             client.host.forget(client.node)
@@ -80,7 +80,7 @@ def build_client_app(hosts: NodeHost | Hosts) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = answering(message, context)
-        _, examples, metrics = client.evaluate(_parameters(message, client.DOWNLOAD), _config(message))
+        _, examples, metrics = client.evaluate(_parameters(message, client), _config(message))
         return _reply(message, metrics, examples, None)
 
     return app
@@ -100,9 +100,11 @@ def _config(message: Message) -> dict[str, Any]:
     return dict(message.content.config_records.get("config", ConfigRecord()))
 
 
-def _parameters(message: Message, names: tuple[str, ...]) -> list[np.ndarray]:
+def _parameters(message: Message, client: Any) -> list[np.ndarray]:
     """The message's arrays in the order that the client takes them."""
-    received = widened(unpack_arrays(message.content.array_records["arrays"]))
+    received, names = unpack_arrays(message.content.array_records["arrays"]), client.DOWNLOAD
+    if client.host.config.messages.bits_down < 32:
+        received = widened(received)
     missing = [name for name in names if name not in received]
     if missing:
         raise ValueError(f"the message lacks the arrays {missing}; the strategy and the client do not fit together")
