@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -20,19 +20,17 @@ from fedem_flwr.config import Config
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.method import norm_limit
 from fedem_flwr.evaluation.cohort import add_sums
-from fedem_flwr.evaluation.looking import LooksAtRounds
 from fedem_flwr.messages.admission import TooFewContributions
-from fedem_flwr.messages.uploads import Spec, arrays_of, problem_of, size_of
-from fedem_flwr.messages.wire import pack_arrays
+from fedem_flwr.messages.uploads import Spec, problem_of, upload_of
 from fedem_flwr.randomness import keyed_permutation
 
 from .declared import SPENT, Declared
-from .roster import NodeRoster
+from .sending import SendsDown
 
 _NOBODY, _ONE = np.empty(0, dtype=np.int64), np.zeros(1, dtype=np.int64)
 
 
-class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
+class CohortStrategy(SendsDown, Strategy):
     """Base of the strategies whose clients are `clients.base.HostClient`s.
 
     Args:
@@ -61,19 +59,6 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         self._all_asked = True  # whether every node was asked in the current round
 
     # What a method fills in.
-
-    @abstractmethod
-    def download(self, users: np.ndarray) -> Named:
-        """What a node with these users is sent, beside who trains and who uploads.
-
-        Returns:
-            Named arrays. For the clients here: `receivers` (r,) and `tables` (r, m, d); one table and no receivers is
-            for everybody, no tables is nothing yet.
-        """
-
-    def divided(self, arrays: Named) -> Named:
-        """Those of all users' download that are divided among them; the others go to each of them."""
-        return arrays if len(arrays.get("receivers", _NOBODY)) else {}
 
     @abstractmethod
     def expected(self, uploaders: np.ndarray) -> dict[str, Spec]:
@@ -174,33 +159,21 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         self._declared = self.declared(settings)
         self._trains = {node: _hosted(participants, users) for node, users in self._nodes.items()}
         self._asked = {node: _hosted(uploaders, users) for node, users in self._nodes.items()}
-        all_of_them = bool(settings["evaluate"]) or not self.stateless
-        self._open = {node: users for node, users in self._nodes.items() if all_of_them or len(self._trains[node])}
+        scored = self.scored(server_round)
+        scores = {node: len(_hosted(scored, users)) > 0 for node, users in self._nodes.items()}
+        wanted = {node: scores[node] or not self.stateless or len(self._trains[node]) > 0 for node in scores}
+        self._open = {node: users for node, users in self._nodes.items() if wanted[node]}
         busy, self._all_asked = list(self._open), len(self._open) == len(self._nodes)
+        told = {flag: self.told(settings, scores=flag) for flag in {*scores.values()}}
         self._missed = 0  # participants on nodes that are away
         for name, users in self._away.items():
             missed = len(_hosted(participants, users))
-            if missed or all_of_them:
+            if missed or not self.stateless or len(_hosted(scored, users)):
                 self._missed += missed
                 self.fail(server_round, name, "is not connected")
-        return (self._message("train", node, settings, self._trains[node], self._asked[node]) for node in busy)
-
-    def message_bytes(self, round_: int) -> tuple[float, float]:
-        """Bytes up and down that a user's training messages take in a round if every user is a node.
-
-        Means over all users, whether they train or not. Call it before the round's uploads are combined.
-        """
-        trains, uploads = len(self.participants(round_)), len(self.uploaders(round_))
-        names_up, values_up = size_of(self.typical())  # who only evaluates sends the names alone
-        evaluates = round_ > 1 and self.evaluates(round_ - 1)
-        reached = 1.0 if evaluates or not self.stateless else trains / self.users
-        tables = self.download(np.arange(self.users))
-        names, values = size_of(tables)
-        own = size_of(self.divided(tables))[1]
-        orders = _NOBODY.itemsize * (trains + uploads) / self.users
-        names += len("participants" + "uploaders")
-        down = orders + reached * (names + values - own + own / self.users)
-        return reached * names_up + values_up * uploads / self.users, down
+        return (
+            self.message("train", n, told[scores[n]], (self._trains[n], self._asked[n]), scores=scores[n]) for n in busy
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -221,7 +194,7 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         needed = math.ceil(self.config.run.quorum * asked - 1e-9)
         held: list[tuple[Named, np.ndarray, int]] = []  # until the quorum is there
         for reply, metrics in self._valid(server_round, replies):
-            node, arrays = reply.metadata.src_node_id, arrays_of(reply)
+            node, arrays = reply.metadata.src_node_id, upload_of(reply, self.config.messages.bits_up)
             trains, withheld, spent = self._trains[node], *(int(metrics.get(n, 0)) for n in ("withheld", SPENT))
             trained = max(0, len(trains) - withheld - spent)
             problem = "holds no readable arrays" if arrays is None else self._fault(arrays, node, withheld, spent)
@@ -260,7 +233,7 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
         settings = ConfigRecord({**config, **self.settings(server_round), "server-round": server_round})
         edges = str(config.get("group-edges", ""))
         self._declared = self.declared(settings, groups=len(edges.split(",")) + 1 if edges else 0)
-        return (self._message("evaluate", node, settings, _NOBODY, _NOBODY) for node in list(self._open))
+        return (self.message("evaluate", node, settings, (_NOBODY, _NOBODY)) for node in list(self._open))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Add up the metric sums; nodes that failed are named and left out."""
@@ -271,13 +244,6 @@ class CohortStrategy(LooksAtRounds, NodeRoster, Strategy):
 
     def summary(self) -> None:
         """Nothing to log: the run's directory holds the configuration."""
-
-    def _message(
-        self, kind: str, node: int, settings: ConfigRecord, participants: np.ndarray, uploaders: np.ndarray
-    ) -> Message:
-        arrays = {"participants": participants, "uploaders": uploaders, **self.download(self._nodes[node])}
-        content = RecordDict({"arrays": pack_arrays(arrays), "config": settings})
-        return Message(content, node, kind, group_id=str(settings["server-round"]))
 
     def _fault(self, arrays: Named, node: int, withheld: int, spent: int) -> str:
         if len(self._trains[node]):  # beside a sum that is held back goes nobody's own

@@ -151,9 +151,14 @@ class MethodStrategy(CohortStrategy):
         """What devices train with, and score with where they do; the rest is empty. The same for everybody."""
         if self._sent[0] != self.done:
             needed = {*self.phase.task.needs(), *(self.method.scored_with(self.done) if self._scored else ())}
-            named = {name: _plain(self.kept[name]) for name in self.method.sends() if name in self.kept}
-            self._sent = self.done, {name: x if name in needed else x[:0] for name, x in named.items()}
+            kept = {name: self.kept[name] for name in self.method.sends() if name in self.kept}
+            self._sent = self.done, {name: _plain(x if name in needed else x[:0]) for name, x in kept.items()}
         return self._sent[1]
+
+    def training(self, arrays: Named) -> Named:
+        """Without what users are only scored with."""
+        idle = {*self.method.scored_with(self.done)} - {*self.phase.task.needs()}
+        return {name: values[:0] if name in idle else values for name, values in arrays.items()}
 
     # What comes in.
 
@@ -199,7 +204,7 @@ class MethodStrategy(CohortStrategy):
         """
         sent = self.method.sends()
         for name, values in state.items():
-            if not values.is_floating_point() or not values.numel():
+            if values is self.kept.get(name) or not values.is_floating_point() or not values.numel():
                 continue
             size = float(values.abs().max())  # of what is not a number: not a number
             if not size <= (self.method.max_norm if name in sent else _LARGEST):

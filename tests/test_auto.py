@@ -139,7 +139,7 @@ def test_rounds_follow_the_number_of_users(found: Done) -> None:
     assert (small.order.rounds, small.run.rounds, small.order.participants) == (150, 162, 1.0)
     large = adapted(config, replace(facts, users=6040, items=3706), frozenset())
     assert (large.order.rounds, large.run.rounds) == (1416, 1428) and large.order.map == 256
-    assert adapted(config, replace(facts, items=20_000), frozenset()).order.map == 0
+    assert adapted(config, replace(facts, items=20_000), frozenset()).order.map == 64
     without = adapted(config, replace(facts, has_times=False), frozenset())
     assert (without.order.rounds, without.run.rounds, without.search.half_lives) == (0, 12, [0.0])
     given = resolve({}, {"method": {"name": "auto"}, "run": {"rounds": 40}, "order": {"participants": 0.5}})

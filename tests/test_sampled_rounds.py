@@ -137,11 +137,16 @@ def test_a_node_with_a_policy_sends_no_sums_that_differ_by_too_few() -> None:
     assert part_of_sample(config, 400, hosted, has_data, lambda _, who: len(who) > 50) is None, "then everybody"
 
 
-def test_a_policy_that_lets_no_part_go_up_gets_metrics_of_everybody(tmp_path: Path) -> None:
+def test_a_policy_that_lets_no_part_go_up_gets_metrics_of_all_its_users(tmp_path: Path) -> None:
     done, grid = carry_out_watched(tmp_path, sampled("fedials", users_per_node=4), policy=NodePolicy.networked(4))
     told = [reply.metrics["users"] for reply in grid.up if "users" in reply.metrics]
     assert told and set(told) == {4}, "no node has four users in the sample and four that are not"
-    assert done.lines[0]["evaluated_users"] == USERS
+    chosen = sampled_users(done.run.config, USERS)
+    assert chosen is not None
+    assert done.lines[0]["evaluated_users"] == 4 * len(np.unique(chosen // 4)) < USERS, (
+        "nodes without any are not asked"
+    )
+    assert done.lines[-1]["evaluated_users"] == USERS
 
 
 def test_what_a_sample_means_is_said(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from fedem_flwr.contract.phases import NothingMade
 from fedem_flwr.engine import transitions
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.transitions import MapScores, Windows, directional_map, pair_sums
-from fedem_flwr.errors import InputError
-from fedem_flwr.methods.tasks import order_map
 from fedem_flwr.methods.tasks.order_map import OrderMap
 
 ITEMS = 9
@@ -97,7 +95,7 @@ def test_scores_are_the_decayed_newest_items_through_the_map(history: History) -
         torch.testing.assert_close(row, expected)
 
 
-def test_the_server_adds_cohorts_and_refuses_what_cannot_be(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_adds_cohorts_and_refuses_what_cannot_be(history: History) -> None:
     def upload(who: list[int]) -> Named:
         sums = pair_sums(history, np.array(who), WINDOWS)
         return {
@@ -131,10 +129,6 @@ def test_the_server_adds_cohorts_and_refuses_what_cannot_be(history: History, mo
         other.fold(other.start(), gathered(other, [impossible]))
     with pytest.raises(NothingMade, match="no node sent sums of pairs"):
         other.fold(other.start(), gathered(other, []))
-
-    monkeypatch.setattr(order_map, "MOST_ITEMS", 5)
-    with pytest.raises(InputError, match=r"order\.map=0"):
-        OrderMap(ITEMS, 3, 0.4)
 
 
 def gathered(task: OrderMap, uploads: list[Named]) -> Gathered:

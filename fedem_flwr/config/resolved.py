@@ -20,6 +20,7 @@ from fedem_flwr.config.data_section import DataConfig
 from fedem_flwr.config.diagnostics_section import DiagnosticsConfig
 from fedem_flwr.config.ldp_section import LdpConfig
 from fedem_flwr.config.least_squares import FoldInConfig, GroupTablesConfig, IalsConfig, OrderConfig
+from fedem_flwr.config.messages_section import MessagesConfig
 from fedem_flwr.config.registry import find, is_method, names
 from fedem_flwr.config.search_section import SearchConfig
 from fedem_flwr.config.section import Keywords, Section
@@ -64,6 +65,7 @@ class Config(Section):
     group_tables: GroupTablesConfig = GroupTablesConfig()
     run: RunConfig = RunConfig()
     network: NetworkConfig = NetworkConfig()
+    messages: MessagesConfig = MessagesConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     ldp: LdpConfig = LdpConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -15,6 +15,9 @@ from fedem_flwr.contract.phases import Task, Upload
 from fedem_flwr.engine.contribution import Contribution, Stage, staged
 from fedem_flwr.engine.history import IntArray
 
+DENSE = 10_000**2  # rows of a sum that are kept in full; of more, those that anybody sends (sparse tensors)
+_WAITING = 1 << 22  # rows that are sent before they are added up
+
 
 class Adder:
     """Sums of uploads, float64. Rows under an index are added to the rows of the whole sum.
@@ -24,26 +27,39 @@ class Adder:
     """
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
-        fields = {name: field for name, field in fields.items() if not field.each}
-        self.fields = fields
-        self.sums: dict[str, Tensor] = {}
+        every = {name: field for name, field in fields.items() if not field.each}
+        fields = {name: field for name, field in every.items() if max(field.rows, _rows_of(every, field)) <= DENSE}
+        self.every, self.fields = every, fields
+        self._sparse = {
+            name: SparseSum({n: one for n, one in every.items() if one.index == name}, field.rows)
+            for name, field in every.items()
+            if field.rows > DENSE
+        }
+        self._whole: dict[str, Tensor] = {}
         self.seen = {name: torch.zeros(field.rows, dtype=torch.bool) for name, field in fields.items() if field.rows}
         for name, field in fields.items():
             if not field.rows:
                 open_length = fields[field.index].rows if field.index else 0
-                self.sums[name] = torch.zeros(field.sized(open_length), dtype=torch.float64)
+                self._whole[name] = torch.zeros(field.sized(open_length), dtype=torch.float64)
 
     def add(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Add an upload."""
         at = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in self.seen}
         for name, where in at.items():
             self.seen[name][where] = True
-        for name, into in self.sums.items():
+        for name, into in self._whole.items():
             values, field = as_tensor(arrays[name]), self.fields[name]
             if field.index:
                 into.index_add_(0, at[field.index], values.double())
             else:
                 into.add_(values)
+        for name, sparse in self._sparse.items():
+            sparse.add(arrays[name], arrays)
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        """By name; of rows under an index with every row, in sparse tensors where there are more than `DENSE`."""
+        return {**self._whole, **{name: x for one in self._sparse.values() for name, x in one.sums().items()}}
 
     def packed(self) -> Named:
         """The sums as one upload: of rows under an index those that anybody has sent."""
@@ -53,9 +69,60 @@ class Adder:
             if field.rows:
                 found[name] = rows[name].numpy().astype(field.dtype)
             else:
-                total = self.sums[name][rows[field.index]] if field.index else self.sums[name]
+                total = self._whole[name][rows[field.index]] if field.index else self._whole[name]
                 found[name] = total.numpy().astype(field.dtype)
+        for name, sparse in self._sparse.items():
+            found |= {n: x.astype(self.every[n].dtype) for n, x in {name: sparse.merged(), **sparse.values}.items()}
         return found
+
+
+class SparseSum:
+    """Sums of the rows that anybody has sent, of so many that there is no table of all of them.
+
+    Args:
+        fields: of numbers, one a row. rows: how many there could be.
+    """
+
+    def __init__(self, fields: Mapping[str, Field], rows: int) -> None:
+        self.rows, self.at = rows, np.empty(0, np.int64)
+        self.values = {name: np.empty(0) for name in fields}
+        self._waiting: list[Named] = []
+        self._many = 0
+
+    def add(self, at: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add an upload: rows `at`, ascending, and their numbers."""
+        self._waiting.append({"": at, **{name: arrays[name] for name in self.values}})
+        self._many += len(at)
+        if self._many > max(len(self.at), _WAITING):
+            self.merged()
+
+    def merged(self) -> IntArray:
+        """(t,) the rows, ascending, whose sums `values` then has."""
+        if self._waiting:
+            every = np.concatenate([self.at, *(one[""] for one in self._waiting)])
+            order = np.argsort(every, kind="stable")  # numbers are added in the order in which they came
+            every = every[order]
+            first = np.flatnonzero(np.diff(every, prepend=-1))
+            self.at = every[first]
+            for name, before in self.values.items():
+                together = np.concatenate([before, *(one[name] for one in self._waiting)])[order]
+                self.values[name] = np.add.reduceat(together, first) if len(first) else np.empty(0)
+            self._waiting, self._many = [], 0
+        return self.at
+
+    def sums(self) -> dict[str, Tensor]:
+        """Sparse tensors (rows,), coalesced."""
+        at = torch.from_numpy(self.merged())[None]
+        return {
+            name: torch.sparse_coo_tensor(
+                at, torch.from_numpy(x), (self.rows,), check_invariants=False, is_coalesced=True
+            )
+            for name, x in self.values.items()
+        }
+
+
+def _rows_of(fields: Mapping[str, Field], field: Field) -> int:
+    return fields[field.index].rows if field.index else 0
 
 
 def contributed(task: Task, device: Device, asked: Asked, stages: Sequence[Stage]) -> Upload:

@@ -47,6 +47,11 @@ class Field:
     counted: str = ""
 
     @property
+    def exact(self) -> bool:
+        """Whether what is checked of its values, or done with them, leaves no room for fewer bits (`[messages]`)."""
+        return self.dtype != "float32" or self.gram or self.count or self.least > -math.inf
+
+    @property
     def nbytes(self) -> int:
         """What its values take; none where a length is open."""
         return math.prod(length or 0 for length in self.shape) * np.dtype(self.dtype).itemsize

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedem_flwr.contract.adding import DENSE
 from fedem_flwr.contract.fields import Field
 from fedem_flwr.contract.method import Method
 from fedem_flwr.engine.cohort import BLOCK_FLOATS
@@ -15,16 +16,17 @@ _KEPT = 500  # rows of a user who keeps those of its last round: of a hundred it
 
 
 def upload_bytes(method: Method, users: int) -> int:
-    """The most that an upload of so many users takes, in any phase: rows under an index count as all of them."""
+    """The most that an upload of so many users takes, in any phase: rows under an index count as all of them.
+
+    Of sums that are sparse (`contract.adding.DENSE`) nobody sends all: they count as the largest that are not.
+    """
     return max((_bytes_of(phase.task.fields(), users) for phase in method.phases()), default=0)
 
 
 def _bytes_of(fields: Mapping[str, Field], users: int) -> int:
-    rows = max((field.rows for field in fields.values() if field.counted), default=0)  # all of each user's
-    lengths = {
-        name: users * rows if field.counted else fields[field.index].rows if field.index else field.rows or users
-        for name, field in fields.items()
-    }
+    most = max((field.rows for field in fields.values() if field.counted), default=0)  # all of each user's
+    rows = {name: min(fields[field.index].rows if field.index else field.rows, DENSE) for name, field in fields.items()}
+    lengths = {name: users * most if field.counted else rows[name] or users for name, field in fields.items()}
     return sum(field.filled(lengths[name]).nbytes for name, field in fields.items())
 
 

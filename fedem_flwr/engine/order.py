@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -50,13 +51,13 @@ class OrderSums:
     """Sums over a cohort's positions; float64.
 
     Attributes:
-        weights: (W,) gradient. rows: (m, d) gradient of the item rows. touched: (m,) bool, which of them were used.
-        loss: Σ −log softmax. positions: how many.
+        weights: (W,) gradient. touched: (t,) items whose rows were used, ascending; none where rows do not learn.
+        rows: (t, d) gradient of these. loss: Σ −log softmax. positions: how many.
     """
 
     weights: Tensor
-    rows: Tensor
     touched: Tensor
+    rows: Tensor
     loss: float
     positions: int
 
@@ -72,15 +73,10 @@ def order_sums(
         who: (k',) positions of the participants.
         round_: keys the negatives and the dropout.
     """
-    m, dim = rows.shape
     device = rows.device
-    total = OrderSums(
-        torch.zeros(len(weights), dtype=torch.float64, device=device),
-        torch.zeros((m, dim), dtype=torch.float64, device=device),
-        torch.zeros(m, dtype=torch.bool, device=device),
-        0.0,
-        0,
-    )
+    zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+    nothing = torch.empty(0, dtype=torch.int64, device=device), zeros((0, rows.shape[1]))
+    total = OrderSums(zeros(len(weights)), *nothing, 0.0, 0)
     enough = who[history.counts()[who] >= _LEAST]
     blocks = np.split(enough, range(_BLOCK, len(enough), _BLOCK)) if len(enough) else []
 
@@ -90,41 +86,42 @@ def order_sums(
         return _block(task, weights, rows, items.to(device), users, round_)
 
     for sums in in_parallel(gradients, blocks, device, "training"):
-        total.weights += sums.weights
-        total.rows += sums.rows
-        total.touched |= sums.touched
-        total.loss += sums.loss
-        total.positions += sums.positions
+        touched = torch.cat([total.touched, sums.touched]).unique()
+        together = zeros((len(touched), rows.shape[1]))
+        for part in (total, sums):
+            together.index_add_(0, torch.searchsorted(touched, part.touched), part.rows.double())
+        weights_too, loss, positions = total.weights + sums.weights, total.loss + sums.loss, total.positions
+        total = OrderSums(weights_too, touched, together, loss, positions + sums.positions)
     return total
 
 
 def _block(task: OrderTask, weights: Tensor, rows: Tensor, items: Tensor, users: Tensor, round_: int) -> OrderSums:
     m = len(rows)
-    own, table = weights.detach().requires_grad_(), rows.detach().requires_grad_(task.rows)
     before, after = items[:, :-1], items[:, 1:]  # (k, l)
     real = before < m
-    gathered = table[before.clamp(max=m - 1)]
+    negatives = task.draws.bits("order/negatives", (round_,), users, task.negatives) % m  # (k, s)
+    used = torch.cat([negatives.flatten(), items[items < m]]).unique() if task.negatives else torch.arange(m).to(items)
+    own, table = weights.detach().requires_grad_(), rows[used].detach().requires_grad_(task.rows)  # (t, d)
+
+    def row(codes: Tensor) -> Tensor:
+        return table[torch.searchsorted(used, codes.contiguous()).clamp(max=len(used) - 1)]
+
+    gathered = row(before)
     drop = Dropout(task.encoder.dropout, task.draws.own_seed, round_, users)
     hidden = task.encoder.hidden(own, gathered, real, drop)  # (k, l, d)
     if task.negatives:
-        negatives = task.draws.bits("order/negatives", (round_,), users, task.negatives) % m  # (k, s)
-        wrong = hidden @ table[negatives].mT + math.log(m / task.negatives)  # (k, l, s): each stands for m / s items
+        wrong = hidden @ row(negatives).mT + math.log(m / task.negatives)  # (k, l, s): each stands for m / s items
         wrong = wrong.masked_fill(negatives[:, None, :] == after[:, :, None], -math.inf)
-        right = (hidden * table[after.clamp(max=m - 1)]).sum(-1, keepdim=True)
+        right = (hidden * row(after)).sum(-1, keepdim=True)
         losses = torch.logsumexp(torch.cat([right, wrong], -1), -1) - right.squeeze(-1)
-        touched = torch.cat([negatives.flatten(), items[items < m]])
     else:
         logits = hidden @ table.T
         losses = torch.logsumexp(logits, -1) - logits.gather(2, after.clamp(max=m - 1).unsqueeze(-1)).squeeze(-1)
-        touched = torch.arange(m, device=users.device)
     loss = losses[real].sum()
     wanted = (own, table) if task.rows else (own,)
     found = torch.autograd.grad(loss, wanted)
-    mask = torch.zeros(m, dtype=torch.bool, device=rows.device)
-    if task.rows:
-        mask[touched] = True
-    of_rows = found[1] if task.rows else torch.zeros_like(rows)
-    return OrderSums(found[0], of_rows, mask, float(loss.detach()), int(real.sum()))
+    learnt = (used, found[1]) if task.rows else (used[:0], rows[:0])
+    return OrderSums(found[0], *learnt, float(loss.detach()), int(real.sum()))
 
 
 @dataclass(frozen=True)

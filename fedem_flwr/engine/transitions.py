@@ -64,8 +64,9 @@ def pair_sums(history: History, who: IntArray, windows: Windows = WINDOWS) -> Pa
     gram = cross = csr_matrix((m, m), dtype=np.float64)
     for of_x, of_y in in_parallel(add_up, blocks, torch.device("cpu"), "pairs of items"):
         gram, cross = gram + of_x, cross + of_y
-    pairs = np.union1d(_codes(gram), _codes(cross))
-    return PairSums(pairs, _at(gram, pairs), _at(cross, pairs))
+    of_gram, of_cross = _codes(gram), _codes(cross)
+    pairs = np.union1d(of_gram, of_cross)
+    return PairSums(pairs, _at(of_gram, gram.data, pairs), _at(of_cross, cross.data, pairs))
 
 
 def _sides(history: History, who: IntArray, windows: Windows) -> tuple[csr_matrix, csr_matrix]:
@@ -94,15 +95,16 @@ def _sides(history: History, who: IntArray, windows: Windows) -> tuple[csr_matri
 
 
 def _codes(matrix: csr_matrix) -> IntArray:
-    rows, columns = matrix.nonzero()
-    return np.unique(rows.astype(np.int64) * matrix.shape[1] + columns)
+    """(n,) the pairs of a matrix's entries, in their order."""
+    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int64), np.diff(matrix.indptr))
+    return np.asarray(rows * matrix.shape[1] + matrix.indices)
 
 
-def _at(matrix: csr_matrix, pairs: IntArray) -> np.ndarray:
-    if not len(pairs):
-        return np.empty(0)
-    rows, columns = np.divmod(pairs, matrix.shape[1])
-    return np.asarray(matrix[rows, columns]).ravel()
+def _at(codes: IntArray, values: np.ndarray, pairs: IntArray) -> np.ndarray:
+    """(t,) values by pair, 0 where a pair has none."""
+    found = np.zeros(len(pairs))
+    found[np.searchsorted(pairs, codes)] = values
+    return found
 
 
 def directional_map(gram: Tensor, cross: Tensor, ridge: float, entries: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedem_flwr.contract.fields import Field, Named
+from fedem_flwr.messages.narrow import widened
 from fedem_flwr.messages.wire import unpack_arrays
 
 _MOST_SAMPLES = 2**31  # of a user; a larger number can only be a mistake
@@ -69,6 +70,15 @@ def arrays_of(reply: Message, record: str = "arrays") -> Named | None:
     try:
         return unpack_arrays(reply.content.array_records[record])
     except Exception:  # foreign bytes fail to decode in any way: bad archives, headers larger than the memory, ...
+        return None
+
+
+def upload_of(reply: Message, bits: int) -> Named | None:
+    """An upload's arrays, whose numbers cross with so many bits; None where there are none, or they are none."""
+    arrays = arrays_of(reply)
+    try:
+        return arrays if arrays is None or bits == 32 else widened(arrays)
+    except (ValueError, TypeError):  # a scale that is not its array's
         return None
 
 

@@ -11,6 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedem_flwr.config.registry import client_of
+from fedem_flwr.messages.narrow import Drawn, narrowed, widened
 from fedem_flwr.messages.wire import pack_arrays, unpack_arrays
 from fedem_flwr.nodes.host import NodeHost
 
@@ -66,32 +67,44 @@ def build_client_app(hosts: NodeHost | Hosts) -> ClientApp:
         client = answering(message, context)
         config = _config(message)
         try:
-            parameters = _parameters(message, client.DOWNLOAD)
+            parameters = _parameters(message, client)
             arrays, examples, metrics = client.fit(parameters, config)
         except Exception:
             client.host.forget(client.node)
             raise
-        names = client.upload_names(config)
+        named = dict(zip(client.upload_names(config), arrays, strict=True))
         if "participants" in client.DOWNLOAD and not len(parameters[client.DOWNLOAD.index("participants")]):
-            arrays = [array[(slice(0, 0),) * array.ndim] for array in arrays]  # whoever only evaluates sends no zeros
-        return _reply(message, metrics, examples, dict(zip(names, arrays, strict=True)))
+            named = {n: array[(slice(0, 0),) * array.ndim] for n, array in named.items()}  # no zeros
+        return _reply(message, metrics, examples, _narrowed(client, named, config))
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = answering(message, context)
-        _, examples, metrics = client.evaluate(_parameters(message, client.DOWNLOAD), _config(message))
+        _, examples, metrics = client.evaluate(_parameters(message, client), _config(message))
         return _reply(message, metrics, examples, None)
 
     return app
+
+
+def _narrowed(client: Any, arrays: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+    """An upload as it crosses."""
+    run = client.host.config
+    if run.messages.bits_up == 32:
+        return arrays
+    fields = client.method.schedule.named(str(config["upload"])).task.fields()
+    drawn = Drawn(run.run.seed, int(config["server-round"]), int(client.users[0]) if len(client.users) else 0)
+    return narrowed(arrays, run.messages.bits_up, fields, drawn)
 
 
 def _config(message: Message) -> dict[str, Any]:
     return dict(message.content.config_records.get("config", ConfigRecord()))
 
 
-def _parameters(message: Message, names: tuple[str, ...]) -> list[np.ndarray]:
+def _parameters(message: Message, client: Any) -> list[np.ndarray]:
     """The message's arrays in the order that the client takes them."""
-    received = unpack_arrays(message.content.array_records["arrays"])
+    received, names = unpack_arrays(message.content.array_records["arrays"]), client.DOWNLOAD
+    if client.host.config.messages.bits_down < 32:
+        received = widened(received)
     missing = [name for name in names if name not in received]
     if missing:
         raise ValueError(f"the message lacks the arrays {missing}; the strategy and the client do not fit together")

@@ -150,6 +150,11 @@ def build_strategy(config: Config, items: int) -> Resumable:
     if is_method(kind):
         of_method: Resumable = by_path(kind.STRATEGY)(config, items)
         return of_method
+    if config.messages.narrow:
+        raise InputError(
+            f"[messages] narrows what methods send: the Flower strategy '{name}' is none; name a method, such as "
+            "fedmf, or leave [messages] out"
+        )
     options = config.method.options.model_dump()
     stock = name.startswith(STOCK_PREFIX)
     signature = inspect.signature(kind)

@@ -12,6 +12,7 @@ from fedem_flwr.config.registry import client_of
 from fedem_flwr.evaluation.bootstrap import best_control, paired_interval
 from fedem_flwr.evaluation.cohort import Scorer
 from fedem_flwr.evaluation.lists import Served, list_diagnostics, served
+from fedem_flwr.messages.narrow import crossed
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.runtime.checkpoint import Checkpoint, served_checkpoint
@@ -51,7 +52,11 @@ class ServedModel:
 
     def message(self, users: np.ndarray) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
         """The arrays and settings that a node with these users would be sent now."""
-        arrays = {"participants": _NOBODY, "uploaders": _NOBODY, **self.strategy.download(users)}
+        arrays = {
+            "participants": _NOBODY,
+            "uploaders": _NOBODY,
+            **crossed(self.strategy.download(users), self.run.config.messages.bits_down),
+        }
         return arrays, self.strategy.settings(self.point.round)
 
     def scorer(self, node: int) -> Scorer:

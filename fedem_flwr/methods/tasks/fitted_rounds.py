@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from fedem_flwr.config import Config
-from fedem_flwr.methods.tasks.order_map import MOST_ITEMS
 from fedem_flwr.protocol.split import SplitFacts
 
 _PASSES, _TOGETHER, _ROUNDS = 15, 64, (150, 1500)  # of the encoder: over the users; users a round; fewest and most
 _LOOKS = 5  # at the encoder
+_LARGE, _ENTRIES = 10_000, 64  # items from which a row of the map has fewer entries: it goes down to every device
 
 
 def fitted(config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
-    """Rounds of the encoder by the number of users; none without times, and no map of too many items.
+    """Rounds of the encoder by the number of users; none without times, and a narrower map of many items.
 
     Args:
         given: dotted names of settings that were asked for, and stay.
@@ -19,8 +19,8 @@ def fitted(config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
     ordered, (fewest, most) = facts.has_times and config.search.order, _ROUNDS
     order = {
         "rounds": round(min(most, max(fewest, _PASSES * facts.users / _TOGETHER))) if ordered else 0,
+        "map": min(config.order.map, _ENTRIES) if facts.items > _LARGE else config.order.map,
         "participants": min(1.0, _TOGETHER / max(1, facts.users)),
-        "map": config.order.map if facts.items <= MOST_ITEMS else 0,
     }
     free = {name: value for name, value in order.items() if f"order.{name}" not in given}
     config = config.changed("order", **(free if ordered else order))

@@ -57,8 +57,7 @@ class OrderEncoder(Task):
         rows, weights = asked.tensor("rows"), asked.tensor("weights")
         task = replace(self.task, secret=device.secret)
         sums = order_sums(task, weights, rows, device.history, asked.who, asked.round)
-        touched = sums.touched.nonzero().squeeze(1)
-        found = {"items": touched.int(), "rows": sums.rows[touched].float(), "weights": sums.weights.float()}
+        found = {"items": sums.touched.int(), "rows": sums.rows.float(), "weights": sums.weights.float()}
         arrays = {name: values.cpu().numpy() for name, values in found.items()}
         return Upload({**arrays, "positions": np.array([sums.positions])}, sums.positions, sums.loss)
 

@@ -10,10 +10,9 @@ import torch
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload, indexed
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.phases import NothingMade, Sender
+from fedem_flwr.engine.sparse_map import SparseSums, sparse_map
 from fedem_flwr.engine.transitions import WINDOWS, directional_map, pair_sums
-from fedem_flwr.errors import InputError
 
-MOST_ITEMS = 10_000  # the sums are two dense m × m tables: 1.6 GB at this size
 _OLDEST, _LAST = WINDOWS.decay_before ** (WINDOWS.before - 1), WINDOWS.decay_after ** (WINDOWS.after - 1)
 _ROUNDED = 1 - 1e-5
 _LEAST = {"pair-gram": _OLDEST**2 * _ROUNDED, "pair-cross": _OLDEST * _LAST * _ROUNDED}  # of one position that counts
@@ -27,19 +26,11 @@ class OrderMap(Task):
 
     Args:
         items: m. entries: e, kept in a row. ridge: see `engine.transitions.directional_map`.
-
-    Raises:
-        InputError: the catalogue is too large for dense sums.
     """
 
     least_items = 2  # one to predict from, one to predict
 
     def __init__(self, items: int, entries: int, ridge: float) -> None:
-        if items > MOST_ITEMS:
-            raise InputError(
-                f"order.map needs two tables of items × items, and there are {items:,}: switch it off "
-                f"(--set order.map=0), it is for at most {MOST_ITEMS:,}"
-            )
         self.items, self.entries, self.ridge = items, min(entries, items), ridge
 
     def start(self) -> State:
@@ -89,9 +80,14 @@ class OrderMap(Task):
         """
         if not gathered.trained:
             raise NothingMade("the run goes on without a map: no node sent sums of pairs")
-        gram, cross = (gathered.sums[name].view(self.items, self.items) for name in ("pair-gram", "pair-cross"))
+        gram, cross = gathered.sums["pair-gram"], gathered.sums["pair-cross"]
         try:
-            items, values = directional_map(gram, cross, self.ridge, self.entries)
+            if gram.is_sparse:
+                sums = SparseSums(self.items, *(x.numpy() for x in (gram.indices()[0], gram.values(), cross.values())))
+                items, values = sparse_map(sums, self.ridge, self.entries)
+            else:
+                square = (self.items, self.items)
+                items, values = directional_map(gram.view(square), cross.view(square), self.ridge, self.entries)
         except FloatingPointError as error:
             raise NothingMade(f"the run goes on without a map: {error}") from None
         return {**state, "map-items": items, "map-values": values}
