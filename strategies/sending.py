@@ -89,9 +89,11 @@ class SendsDown(LooksAtRounds, NodeRoster):
         """Bytes that a user, a node of its own, is sent of all users' download, on average."""
         divided = self.divided(arrays)
         each = size_of(self._narrow({name: values for name, values in arrays.items() if name not in divided}))
-        names, values = size_of(narrowed({name: values[:1] for name, values in divided.items()}, self._narrow.bits))
-        waiting = max(map(len, divided.values()), default=0)
-        return sum(each) + names + values * waiting / self.users
+        waiting = len(divided.get("receivers", _NOBODY))
+        one = {name: values[: max(1, round(len(values) / max(1, waiting)))] for name, values in divided.items()}
+        names, values = size_of(narrowed(one, self._narrow.bits))
+        together = values * waiting if self.config.messages.narrow else size_of(divided)[1]  # of unequal lengths, too
+        return sum(each) + names + together / self.users
 
     def message_bytes(self, round_: int) -> tuple[float, float]:
         """Bytes up and down that a user's training messages take in a round if every user is a node.
