@@ -15,7 +15,7 @@ FEDEM = Subject("fedem", (ROWS, ("run", "participants", 0.6)))
 PLUGGED = Subject("fedmf", (("merge", "mode", "elastic"), ROWS))
 CASES = [
     *((FEDEM, cell) for cell in ("spread over nodes", "killed and resumed", "over a network", "recommendations")),
-    *((FEDEM, cell) for cell in ("only what is declared", "nothing private", "bytes", "bad uploads", "two tastes")),
+    *((FEDEM, cell) for cell in ("only what is declared", "nothing private", "bytes", "bad uploads")),
     *((PLUGGED, cell) for cell in ("spread over nodes", "killed and resumed", "nothing private")),
 ]
 
