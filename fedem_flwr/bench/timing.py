@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ import torch
 from fedem_flwr.bench.rows import Series
 from fedem_flwr.pulse import watched_by
 
-LEAST_SECONDS = 0.05  # a call that is over sooner is repeated, and its share taken
+LEAST_SECONDS = 0.05  # of the processor; a call that takes less is repeated, and the mean taken
 _MOST_CALLS = 10_000
-_LONG = 100  # times as long as a sample at least: loading alone does not take so long
+_PATIENCE = 10  # times as long as a sample takes by the clock, at most, where calls are short
 _SMALLEST = 1e-9  # seconds; a clock may not have moved
 
 
@@ -60,16 +59,17 @@ def in_turns(
     Args:
         turns: samples of each side.
         tell: hears how many turns are over.
-        least: seconds of a sample; quick calls are repeated until a sample takes about so long.
+        least: seconds of the processor that a sample takes at least; quick calls are repeated.
     """
     with watched_by(None):  # what is measured does not show its own progress
-        calls = [_calls(side, clock, least) for side in sides]
+        for side in sides:
+            _timed(side, clock, 0.0)
     wall: list[list[float]] = [[] for _ in sides]
     cpu: list[list[float]] = [[] for _ in sides]
     for turn in range(turns):
-        for place, (side, count) in enumerate(zip(sides, calls, strict=True)):
+        for place, side in enumerate(sides):
             with watched_by(None):
-                seconds, busy = _timed(side, count, clock)
+                seconds, busy = _timed(side, clock, least)
             wall[place].append(seconds)
             cpu[place].append(busy)
         tell(turn + 1)
@@ -79,28 +79,17 @@ def in_turns(
     )
 
 
-def _calls(side: Side, clock: Clock, least: float) -> int:
-    """How many calls make a sample, by a second call: the first one may load or compile something."""
-    if _timed(side, 1, clock)[0] / side.times > _LONG * least:
-        return 1
-    once = _timed(side, 1, clock)[0] / side.times
-    return min(_MOST_CALLS, max(1, math.ceil(least / once)))
+def _timed(side: Side, clock: Clock, least: float) -> tuple[float, float]:
+    """Seconds of the work, by the wall and of the processor: the mean of as many calls as make a sample.
 
-
-def _timed(side: Side, calls: int, clock: Clock) -> tuple[float, float]:
-    """Seconds of the work, by the wall and of the processor: a call's mean."""
-    wall = cpu = 0.0
-    if side.prepare is None:
+    The processor's seconds say when it is long enough: on a busy machine a call may wait for its turn.
+    """
+    wall, cpu, calls = 0.0, 0.0, 0
+    while calls == 0 or (calls < _MOST_CALLS and cpu < least and wall < _PATIENCE * least):
+        given = () if side.prepare is None else (side.prepare(),)
         began, busy = clock.wall(), clock.cpu()
-        for _ in range(calls):
-            side.call()
-        wall, cpu = clock.wall() - began, clock.cpu() - busy
-    else:
-        for _ in range(calls):
-            given = side.prepare()
-            began, busy = clock.wall(), clock.cpu()
-            side.call(given)
-            wall, cpu = wall + clock.wall() - began, cpu + clock.cpu() - busy
+        side.call(*given)
+        wall, cpu, calls = wall + clock.wall() - began, cpu + clock.cpu() - busy, calls + 1
     share = side.times / calls
     return max(_SMALLEST, share * wall), max(_SMALLEST, share * cpu)
 

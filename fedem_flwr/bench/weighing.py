@@ -115,7 +115,7 @@ def _by_near(tables: Tensor, shares: Tensor) -> object:
 
 def _grown(by: Callable[[Tensor, Tensor], object], benchmark: Benchmark, setting: Setting) -> Row:
     sides = {}
-    for clients in setting.either((100, 200, 400), (250, 500, 1000, 2000)):
+    for clients in setting.either((50, 100, 200, 400), (125, 250, 500, 1000, 2000)):
         shares = torch.full((clients,), 1 / clients, dtype=torch.float64)
         sides[clients] = Side("", partial(by, synthetic_tables(clients), shares))
     return benchmark.growth(setting, "clients", sides, "500 items, d 16: weights and tables")

@@ -74,7 +74,7 @@ def _ratings(setting: Setting) -> tuple[Path, str]:
 
 
 def _settings(setting: Setting, rounds: int) -> dict[str, dict[str, Any]]:
-    return {"run": {"rounds": rounds, "threads": setting.threads}}
+    return {"run": {"rounds": rounds, "threads": setting.threads, "device": "cpu"}}
 
 
 def _round(benchmark: Benchmark, setting: Setting) -> Row:
@@ -98,7 +98,7 @@ def _round(benchmark: Benchmark, setting: Setting) -> Row:
 
 def _run(benchmark: Benchmark, setting: Setting) -> Row:
     path, words = _ratings(setting)
-    rounds, number = setting.either(2, 3), count()
+    rounds, number = 3, count()
     options = {
         "data": {"dataset": str(path), "protocol": "paper"},
         "method": {"name": _METHOD},
@@ -131,5 +131,7 @@ WHOLE = (
     Benchmark(
         "whole/round", f"a round of {_METHOD}: ours, with messages and evaluation, against the plain loop", _round
     ),
-    Benchmark("whole/run", f"a whole run of {_METHOD}, from a file to its report, against the plain loop", _run),
+    Benchmark(
+        "whole/run", f"a whole run of {_METHOD}, from a file to its report, against the plain loop", _run, quick=False
+    ),
 )
