@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from benches import MACHINE, document_of, growth_of, measured, row_of
 
-from fedem_flwr.bench import catalogue
+from fedem_flwr.bench import catalogue, pictures
 from fedem_flwr.bench.document import read_document
 from fedem_flwr.bench.machine import Machine, cores_here
 from fedem_flwr.bench.pictures import picture
@@ -54,6 +54,12 @@ def fedem(*words: object) -> int:
 
 
 @pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures stay empty, where they are not what is tested: encoding them takes most of the time."""
+    monkeypatch.setattr(pictures, "image_bytes", lambda figure, image_format: b"")
+
+
+@pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     suite(monkeypatch, SUITE)
 
@@ -85,6 +91,7 @@ def test_all_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (tmp_path / "new" / "bench.svg").read_bytes().startswith(b"<?xml")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_killed_one_loses_the_row_it_was_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,7 +141,7 @@ def test_a_comparison_has_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFix
     assert "slower" in said.out and "Against the older measurement" in said.out
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "unpainted")
 def test_a_new_measurement_is_compared_and_its_page_says_so(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     old = document_of([row_of("a/ratio", OURS, [8 * each for each in OURS])], Machine.here(), threads=cores_here())

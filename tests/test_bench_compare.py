@@ -66,6 +66,17 @@ def test_what_slows_both_sides_is_found_by_the_yardstick() -> None:
     assert "another machine" in found.remarks[0]
 
 
+@pytest.mark.parametrize("load", [None, 1.5])
+def test_a_busy_machines_seconds_are_not_compared(load: float | None) -> None:
+    """Others bend the seconds of ours and of the yardstick in ways of their own; on two cores."""
+    old, new = measured(0, "little"), measured(1, "little")
+    busy = new.model_copy(update={"machine": MACHINE.model_copy(update={"load": load})})
+    for pair in ((old, busy), (busy, old)):
+        found = compared(*pair)
+        assert "seconds" not in {each.by for each in found.verdicts} and "the machine was busy" in found.remarks[0]
+    assert "seconds" in {each.by for each in compared(old, new).verdicts}
+
+
 def test_small_changes_are_the_same_however_sure() -> None:
     a, b = [1.0 + 0.0001 * at for at in range(7)], [1.03 + 0.0001 * at for at in range(7)]
     old, new = (document_of([row_of("a", ours, [1.0] * 7)]) for ours in (a, b))

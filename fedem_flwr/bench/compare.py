@@ -2,7 +2,8 @@
 
 A row has up to three tests. Against the other side: turn by turn, how many times as fast ours was, by the clock and by
 seconds of the processor (of a growth: the exponent); both sides of a turn met the same machine, so this holds between
-machines, too. By seconds: ours in yardsticks, work that nothing of this package is in; that holds on one machine alone.
+machines, too. By seconds: ours in yardsticks, work that nothing of this package is in; that holds on one machine alone,
+if it had little else to do both times.
 
 A test asks for the exact chance that so many of the new turns would be worse than the old ones, were all drawn alike
 (Mann and Whitney, one-sided); chances are corrected for there being several (Holm). Slower is what stays below 5 %, if
@@ -117,7 +118,8 @@ def compared(old: Document, new: Document) -> Compared:
         raise InputError("the two measurements have no benchmark in common: nothing can be compared")
     alike = [(a, b) for a, b in both if a.setting == b.setting and a.kind == b.kind]
     same_machine = old.machine.same_as(new.machine)
-    tests = [test for a, b in alike for test in _tests(a, b, seconds=same_machine)]
+    seconds = same_machine and old.machine.quiet and new.machine.quiet
+    tests = [test for a, b in alike for test in _tests(a, b, seconds=seconds)]
     verdicts = [*_judged(tests), *(verdict for a, b in alike for verdict in _bytes(a, b))]
     return Compared(tuple(verdicts), (*_remarks(old, new, same_machine), *_unlike(old, new, both)))
 
@@ -175,6 +177,14 @@ def _remarks(old: Document, new: Document, same_machine: bool) -> Iterator[str]:
         yield (
             f"another machine ({old.machine.processor}, {old.machine.cores} cores; now {new.machine.processor}, "
             f"{new.machine.cores}): compared by ratios and exponents alone, not by seconds"
+        )
+    elif not (old.machine.quiet and new.machine.quiet):
+        loads = " and ".join(
+            "unknown" if each.load is None else f"{each.load:g}" for each in (old.machine, new.machine)
+        )
+        yield (
+            f"the machine was busy (load {loads} at the start, {new.machine.cores} cores): compared by ratios and "
+            "exponents alone, not by seconds"
         )
     changed = [
         f"{name} {old.machine.versions.get(name, 'none')} -> {version}"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+_QUIET = 0.5  # processes a core
 _PACKAGES = ("torch", "numpy", "numba", "pandas", "flwr", "ray", "cvxpy")
 
 
@@ -44,6 +45,11 @@ class Machine(BaseModel):
             versions=_versions(),
             load=load_now(),
         )
+
+    @property
+    def quiet(self) -> bool:
+        """Whether few others wanted to run when it began: else they bend seconds, and each work's in another way."""
+        return self.load is not None and self.load <= _QUIET * self.cores
 
     def same_as(self, other: Machine) -> bool:
         """Whether seconds of one can stand beside seconds of the other."""

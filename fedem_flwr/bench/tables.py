@@ -80,8 +80,8 @@ def _value(verdict: Verdict, value: float) -> str:
 def terminal_table(table: Table) -> Shown:
     """A table for the terminal; slower ones stand out."""
     shown = Shown(title=Text(table.title, style="bold"), title_justify="left")
-    for head in table.heads:
-        shown.add_column(Text(head), overflow="fold")
+    for place, head in enumerate(table.heads):
+        shown.add_column(Text(head), overflow="fold", no_wrap=place == 0)
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row), style="bold red" if row[-1] == "slower" else "")
     return shown
