@@ -51,8 +51,8 @@ def bench(
 
     Two sides take turns with equal threads: compiled local training and batched torch, Eq. 13's closed form and a
     solver, Ray with cohorts and stock Flower, whole runs and a plain loop. Every sample is kept in bench.json. Killed,
-    it loses the benchmark that it was at; with the same --out it goes on. Given a bench.json, it shows that one, compares
-    it where --compare is given, and measures nothing.
+    it loses the benchmark that it was at; with the same --out it goes on. Given a bench.json, it shows that one,
+    compares it where --compare is given, and measures nothing.
     """
     from fedem_flwr.bench.catalogue import chosen
     from fedem_flwr.bench.compare import compared, refuse_other
