@@ -33,7 +33,7 @@ EXPONENT_MARGIN = 0.1
 PACE_MARGIN = math.log(1.25)  # a yardstick is not exactly as busy as what is measured
 
 Word = Literal["slower", "faster", "same", "not judged"]
-Against = Literal["ratio", "ratio of the processor", "exponent", "seconds", "bytes"]
+Against = Literal["ratio", "cpu ratio", "exponent", "seconds", "bytes"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Verdict:
 
     Attributes:
         name: of the row.
-        by: what was compared.
+        by: what was compared: ratios by the clock, and of the processor's seconds (cpu); exponents; ours in yardsticks
+            (seconds); bytes.
         before, now: medians: how many times as fast as the other side, the exponent, yardsticks, or bytes.
         chance: of such a change by noise alone, corrected for all tests; None where nothing was tested.
         word: what follows.
@@ -125,13 +126,13 @@ def compared(old: Document, new: Document) -> Compared:
 
 
 def _tests(old: Row, new: Row, *, seconds: bool) -> Iterator[_Test]:
-    compared: tuple[tuple[Against, Sequence[float], Sequence[float], float], ...] = (
+    ways: tuple[tuple[Against, Sequence[float], Sequence[float], float], ...] = (
         ("exponent", old.exponents, new.exponents, EXPONENT_MARGIN),
         ("ratio", old.ratios, new.ratios, RATIO_MARGIN),
-        ("ratio of the processor", old.ratios_cpu, new.ratios_cpu, RATIO_MARGIN),
+        ("cpu ratio", old.ratios_cpu, new.ratios_cpu, RATIO_MARGIN),
         ("seconds", old.pace if seconds else (), new.pace, PACE_MARGIN),
     )
-    for by, before, now, margin in compared:
+    for by, before, now, margin in ways:
         if before and now:
             worse = _WORSE[by]
             yield _Test(new.name, by, [*map(worse, before)], [*map(worse, now)], median(before), median(now), margin)
@@ -144,7 +145,7 @@ def _slowness(ratio: float) -> float:
 _WORSE: Mapping[Against, Callable[[float], float]] = {  # of a value: larger is slower
     "exponent": float,
     "ratio": _slowness,
-    "ratio of the processor": _slowness,
+    "cpu ratio": _slowness,
     "seconds": math.log,
 }
 

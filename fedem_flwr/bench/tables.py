@@ -73,8 +73,7 @@ def _verdict_cells(verdict: Verdict) -> tuple[str, ...]:
 def _value(verdict: Verdict, value: float) -> str:
     if verdict.by == "bytes":
         return bytes_text(int(value))
-    unit = {"exponent": "", "seconds": " yardsticks"}.get(verdict.by, " times")
-    return f"{value:.2f}" if verdict.by == "exponent" else f"{times_text(value)}{unit}"
+    return f"{value:.2f}" if verdict.by == "exponent" else times_text(value)
 
 
 def terminal_table(table: Table) -> Shown:
