@@ -16,22 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
-_BLOCK = 1_000_000
-
-
-def write_rows(path: Path, users: int, items: int, rows: int) -> None:
-    """A CSV of user, item, rating and time."""
-    draw = np.random.default_rng(0)
-    with path.open("w") as file:
-        file.write("userId,movieId,rating,timestamp\n")
-        for start in range(0, rows, _BLOCK):
-            count = min(_BLOCK, rows - start)
-            user, item = draw.integers(0, users, count), (items * draw.random(count) ** 2.5).astype(np.int64)
-            rating, moment = draw.integers(1, 11, count) / 2, draw.integers(800_000_000, 1_500_000_000, count)
-            columns = (user.tolist(), item.tolist(), rating.tolist(), moment.tolist())
-            file.writelines(f"{u},{i},{r},{t}\n" for u, i, r, t in zip(*columns, strict=True))
+from fedem_flwr.bench.worlds import write_rows
 
 
 def measured(words: list[str]) -> str:

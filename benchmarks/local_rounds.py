@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -21,82 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.bench.local_rounds import Engine, Work, work
 from fedem_flwr.config import resolve
-from fedem_flwr.contract import Method
-from fedem_flwr.contract.finding import method_of
-from fedem_flwr.engine.cohort import Cohort
-from fedem_flwr.engine.contribution import TrainResult
-from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.engine.learner import Layers
-from fedem_flwr.nodes.slices import slice_histories
-from fedem_flwr.protocol.split import Split
-from fedem_flwr.randomness import keyed_normal
-from fedem_flwr.runtime.inputs import load_interactions, split_of
 
-ENGINES = ("torch", "fused")
+ENGINES: tuple[Engine, ...] = ("torch", "fused")
 
 
-@dataclass(frozen=True)
-class Work:
-    """One round, ready to be trained over and over."""
-
-    split: Split
-    method: Method
-    state: dict[str, Tensor]
-    downloads: Downloads
-
-    def train(self, engine: str) -> tuple[float, float, dict[str, Tensor]]:
-        """Seconds of a round, of the clock and of the processors, and what the users keep."""
-        self.method.engine = engine
-        data = slice_histories(self.split, np.arange(self.split.users), torch.device("cpu"))
-        cohort = Cohort(data, {name: x.clone() for name, x in self.state.items()}, self.method)
-        began, busy = time.perf_counter(), time.process_time()
-        result = cohort.train(cohort.everyone, self.downloads, 2, sums=not self.each)
-        seconds, used = time.perf_counter() - began, time.process_time() - busy
-        assert (engine == "fused") == (not result.uncompiled), result.uncompiled
-        return seconds, used, cohort.state
-
-    @property
-    def each(self) -> bool:
-        """Whether users send their own tables."""
-        return any(part.up == "each" for part in self.method.parts().values())
-
-
-def work(data: Path, name: str) -> Work:
-    """A method's second round on a data set."""
-    config = resolve({}, {"data": {"dataset": str(data)}, "method": {"name": name}})
-    split = split_of(config, load_interactions(config))
-    method = method_of(config, split.items)
-    n = split.users
-    cohort = method.cohort(
-        slice_histories(split, np.arange(n), torch.device("cpu")), method.initial_state(n, torch.device("cpu"))
-    )
-    method.engine = "fused"
-    result = cohort.train(cohort.everyone, {}, 1, sums=True)
-    parts = method.parts()
-    received = {name: Download.for_all(mean_of(result, name), n) for name in result.sums}
-    for name in (name for name, part in parts.items() if part.up == "each"):
-        received[name] = own_tables(cohort.state[name], round(1 / config.aggregate.fraction))
-    if "anchor" in parts:  # what tables are pulled to; everybody starts from their mean
-        received["anchor"] = received["items"]
-        received["items"] = Download.for_all(cohort.state["items"].mean(0), n)
-    return Work(split, method, cohort.state, received)
-
-
-def mean_of(result: TrainResult, name: str) -> Tensor:
-    """What a server makes of a sum."""
-    total, weight = result.sums[name].total, result.sums[name].weight.clamp(min=1)
-    return (total / (weight.unsqueeze(1) if weight.ndim else weight)).float()
-
-
-def own_tables(kept: Tensor, every: int) -> Download:
-    """A table for one user in so many, of users' own (n, m, d): half-way to the mean, and noise."""
-    n, items, dim = kept.shape
-    chosen = torch.arange(0, n, max(1, every))
-    slot = torch.full((n,), -1)
-    slot[chosen] = torch.arange(len(chosen))
-    noise = keyed_normal(0, "benchmark", torch.arange(items)[:, None], torch.arange(dim)) * 0.1
-    return Download(torch.lerp(kept[chosen], kept.mean(0, keepdim=True), 0.5) + noise, slot)
+def timed(one: Work, engine: Engine) -> tuple[float, float, dict[str, Tensor]]:
+    """Seconds of a round, of the clock and of the processors, and what the users keep."""
+    cohort = one.cohort(engine)
+    began, busy = time.perf_counter(), time.process_time()
+    one.train(cohort)
+    return time.perf_counter() - began, time.process_time() - busy, cohort.state
 
 
 def sizes(one: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,7 +124,10 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()
-    jobs = {name: work(args.data, name) for name in args.methods}
+    jobs = {
+        name: work(resolve({}, {"data": {"dataset": str(args.data)}, "method": {"name": name}}))
+        for name in args.methods
+    }
     fastest, bandwidth = peak()
     print(f"{date.today()}: {args.data.name}, a core: {fastest:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
     for threads in args.threads:
@@ -198,10 +137,10 @@ def main() -> None:
             seconds: dict[str, list[tuple[float, float]]] = {engine: [] for engine in ENGINES}
             states = {}
             for engine in ENGINES:  # warm
-                one.train(engine)
+                timed(one, engine)
             for _ in range(args.turns):
                 for engine in ENGINES:
-                    *taken, states[engine] = one.train(engine)
+                    *taken, states[engine] = timed(one, engine)
                     seconds[engine].append((taken[0], taken[1]))
             slow, fast = (np.median(seconds[engine], axis=0) for engine in ENGINES)
             done = flops(one) / 1e9

@@ -19,17 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.local_rounds import work
-from fedem_flwr.aggregation import aggregation_weights, combine_tables, similarity
 from fedem_flwr.aggregation.near import combine_near
-
-ALPHA, BLOCK = 0.9, 512
-
-
-def exactly(tables: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and tables of all pairs."""
-    weights = aggregation_weights("eq13", shares, similarity(tables, block_items=BLOCK), ALPHA)
-    return weights, combine_tables(weights, tables, BLOCK)
+from fedem_flwr.bench.local_rounds import work
+from fedem_flwr.bench.weighing import ALPHA, BLOCK, exactly, synthetic_tables
+from fedem_flwr.config import resolve
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -59,14 +52,6 @@ def compare(tables: Tensor, shares: Tensor, neighbours: list[int]) -> None:
         )
 
 
-def synthetic(clients: int) -> Tensor:
-    """(K, 500, 16) tables with a common start."""
-    g = torch.Generator().manual_seed(clients)
-    tables = torch.randn(500, 16, generator=g).expand(clients, -1, -1).clone()
-    moved = torch.rand(clients, 500, generator=g) < torch.rand(clients, 1, generator=g) * 0.4
-    return tables + moved.unsqueeze(-1) * torch.randn(tables.shape, generator=g)
-
-
 def main() -> None:
     """Print both comparisons."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -77,11 +62,11 @@ def main() -> None:
     torch.set_num_threads(1)
     print(date.today())
     if args.data:
-        one = work(args.data, "fedem")
+        one = work(resolve({}, {"data": {"dataset": str(args.data)}, "method": {"name": "fedem"}}))
         shares = torch.from_numpy(np.diff(one.split.train_offsets)).double()
         compare(one.state["items"], shares / shares.sum(), args.neighbours)
     for clients in args.clients:
-        compare(synthetic(clients), torch.full((clients,), 1 / clients), args.neighbours)
+        compare(synthetic_tables(clients), torch.full((clients,), 1 / clients), args.neighbours)
 
 
 if __name__ == "__main__":

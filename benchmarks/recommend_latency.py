@@ -12,7 +12,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -20,11 +19,9 @@ import numpy as np
 import torch
 
 from fedem_flwr import Recommender
+from fedem_flwr.bench.asking import histories_of, train_shortly
 from fedem_flwr.config import resolve
-from fedem_flwr.experiment.rounds import carry_out_rounds
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.checkpoint import Checkpoints
-from fedem_flwr.runtime.inputs import adapted, load_interactions, split_of
 from fedem_flwr.runtime.prepared import PreparedRun
 
 _SHORT = {"run": {"rounds": 4, "checkpoint_every": 10**6}, "evaluation": {"every": 10**6}}
@@ -54,14 +51,7 @@ def train(data: str, data_dir: str | None, path: Path) -> Path:
     source = {"dataset": data} if data_dir is None else {"dataset": data, "data_dir": data_dir}
     order = {"rounds": 2, "tune": False, "weight": 1.0}
     config = resolve({}, {**_SHORT, "data": source, "method": {"name": "fedials-order"}, "order": order})
-    split = split_of(config, load_interactions(config))
-    directory = RunDirectory(path).create()
-    carry_out_rounds(PreparedRun.create(directory, adapted(config, split), split), lambda _: None)
-    checkpoints = Checkpoints(directory.checkpoint_dir)
-    point = checkpoints.load()
-    if point is not None:
-        checkpoints.save(replace(point, best=None))
-    return path
+    return train_shortly(config, path)
 
 
 def measure(path: Path, users: int, seed: int) -> None:
@@ -70,9 +60,7 @@ def measure(path: Path, users: int, seed: int) -> None:
     recommender = Recommender.load(path)
     loading = time.perf_counter() - began
     split = PreparedRun.open(RunDirectory(path)).split
-    chosen = np.random.default_rng(seed).choice(split.users, min(users, split.users), replace=False)
-    offsets = split.train_offsets
-    histories = [split.item_ids[split.train_items[offsets[user] : offsets[user + 1]]].tolist() for user in chosen]
+    histories = histories_of(path, users, seed)
     recommender.recommend(histories[0])
     seconds = []
     for history in histories:

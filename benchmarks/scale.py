@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from fedem_flwr.bench.statistics import exponent
 
 
 def measure(users: int, rounds: int, folder: Path) -> dict[str, float]:
@@ -71,12 +71,10 @@ def main() -> None:
             f"| {row['peak'] / 2**30:.2f} GiB |"
         )
     if len(rows) > 1:
-        size, base = np.log([row["users"] for row in rows]), 0.95 * min(row["peak"] for row in rows)
-        slope = np.polyfit(size, np.log([row["round"] for row in rows]), 1)[0]
-        growth = np.polyfit(size, np.log([row["peak"] for row in rows]), 1)[0]
-        beyond = (
-            np.polyfit(size[1:], np.log([row["peak"] - base for row in rows[1:]]), 1)[0] if len(rows) > 2 else growth
-        )
+        sizes, base = [row["users"] for row in rows], 0.95 * min(row["peak"] for row in rows)
+        slope = exponent(sizes, [row["round"] for row in rows])
+        growth = exponent(sizes, [row["peak"] for row in rows])
+        beyond = exponent(sizes[1:], [row["peak"] - base for row in rows[1:]]) if len(rows) > 2 else growth
         print(f"\nexponents: time {slope:.2f}, peak memory {growth:.2f} (beyond the smallest run's: {beyond:.2f})")
 
 

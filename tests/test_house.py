@@ -35,7 +35,7 @@ ROOMS = [
         "privacy",
     ),
     *("contract", "methods", "report", "messages", "nodes", "clients", "strategies", "runtime", "serving", "network"),
-    *("experiment", "leaderboard", "cli", "apps"),
+    *("experiment", "leaderboard", "bench", "cli", "apps"),
 ]
 Graph = Mapping[str, set[str]]
 

@@ -14,6 +14,7 @@ import click
 import typer
 
 from fedem_flwr.cli.around import ended_like_ctrl_c, warnings_shown
+from fedem_flwr.cli.bench import bench
 from fedem_flwr.cli.compare import compare
 from fedem_flwr.cli.data_sets import app as data_app
 from fedem_flwr.cli.deploy import app as deploy_app
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(deploy_app, name="deploy")
 app.command()(compare)
+app.command()(bench)
 
 _INTERRUPTED = 130  # exit code
 
