@@ -158,7 +158,7 @@ class RunConfig(Section):
         "auto",
         description="back end of local training. fused: compiled functions, on a CPU and for what they know; "
         "triton: kernels, on a GPU and for what they know; torch: batched, which the rest is trained by; "
-        "reference: one client at a time, slow; auto: fused on a CPU, triton on a GPU",
+        "reference: one client at a time, slow; auto: fused on a CPU, torch on a GPU",
     )
     deterministic: bool = Field(
         True, description="sums of triton's kernels have an order, for two sorts more an epoch; else the last bits vary"

@@ -205,7 +205,7 @@ class Cohort:
         self, who: Tensor, size: Tensor, merging: Tensor, downloads: Downloads, round_: int, keep: bool
     ) -> Iterator[tuple[Tensor, Trained]]:
         reported = bool(self._going_up() or self.learner.stages()) or type(self).note is not Cohort.note
-        if by_kernels(self.learner.engine, self.device):
+        if by_kernels(self.learner.engine):
             from fedem_flwr.engine.gpu.backend import kernel_round  # not everywhere is Triton
 
             return kernel_round(self, downloads, round_, reported, keep).train(who, size, merging)

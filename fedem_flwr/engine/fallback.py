@@ -23,9 +23,9 @@ WIDEST = 128  # numbers of a row, or of an adapter's layer, that a kernel has re
 LONGEST = 1 << 24  # samples that a client goes through in a round: some seconds, in which nobody can stop it
 
 
-def by_kernels(engine: str, device: torch.device) -> bool:
-    """Whether kernels of a GPU are to train, and no compiled functions."""
-    return engine == "triton" or (engine == "auto" and device.type == "cuda")
+def by_kernels(engine: str) -> bool:
+    """Whether kernels of a GPU are to train: who asks for them. As long as none has run on one, `auto` does not."""
+    return engine == "triton"
 
 
 def merge_fallback(merge: Merge, dim: int) -> str:
@@ -94,7 +94,7 @@ def _no_kernels(device: torch.device) -> str:
 def fallback(cohort: Cohort, size: Tensor, round_: int) -> str:
     """The same for a round of some of a cohort's users, with so many samples (k,)."""
     learner = cohort.learner
-    kernels = by_kernels(learner.engine, cohort.device)
+    kernels = by_kernels(learner.engine)
     if found := method_fallback(learner, round_, kernels=kernels) or device_fallback(cohort.device, kernels=kernels):
         return found
     if any(values.dtype != torch.float32 or not values.is_contiguous() for values in cohort.state.values()):

@@ -76,7 +76,7 @@ class Merging:
         engine, merge = self.learner.engine, self.learner.merge
         if engine not in COMPILING or not merge.learned or {own.dtype, theta.dtype} != {torch.float32}:
             return ""
-        if by_kernels(engine, own.device):
+        if by_kernels(engine):
             why_not = merge_fallback(merge, own.shape[2]) or device_fallback(own.device, kernels=True)
             return "" if why_not else "kernels"
         return "fused" if own.device.type == "cpu" and merge.mode == "elastic" else ""

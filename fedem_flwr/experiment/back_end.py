@@ -18,7 +18,7 @@ def back_end(run: PreparedRun) -> dict[str, str]:
     asked, why = config.run.engine, ""
     used, device = asked, resolve_device(config.run.device)
     if asked in COMPILING:
-        kernels = by_kernels(asked, device)
+        kernels = by_kernels(asked)
         used = "triton" if kernels else "fused"
         method = method_of(config, run.facts.items)
         trains = any(isinstance(phase.task, LocalTraining) for phase in method.phases())
