@@ -16,6 +16,7 @@ from worlds import Done, carry_out, config_of
 from fedem_flwr.config import Config, merge_trees, resolve
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
+from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.controls import popularity_control
 from fedem_flwr.evaluation.ranking import evaluate_scores
 from fedem_flwr.methods.tasks.search_tables import TRIED, stages_of
@@ -140,6 +141,12 @@ def test_rounds_follow_the_number_of_users(found: Done) -> None:
     large = adapted(config, replace(facts, users=6040, items=3706), frozenset())
     assert (large.order.rounds, large.run.rounds) == (1416, 1428) and large.order.map == 256
     assert adapted(config, replace(facts, items=20_000), frozenset()).order.map == 64
+    many = replace(facts, items=26_000, interactions=20_000_000)  # too many pairs of items
+    assert adapted(config, many, frozenset()).order.map == 0
+    for name in ("auto", "fedials-order"):
+        asked = resolve({}, {"method": {"name": name}, "order": {"map": 256}})
+        with pytest.raises(InputError, match=r"can have 676,000,000 pairs, whose sums take 16 GB .* order\.map=0"):
+            adapted(asked, many, frozenset({"order.map"}))
     without = adapted(config, replace(facts, has_times=False), frozenset())
     assert (without.order.rounds, without.run.rounds, without.search.half_lives) == (0, 12, [0.0])
     given = resolve({}, {"method": {"name": "auto"}, "run": {"rounds": 40}, "order": {"participants": 0.5}})

@@ -54,7 +54,7 @@ class Auto(FedialsOrder):
     @classmethod
     def fitted(cls, config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
         """Rounds of the encoder by the number of users; none without times, and a narrower map of many items."""
-        return fitted(config, facts, given)
+        return super().fitted(fitted(config, facts, given), facts, given)
 
     # The search.
 

@@ -19,8 +19,9 @@ from fedem_flwr.evaluation.scorers import Component
 from fedem_flwr.evaluation.settings_grid import mixture_sums
 from fedem_flwr.methods.fedials import Fedials, TableStep
 from fedem_flwr.methods.tasks.order_encoder import OrderEncoder
-from fedem_flwr.methods.tasks.order_map import OrderMap
+from fedem_flwr.methods.tasks.order_map import OrderMap, with_room
 from fedem_flwr.models.encoder import Encoder
+from fedem_flwr.protocol.split import SplitFacts
 from fedem_flwr.protocol.splits import Split
 
 
@@ -41,6 +42,11 @@ class FedialsOrder(Fedials):
         self.first_step = before + 1  # round
         self.task = order_task(config)
         self.encoder = OrderEncoder(self.order, self.task, items, rounds - before, self.max_norm)
+
+    @classmethod
+    def fitted(cls, config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
+        """See `tasks.order_map.with_room`."""
+        return with_room(config, facts)
 
     def _no_room(self, rounds: int, least: int) -> str:
         """What to do where the table, the map if there is one, and the encoder do not have a round each.

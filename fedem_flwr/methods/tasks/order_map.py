@@ -7,11 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from fedem_flwr.config import Config
 from fedem_flwr.contract import Asked, Device, Field, Gathered, State, Task, Upload, indexed
+from fedem_flwr.contract.adding import DENSE
 from fedem_flwr.contract.fields import Named
 from fedem_flwr.contract.phases import NothingMade, Sender
 from fedem_flwr.engine.sparse_map import SparseSums, sparse_map
 from fedem_flwr.engine.transitions import WINDOWS, directional_map, pair_sums
+from fedem_flwr.errors import InputError
+from fedem_flwr.protocol.split import SplitFacts
 
 _OLDEST, _LAST = WINDOWS.decay_before ** (WINDOWS.before - 1), WINDOWS.decay_after ** (WINDOWS.after - 1)
 _ROUNDED = 1 - 1e-5
@@ -19,6 +23,29 @@ _LEAST = {"pair-gram": _OLDEST**2 * _ROUNDED, "pair-cross": _OLDEST * _LAST * _R
 _BEFORE, _AFTER = 1 / (1 - WINDOWS.decay_before), 1 / (1 - WINDOWS.decay_after)  # x and y of one item, at most
 _MOST = {"pair-gram": _BEFORE**2, "pair-cross": _BEFORE * _AFTER}
 _TYPICAL_PAIRS = 20  # of a position: pairs with the items before it
+_A_PAIR = 24  # bytes of its code and its sums on the server, and as many again while uploads are added
+_ROOM = 4 << 30  # bytes of all sums
+
+
+def most_pairs(facts: SplitFacts) -> int:
+    """How many pairs of items can have sums: all, or either order of each item with those of its window before it."""
+    return min(facts.items**2, 2 * WINDOWS.before * facts.interactions)
+
+
+def with_room(config: Config, facts: SplitFacts) -> Config:
+    """The configuration.
+
+    Raises:
+        InputError: a map of many items, whose sums of pairs would take more than a server has.
+    """
+    pairs = most_pairs(facts)
+    if config.order.map and config.order.rounds and facts.items**2 > DENSE and pairs * _A_PAIR > _ROOM:
+        raise InputError(
+            f"order.map = {config.order.map}: {facts.interactions:,} interactions with {facts.items:,} items can have "
+            f"{pairs:,} pairs, whose sums take {pairs * _A_PAIR / 1e9:.0f} GB on the server and as much again while "
+            "they are added; leave the map out with --set order.map=0"
+        )
+    return config
 
 
 class OrderMap(Task):
