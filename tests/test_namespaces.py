@@ -28,7 +28,8 @@ SUBNET = "10.89.47"  # exists inside the namespaces only
 HOSTS = Path("/etc/netns")  # `ip netns exec` shows a namespace the files below here as its /etc
 READY, RUN, STOP = 90.0, 150.0, 30.0  # seconds
 ROUNDS = 8
-VARIABLES = {"FEDEM_DATASET": "/data/tiny.csv", "FEDEM_RUN_OPTIONS": f"--rounds {ROUNDS} --quiet"}
+ALONE = "--set evaluation.controls=false --set evaluation.local_only=false"
+VARIABLES = {"FEDEM_DATASET": "/data/tiny.csv", "FEDEM_RUN_OPTIONS": f"--rounds {ROUNDS} --quiet {ALONE}"}
 # `ip netns exec` gives its command mounts of its own, so nobody else sees these.
 SEAL = 'while [ "$1" != -- ]; do mount --bind "$1" "$1"; shift; done; shift; mount -o remount,bind,ro /; exec "$@"'
 

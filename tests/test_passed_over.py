@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,8 +126,9 @@ def test_an_interrupt_names_the_run(said, monkeypatch: pytest.MonkeyPatch) -> No
     """And nothing to go on with where there is no run."""
 
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(numbers.pop())
 
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGINT]
     monkeypatch.setattr("fedem_flwr.experiment.flow.carry_out_rounds", interrupt)
     assert said("run", *QUICK, "--out=a b", code=130) == "fedem: interrupted; continue with `fedem resume 'a b'`"
     assert said("resume", "a b", "--quiet", code=130) == "fedem: interrupted; continue with `fedem resume 'a b'`"

@@ -17,6 +17,7 @@ from fedem_flwr.rooms import FORMER, presets
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+ENGINE = "--set=run.engine=torch"  # nothing is compiled once more
 FOREIGN = ("clients", "strategies", "configs")
 PROGRAM = """
 import sys
@@ -86,7 +87,7 @@ def test_beside_a_project_with_packages_of_the_same_names(tmp_path: Path) -> Non
 def test_an_installed_copy_carries_out_a_run_there(tmp_path: Path) -> None:
     """With the project's own packages first on the path."""
     project, site = foreign(tmp_path / "project"), installed(tmp_path / "site")
-    run = ("-m", "fedem_flwr.cli", "run", *TINY_OPTIONS, "--method=fedem", "--rounds=1", "--quiet", "--out=run")
+    run = ("-m", "fedem_flwr.cli", "run", *TINY_OPTIONS, "--method=fedem", "--rounds=1", "--quiet", "--out=run", ENGINE)
     program("", site, at=project, arguments=run)
     assert (project / "run" / "summary.json").exists()
 
