@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 SUPERLINK = (sys.executable, "-m", "fedem_flwr.network.superlink")
-PROGRAM = (sys.executable, "-m", "fedem_flwr.cli")
 _EVERYTHING = (
     "flwr.superlink.cli.flower_superlink",
     *(f"fedem_flwr.{name}" for name in ("cli.run", "client_app", "server_app", "network.node", "network.server")),
@@ -37,7 +36,9 @@ _FILES = 16
 
 def known(command: Sequence[str]) -> bool:
     """Whether it can be forked."""
-    return tuple(command[:3]) in (PROGRAM, SUPERLINK)
+    from fedem_flwr.network.processes import FEDEM
+
+    return tuple(command[:3]) in (FEDEM, SUPERLINK)
 
 
 class Forked:

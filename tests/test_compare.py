@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from dying import fedem, results
-from forked import ForkedCell
 from worlds import SYNTHETIC
 
 from fedem_flwr.config import Tree
@@ -64,7 +63,6 @@ def test_in_parallel_and_killed_three_times_as_one_after_the_other(
     tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two data sets, two methods, two seeds. Each time all processes die: the parent, and so the cells."""
-    monkeypatch.setattr(schedule, "Child", ForkedCell)
     monkeypatch.setattr(schedule, "_LOOK", 0.02)
     axes = Axes(["fedem", "fedmf"], ["synthetic", str(rows)], (), 2)
     cells = cells_of({}, OPTIONS, axes, origin="here")

@@ -29,15 +29,23 @@ def check_bottleneck(config: Config) -> None:
     """
     if not config.diagnostics.bottleneck:
         return
+    check_merged_tables(config, "diagnostics.bottleneck")
+
+
+def check_merged_tables(config: Config, setting: str) -> None:
+    """Find out whether there are tables of clients' own to look at, merged with what they receive.
+
+    Raises:
+        InputError: there are none, or none in this process.
+    """
     if config.run.runtime != "inprocess":
         raise InputError(
-            f"diagnostics.bottleneck looks inside clients, and --runtime {config.run.runtime} is no single process: "
-            "leave either out"
+            f"{setting} looks inside clients, and --runtime {config.run.runtime} is no single process: leave either out"
         )
     kind = find("strategies", config.method.strategy)
     if not is_method(kind) or not method_of(config, 1).merged or config.merge.mode == "none":
         raise InputError(
-            "diagnostics.bottleneck is about tables of clients' own, merged with what they receive: "
+            f"{setting} is about tables of clients' own, merged with what they receive: "
             f"{config.method.name} has none; use fedem or fedsim, or set merge.mode"
         )
 

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from fedem_flwr.config import Config
-from fedem_flwr.config.registry import find, is_method
-from fedem_flwr.contract.finding import method_of
 from fedem_flwr.errors import InputError
+from fedem_flwr.experiment.bottleneck import check_merged_tables
 from fedem_flwr.protocol.shards import user_range
 from fedem_flwr.randomness import keyed_permutation
 from fedem_flwr.serving.served import ServedModel
@@ -33,17 +32,7 @@ def check_tables(config: Config) -> None:
     """
     if not config.diagnostics.tables:
         return
-    if config.run.runtime != "inprocess":
-        raise InputError(
-            f"diagnostics.tables looks inside a client, and --runtime {config.run.runtime} is no single process: leave "
-            "either out"
-        )
-    kind = find("strategies", config.method.strategy)
-    if not is_method(kind) or not method_of(config, 1).merged or config.merge.mode == "none":
-        raise InputError(
-            "diagnostics.tables is about a table of a client's own, merged with what it receives: "
-            f"{config.method.name} has none; use fedem or fedsim, or set merge.mode"
-        )
+    check_merged_tables(config, "diagnostics.tables")
     if find_spec("sklearn") is None:
         raise InputError("diagnostics.tables needs scikit-learn: pip install 'fedem-flwr[tsne]'")
 
