@@ -123,11 +123,19 @@ def server_under_ray(grid: Grid) -> dict[str, Any]:
 
 @pytest.mark.ray
 def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[str]) -> None:
+    """And hands on what the server raises: the last that happens in this one start of Ray."""
     import ray
 
     environment = dict(os.environ)
     here = run_inprocess(toy_app(), three_rounds, nodes=2, run_config={"scale": 10.0})
-    there = run_simulation_runtime(toy_app(), server_under_ray, nodes=2, run_config={"scale": 10.0})
+    there: dict[str, Any] = {}
+
+    def fail_at_last(grid: Grid) -> None:
+        there.update(server_under_ray(grid))
+        raise InputError("no such column")
+
+    with pytest.raises(InputError, match="no such column"):
+        run_simulation_runtime(toy_app(), fail_at_last, nodes=2, run_config={"scale": 10.0})
     screen = capfd.readouterr()
     for phase in ("first", "last"):
         for partition, tables in here[phase].items():
@@ -141,12 +149,3 @@ def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[
     assert not ray.is_initialized() and dict(os.environ) == environment
     assert (screen.out, screen.err) == ("", "")
     assert not logging.getLogger("flwr").filters
-
-
-@pytest.mark.ray
-def test_ray_passes_the_servers_exception_back() -> None:
-    def fail(grid: Grid) -> None:
-        raise InputError("no such column")
-
-    with pytest.raises(InputError, match="no such column"):
-        run_simulation_runtime(toy_app(), fail, nodes=1, run_config={})

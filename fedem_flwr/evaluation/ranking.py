@@ -58,18 +58,12 @@ class MetricSums:
         """
         found = ranks > 0
         rank = ranks.clamp(min=1).to(torch.float64)
-        gain = 1 / torch.log2(rank + 1)
-
-        def total(terms: Tensor, counted: Tensor) -> float:
-            quanta = torch.round(terms * _QUANTA) * counted
-            return float(quanta.sum()) / _QUANTA
-
-        sums = {}
-        for cutoff in CUTOFFS:
-            inside = found & (ranks <= cutoff)
-            sums[f"hr@{cutoff}"] = total(torch.ones_like(rank), inside)
-            sums[f"ndcg@{cutoff}"] = total(gain, inside)
-        sums["mrr"] = total(1 / rank, found)
+        gain = torch.round(_QUANTA / torch.log2(rank + 1))  # in quanta
+        hit = torch.full_like(gain, _QUANTA)
+        terms = [term for cutoff in CUTOFFS for term in (kind * (found & (ranks <= cutoff)) for kind in (hit, gain))]
+        terms.append(torch.round(_QUANTA / rank) * found)
+        totals = torch.stack(terms).sum(1) / _QUANTA  # (metrics,)
+        sums = dict(zip(METRICS, totals.tolist(), strict=True))
         return cls(len(ranks), int((ranks == 0).sum()), sums)
 
     def __add__(self, other: MetricSums) -> MetricSums:

@@ -8,6 +8,7 @@ the state is read from and written to disk in every round.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -54,8 +55,13 @@ Opened = tuple[Config, Split]
 
 def _opened(run_dir: Path) -> Opened:
     """A run's immutable inputs: configuration and split."""
-    stamps = tuple((run_dir / name).stat().st_mtime_ns for name in (CONFIG_FILE, f"{SPLIT_FOLDER}/split.json"))
-    return _read_once(run_dir, stamps)
+    return _read_once(run_dir, tuple(os.stat(path).st_mtime_ns for path in _inputs(run_dir)))
+
+
+@lru_cache(maxsize=4)
+def _inputs(run_dir: Path) -> tuple[str, ...]:
+    """The files that `_opened` is of. Texts: they are asked for a dozen times a message, and paths are slow to make."""
+    return tuple(str(run_dir / name) for name in (CONFIG_FILE, f"{SPLIT_FOLDER}/split.json"))
 
 
 @lru_cache(maxsize=4)
