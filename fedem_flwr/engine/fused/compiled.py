@@ -39,13 +39,14 @@ _VERSION = _version()  # now: later they could be others than those that were lo
 F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger("fedem.engine")
-# Nothing is allocated, so no references are counted: less to compile.
+# Nothing is allocated, so no references are counted; and only entries are called by the interpreter: less to compile.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+_INNER: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def inner(function: F) -> F:
     """Compile a function that others here call; it is compiled with them, and kept with them."""
-    found: F = numba.njit(**_OPTIONS)(function)
+    found: F = numba.njit(**_INNER)(function)
     return found
 
 
