@@ -38,10 +38,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def method(name: str, options: dict[str, Any] | None = None, weights: str = "average", **sections: Any) -> Method:
     local = {"epochs": 3, "batch_size": 20, "negatives": 3, "lr_user": 0.05, "lr_item": 0.1}
     own = {"options": OPTIONS[name] | (options or {})}
-    merge = sections.pop("merge", {"mode": "replace"})
-    sections = {"model": {"dim": D}, "aggregate": {"weights": weights}, "method": own} | sections
+    sections = {
+        "merge": {"mode": "replace"},
+        "model": {"dim": D},
+        "aggregate": {"weights": weights},
+        "method": own,
+    } | sections
     sections["local"] = local | sections.get("local", {})
-    return learner(name, M, merge["mode"], **sections)
+    return learner(name, M, sections["merge"]["mode"], **sections)
 
 
 def tables(one: Method) -> Downloads:
@@ -149,9 +153,11 @@ def test_what_is_not_known_is_trained_by_torch() -> None:
     assert why([Update({"items": 1.0}, "kept-adam")]) == unknown
     assert why([Update({"anchor": 1.0}, "sgd")]) == unknown
     assert why([Update({"user": 1.0}, "sgd", {"user": Pull(0.1, "network")})]) == unknown
-    assert why(merge={"mode": "elastic"}) == "it trains a network through merged rows"
-    assert why(merge={"mode": "static"}) == ""
+    assert why(merge={"mode": "elastic"}) == why(merge={"mode": "static"}) == ""
     assert why(gradients={"clip": 1.0}) == "its gradients are clipped"
+    unseen = method("gpfedrec", merge={"mode": "elastic"})
+    unseen.merged = "anchor"  # type: ignore[misc]
+    assert method_fallback(unseen) == "its network does not see the rows that are merged"
     one = method("fedncf")
 
     class More(type(one)):  # type: ignore[misc]

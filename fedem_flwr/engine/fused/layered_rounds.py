@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedem_flwr.engine.fused.adapter import begin_adapter, end_adapter
 from fedem_flwr.engine.fused.compiled import entry, inner
 from fedem_flwr.engine.fused.draws import Drawn, Items, Keys, shuffle
-from fedem_flwr.engine.fused.functions import fill
 from fedem_flwr.engine.fused.lanes import LANES
-from fedem_flwr.engine.fused.layer_space import FIRST, SECOND, LayerSpace, Moving, Steps
+from fedem_flwr.engine.fused.layer_space import FIRST, SECOND, LayerSpace, Steps
 from fedem_flwr.engine.fused.layers import layered_batch
+from fedem_flwr.engine.fused.mixing import AdapterSpace, Mixing
+from fedem_flwr.engine.fused.moving import Moving, begin, begin_vector, end_vector
 from fedem_flwr.engine.fused.rounds import drawn, stands_still
 from fedem_flwr.engine.fused.rows import load_rows, rows_of, store_rows
 from fedem_flwr.engine.fused.space import Rules
@@ -71,28 +73,9 @@ class LayerResult(NamedTuple):
 
 
 @inner
-def _begin(part: Moving, count: int) -> None:
-    fill(part.first, count, _f(0))
-    fill(part.second, count, _f(0))
-
-
-@inner
-def _begin_vector(part: Moving, values: np.ndarray) -> None:
-    for c in range(len(part.values)):
-        part.values[c] = values[c] if c < len(values) else _f(0)
-    _begin(part, len(part.values))
-
-
-@inner
-def _end_vector(part: Moving, values: np.ndarray) -> None:
-    for c in range(len(values)):
-        values[c] = part.values[c]
-
-
-@inner
 def _begin_rows(part: Moving, tables: Tables, kept: Kept, number: int, rows: int, room: Drawn) -> None:
     load_rows(tables.values[tables.slot[number]], room.touched, rows, part.values)
-    _begin(part, -(-rows // LANES) * LANES * tables.values.shape[2])
+    begin(part, -(-rows // LANES) * LANES * tables.values.shape[2])
     if kept.before.shape[1]:
         rows_of(part.values, rows, kept.before[number])
 
@@ -134,12 +117,15 @@ def train_layers(
     nothing: Tables,
     room: Drawn,
     space: LayerSpace,
+    mixing: Mixing | None,
+    adapter: AdapterSpace | None,
     result: LayerResult,
 ) -> None:
-    """Rounds of clients.
+    """Rounds of clients: on rows as they lie, or through merged ones, which is compiled apart.
 
     Args:
         nothing: tables of nobody.
+        mixing, adapter: what rows are merged with and by, of Θ alone where `rules` has it so (Eq. 11); None: nothing.
     """
     two, first, second = len(values.second.values) > 0, values.first, values.second
     for number in range(len(values.who)):
@@ -148,10 +134,12 @@ def train_layers(
         _begin_rows(space.x, first, result.first, number, rows, room)
         if two:
             _begin_rows(space.y, second, result.second, number, rows, room)
-        _begin_vector(space.weights, values.weights[number])
-        _begin_vector(space.user, values.user[number])
+        begin_vector(space.weights, values.weights[number])
+        begin_vector(space.user, values.user[number])
         for at in range(len(space.basis)):
             space.basis[at] = values.basis[number, at]
+        if mixing is not None and adapter is not None:
+            begin_adapter(mixing, number, client, room.touched, rows, adapter)
         for part in range(4):
             space.rates[part] = steps.rates[part]
         batch = rules.batch_size if rules.batch_size else max(1, count)
@@ -162,13 +150,17 @@ def train_layers(
                 taken += 1
                 left *= 1 - space.rates[FIRST] * steps.pulls[FIRST]
                 other_left *= 1 - space.rates[SECOND] * steps.pulls[SECOND]
-                total += layered_batch(at, min(at + batch, count), rows, taken, steps, room, space)
+                total += layered_batch(at, min(at + batch, count), rows, taken, steps, rules, room, space, adapter)
             before, mean = mean, total / (count * (epoch + 1))
             if stands_still(mean, before, epoch, rules):
                 break
+        if mixing is not None and adapter is not None:
+            end_adapter(mixing, client, adapter)
+        if not rules.trains:
+            continue
         result.loss[number] = mean
-        _end_vector(space.weights, values.weights[number])
-        _end_vector(space.user, values.user[number])
+        end_vector(space.weights, values.weights[number])
+        end_vector(space.user, values.user[number])
         _end_rows(space.x, first, result.first, number, rows, left, second if steps.towards else nothing, room)
         if two:
             _end_rows(space.y, second, result.second, number, rows, other_left, nothing, room)
