@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,6 +72,24 @@ def tables(one: Method) -> Downloads:
 )
 def test_a_round_equals_the_reference(name: str, options: dict[str, Any], weights: str, local: dict[str, Any]) -> None:
     one = method(name, options, weights, local=local)
+    same(one, world(), tables(one))
+
+
+def apart(one: Method) -> Method:
+    """The same, with an update for each part."""
+
+    class Apart(type(one)):  # type: ignore[misc]
+        def updates(self, round_: int) -> Sequence[Update]:
+            (both,) = super().updates(round_)
+            pulls = {name: {name: pull} for name, pull in both.pulls.items()}
+            return [replace(both, rates={name: rate}, pulls=pulls.get(name, {})) for name, rate in both.rates.items()]
+
+    return Apart(one.config, M)
+
+
+@pytest.mark.parametrize("name", ["gpfedrec", "fedrap"])
+def test_parts_that_move_one_after_the_other(name: str) -> None:
+    one = apart(method(name))
     same(one, world(), tables(one))
 
 

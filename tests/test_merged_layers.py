@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from back_ends import independent, same, start, world
+from back_ends import M, independent, same, start, world
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_layers import OPTIONS, by_gradients, method, tables
+from test_layers import OPTIONS, apart, by_gradients, method, tables
 
-from fedem_flwr.contract import Method
+from fedem_flwr.contract import Method, Update
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.decoys import with_decoys
@@ -54,6 +55,23 @@ def test_decoys_secrets_and_items_for_the_adapter_alone() -> None:
     for schedule in ("paper", "released"):
         one = merging("fedncf", "elastic", schedule, merge={"gate_data": "heldout"}, local={"epochs": 2})
         same(one, secret, tables(one), gate)
+
+
+def test_parts_that_move_one_after_the_other() -> None:
+    one = apart(merging("fedrap", "elastic", "released", local={"epochs": 2}))
+    same(one, world(), tables(one))
+
+
+def test_steps_of_a_rows_own_frequency() -> None:
+    """As many as its samples in the batch; those on Θ are not."""
+
+    class Often(type(merging("fedncf"))):  # type: ignore[misc]
+        def updates(self, round_: int) -> Sequence[Update]:
+            return [Update({"user": 0.1, "items": 0.1, "network": 0.1}, "frequency-sgd")]
+
+    for schedule in ("paper", "released"):
+        one = Often(merging("fedncf", "elastic", schedule, local={"epochs": 2}).config, M)
+        same(one, world(), tables(one))
 
 
 def test_who_received_nothing_trains_as_ever() -> None:

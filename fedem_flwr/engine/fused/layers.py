@@ -22,7 +22,7 @@ from fedem_flwr.engine.fused.adapter import (
 )
 from fedem_flwr.engine.fused.compiled import inner
 from fedem_flwr.engine.fused.draws import Drawn
-from fedem_flwr.engine.fused.functions import adam, adam_scales, exp_of_negative, sigmoid_of, softplus_of
+from fedem_flwr.engine.fused.functions import adam, adam_scales, exp_of_negative, fill, sigmoid_of, softplus_of
 from fedem_flwr.engine.fused.lanes import LANES, Lanes, every, larger, load, magnitude, store, total, where_positive
 from fedem_flwr.engine.fused.layer_space import FIRST, SECOND, USER, WEIGHTS, LayerSpace, Steps
 from fedem_flwr.engine.fused.mixing import AdapterSpace
@@ -71,7 +71,7 @@ def layered_batch(
         _seen_rows(tiles, whole, steps, rules, space, merge)
         loss = _scored(tiles, share, features, steps, space)
         back(space.folded, steps.widths, space.hidden, space.slopes, space.upstream, tiles * LANES)
-        _row_gradients(tiles, whole, share, features, False, steps, space, merge)
+        _row_gradients(tiles, whole, share, features, False, False, steps, space, merge)
         adapter_step(tiles, taken, rules.lr_theta, merge)
     for update in range(steps.updates):
         if not as_they_lie:
@@ -82,11 +82,12 @@ def layered_batch(
         back(space.folded, steps.widths, space.hidden, space.slopes, space.upstream, tiles * LANES)
         if steps.update[WEIGHTS] == update or steps.update[USER] == update:
             _vector_gradients(tiles, features, steps, space)
-        if steps.update[FIRST] == update or steps.update[SECOND] == update:
-            _row_gradients(tiles, whole, share, features, True, steps, space, merge)
-        if steps.update[FIRST] == update:
+        first, second = steps.update[FIRST] == update, steps.update[SECOND] == update
+        if first or second:
+            _row_gradients(tiles, whole, share, features, first, second, steps, space, merge)
+        if first:
             _move(space.x, used * (steps.rank or steps.widths[0]), FIRST, taken, steps.towards, steps, space)
-        if steps.update[SECOND] == update:
+        if second:
             _move(space.y, used * steps.widths[0], SECOND, taken, False, steps, space)
         if steps.update[WEIGHTS] == update:
             _move(space.weights, len(space.weights.values), WEIGHTS, taken, False, steps, space)
@@ -185,8 +186,8 @@ def _vector_gradients(tiles: int, features: np.ndarray, steps: Steps, space: Lay
     """Gradients of the weights and of the user's vector, out of the folded network's."""
     found, theta, p = space.folded_gradient, space.weights.values, space.user.values
     into, by_p = space.weights.gradient, space.user.gradient
-    for at in range(len(found)):
-        found[at] = _f(0)
+    fill(found, len(found), _f(0))
+    fill(by_p, steps.beside, _f(0))
     weight_gradients(steps.widths, features, space.hidden, space.slopes, space.upstream, tiles * LANES, found)
     dim, hidden, beside = steps.widths[0], steps.widths[1], steps.beside
     wide = beside + dim
@@ -209,7 +210,8 @@ def _row_gradients(
     whole: bool,
     share: Any,
     features: np.ndarray,
-    moves: bool,
+    first: bool,
+    second: bool,
     steps: Steps,
     space: LayerSpace,
     merge: AdapterSpace | None,
@@ -217,11 +219,11 @@ def _row_gradients(
     """Gradients of the rows: through the network and the basis, and of what is added to the loss.
 
     Args:
-        moves: else they are left as they are, and the derivatives by ρ are all that is wanted.
+        first, second: which of the two are about to move. Neither: the derivatives by ρ are all that is wanted.
     """
     dim, width, rank = steps.widths[0], steps.widths[1], steps.rank
     source = space.upstream if len(steps.widths) == 2 else space.slopes
-    one, ridge, often = every(_f(1)), every(_f(steps.ridge)), steps.often and moves
+    one, ridge, often = every(_f(1)), every(_f(steps.ridge)), steps.often and first
     for tile in range(tiles):
         base = tile * dim * LANES
         product(space.folded, 0, 1, dim, -1, source, tile * width * LANES, width, space.inputs, 0, dim)
@@ -237,16 +239,14 @@ def _row_gradients(
             _of_two(base, times, features, steps, space)
         if merge is not None:
             unmixed(tile, dim, merge, space.inputs if steps.merged == FIRST else space.others)
-        if not moves:
-            continue
-        if steps.added:
+        if second and steps.added:
             added_back(space.others, tile, dim, whole, space.distinct, space.y.gradient)
-        if rank:
+        if first and rank:
             product(space.basis, 0, dim, 1, -1, space.inputs, 0, dim, space.low, 0, rank)
             added_back(space.low, tile, rank, whole, space.distinct, space.x.gradient)
-        else:
+        elif first:
             added_back(space.inputs, tile, dim, whole, space.distinct, space.x.gradient)
-    if merge is not None and moves and looks_at_rows(merge):
+    if merge is not None and looks_at_rows(merge) and (first if steps.merged == FIRST else second):
         gradient = space.x.gradient if steps.merged == FIRST else space.y.gradient
         back_to_rows(tiles, dim, merge)
         for tile in range(tiles):
