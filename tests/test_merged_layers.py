@@ -83,8 +83,8 @@ def test_who_received_nothing_trains_as_ever() -> None:
 
 def test_a_client_does_not_depend_on_its_cohort() -> None:
     """To the bit, whoever else is in it, and on however many threads."""
-    for name in ("fedncf", "fedrap"):
-        one = merging(name, "elastic", "released", local={"early_stop": 0.05})
+    for name, schedule in (("fedncf", "paper"), ("fedncf", "released"), ("fedrap", "paper")):
+        one = merging(name, "elastic", schedule, local={"early_stop": 0.05})
         independent(one, world(), tables(one), threads=1, others=3)
 
 

@@ -17,7 +17,14 @@ from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.keys import keys_of
 from fedem_flwr.engine.fused.lanes import LANES
 from fedem_flwr.engine.fused.layer_space import FIRST, NEITHER, SECOND, WEIGHTS, LayerSpace, Steps
-from fedem_flwr.engine.fused.layered_rounds import Kept, LayerResult, LayerValues, Tables, train_layers
+from fedem_flwr.engine.fused.layered_rounds import (
+    Kept,
+    LayerResult,
+    LayerValues,
+    Tables,
+    train_layers,
+    train_merged_layers,
+)
 from fedem_flwr.engine.fused.mixing import adapter_space, mixing_of
 from fedem_flwr.engine.fused.moving import moving
 from fedem_flwr.engine.fused.space import drawn_room, whole
@@ -90,19 +97,19 @@ class LayeredRound(CompiledRound):
             largest = int(torch.cat(sizes).max())
             rooms["drawn"] = drawn_room(largest, data.items, rules.negatives)
             rooms["space"] = self._space(largest, steps, weights.shape[1])
-        mixing = adapter = None
-        if kind != "plain":
-            mixing = mixing_of(cohort, self.downloads[cohort.learner.merged], who)
-            if "adapter" not in rooms:
-                rows, batch = len(rooms["drawn"].touched), len(rooms["space"].sign)
-                rooms["adapter"] = adapter_space(cohort.learner.merge, rows, batch, self.dim)
-            adapter = rooms["adapter"]
         first, second = (self._tables(name, who, moves=move.update >= 0) for name, move in self.plan.rows)
         values = LayerValues(who.numpy(), weights, user, basis, first, second)
         keys = keys_of(draws, self.round, data, who, rules)
-        room, space = rooms["drawn"], rooms["space"]
+        what = items_of(data), keys, rules, steps, values, _NOBODY, rooms["drawn"], rooms["space"]
+        if kind != "plain" and "adapter" not in rooms:
+            rows, batch = len(rooms["drawn"].touched), len(rooms["space"].sign)
+            rooms["adapter"] = adapter_space(cohort.learner.merge, rows, batch, self.dim)
         with flushed():
-            train_layers(items_of(data), keys, rules, steps, values, _NOBODY, room, space, mixing, adapter, result)
+            if kind == "plain":
+                train_layers(*what, result)
+            else:
+                mixing = mixing_of(cohort, self.downloads[cohort.learner.merged], who)
+                train_merged_layers(*what, mixing, rooms["adapter"], result)
 
     def _kept_before(self, name: str) -> bool:
         """Whether somebody looks at what a part was before the round."""

@@ -107,8 +107,8 @@ def _end_rows(
         rows_of(part.values, rows, kept.rows[number])
 
 
-@entry
-def train_layers(
+@inner
+def _rounds(
     data: Items,
     keys: Keys,
     rules: Rules,
@@ -121,12 +121,7 @@ def train_layers(
     adapter: AdapterSpace | None,
     result: LayerResult,
 ) -> None:
-    """Rounds of clients: on rows as they lie, or through merged ones, which is compiled apart.
-
-    Args:
-        nothing: tables of nobody.
-        mixing, adapter: what rows are merged with and by, of Θ alone where `rules` has it so (Eq. 11); None: nothing.
-    """
+    """Rounds of clients, compiled once without and once with a merge."""
     two, first, second = len(values.second.values) > 0, values.first, values.second
     for number in range(len(values.who)):
         client = values.who[number]
@@ -170,3 +165,45 @@ def train_layers(
         if result.touched.shape[1]:
             for r in range(rows):
                 result.touched[number, r], result.sign[number, r] = room.touched[r], room.sign[r]
+
+
+@entry
+def train_layers(
+    data: Items,
+    keys: Keys,
+    rules: Rules,
+    steps: Steps,
+    values: LayerValues,
+    nothing: Tables,
+    room: Drawn,
+    space: LayerSpace,
+    result: LayerResult,
+) -> None:
+    """Rounds on rows as they lie.
+
+    Args:
+        nothing: tables of nobody.
+    """
+    _rounds(data, keys, rules, steps, values, nothing, room, space, None, None, result)
+
+
+@entry
+def train_merged_layers(
+    data: Items,
+    keys: Keys,
+    rules: Rules,
+    steps: Steps,
+    values: LayerValues,
+    nothing: Tables,
+    room: Drawn,
+    space: LayerSpace,
+    mixing: Mixing,
+    adapter: AdapterSpace,
+    result: LayerResult,
+) -> None:
+    """Rounds through merged rows: of Θ alone (Eq. 11), or of the rest, before which a batch may take a step on Θ.
+
+    Args:
+        mixing, adapter: what rows are merged with, and by.
+    """
+    _rounds(data, keys, rules, steps, values, nothing, room, space, mixing, adapter, result)
