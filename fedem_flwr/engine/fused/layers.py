@@ -32,6 +32,7 @@ from fedem_flwr.engine.fused.rows import added_back, distinct_rows, laid_aside
 from fedem_flwr.engine.fused.space import Rules
 
 _f: Any = np.float32
+_ON_THETA = -1  # the update before the others; of a part, that nothing moves it
 
 
 @inner
@@ -67,24 +68,25 @@ def layered_batch(
     as_they_lie = whole and not steps.added and not steps.rank and merge is None
     features = space.x.values if as_they_lie else space.features
     share, loss = _f(1 / (end - start)), 0.0
+    begin = 0
     if merge is not None and rules.adapts:
-        _seen_rows(tiles, whole, steps, rules, space, merge)
-        loss = _scored(tiles, share, features, steps, space)
-        back(space.folded, steps.widths, space.hidden, space.slopes, space.upstream, tiles * LANES)
-        _row_gradients(tiles, whole, share, features, False, False, steps, space, merge)
-        adapter_step(tiles, taken, rules.lr_theta, merge)
-    for update in range(steps.updates):
+        begin = _ON_THETA
+    for update in range(begin, steps.updates):
         if not as_they_lie:
             _seen_rows(tiles, whole, steps, rules, space, merge)
         found = _scored(tiles, share, features, steps, space)
-        if update == 0:
+        if update <= 0:
             loss = found
         back(space.folded, steps.widths, space.hidden, space.slopes, space.upstream, tiles * LANES)
+        on_theta = update == _ON_THETA
+        first, second = not on_theta and steps.update[FIRST] == update, not on_theta and steps.update[SECOND] == update
+        if first or second or on_theta:
+            _row_gradients(tiles, whole, share, features, first, second, steps, space, merge)
+        if merge is not None and on_theta:
+            adapter_step(tiles, taken, rules.lr_theta, merge)
+            continue
         if steps.update[WEIGHTS] == update or steps.update[USER] == update:
             _vector_gradients(tiles, features, steps, space)
-        first, second = steps.update[FIRST] == update, steps.update[SECOND] == update
-        if first or second:
-            _row_gradients(tiles, whole, share, features, first, second, steps, space, merge)
         if first:
             _move(space.x, used * (steps.rank or steps.widths[0]), FIRST, taken, steps.towards, steps, space)
         if second:
