@@ -1,6 +1,7 @@
 """Local rounds of a cohort: the compiled back end against batched torch, in turns in one process.
 
-    python -m benchmarks.local_rounds --data DIR/ml-100k --methods fedem-released fedem fedmf --threads 1 2
+    python -m benchmarks.local_rounds --data ml-100k --methods fedem-released fedem fedmf --threads 1 2
+    python -m benchmarks.local_rounds --data ml-100k --methods fedncf-released fedrap --set merge.mode=elastic
 
 One round is trained first, so that all users have tables of their own; then every one that a method aggregates has
 received a table, and the same round is trained again and again, by one back end and the other. What is timed is the
@@ -14,13 +15,13 @@ import argparse
 import time
 from datetime import date
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedem_flwr.bench.local_rounds import Engine, Work, work
+from fedem_flwr.cli.options import options_tree
 from fedem_flwr.config import resolve
 from fedem_flwr.engine.learner import Layers
 
@@ -63,35 +64,41 @@ def layered(one: Work, layers: Layers) -> float:
     visits = local.epochs * np.minimum(samples, batches * each)
     weights = sum(a * b for a, b in pairwise((dim, *layers.hidden, 1)))
     adam = any(update.by == "adam" for update in one.method.updates(2))
-    return numbers(one) * (14 if adam else 4) + float(visits.sum()) * 6 * weights
+    return numbers(one) * (14 if adam else 4) + float(visits.sum()) * 6 * weights + merging(one, 4 * weights)
 
 
-def flops(one: Work) -> float:
-    """Floating-point operations of a round, roots and divisions as one each, exponentials not counted; see `layered`.
+def merging(one: Work, score: int = 0) -> float:
+    """Operations of the adapter, and of the `score` of each row that Θ is trained through where it comes first.
 
-    A row of Adam: 14 a number, each batch on all touched rows. A score with its gradient by p: 4 d. The adapter with W
-    weights and a first layer of F: 2 W forward, 4 W − 2 F backward for the weights, 2 (W − F) + F backward for own
-    rows. Samples of one row in a batch count once; a batch's distinct rows are estimated from the round's.
+    With W weights and a first layer of F: 2 W forward, 4 W − 2 F backward for the weights, 2 (W − F) + F backward for
+    own rows.
     """
-    if isinstance(layers := one.method.products(2), Layers):
-        return layered(one, layers)
-    method, config = one.method, one.method.config
-    local, merge = config.local, method.merge
-    samples, rows, batches = sizes(one)
-    total = numbers(one) * (14 + 4)
-    received = one.downloads["items"].slot.numpy() >= 0
+    local, merge = one.method.config.local, one.method.merge
     if not merge.learned:
-        return total
+        return 0.0
+    samples, rows, batches = sizes(one)
+    received = one.downloads[one.method.merged].slot.numpy() >= 0
     widths = merge.adapter.mlp.widths
     weights = sum(a * b for a, b in pairwise(widths))
     first = widths[0] * widths[1]
     each = np.minimum(rows, local.batch_size or samples.max())  # distinct rows of a full batch, at most
-    visits = np.minimum(samples, batches * each) * received
+    visits = float((np.minimum(samples, batches * each) * received).sum())
     adapter, main = 6 * weights - 2 * first, 4 * weights - 2 * first + first
     whole = float(received.sum()) * one.split.items * 2 * weights
     if merge.in_batches:
-        return total + whole + float((local.epochs * visits * (adapter + main)).sum())
-    return total + whole + float((merge.epochs * visits * adapter).sum())
+        return whole + local.epochs * visits * (adapter + main)
+    return whole + merge.epochs * visits * (adapter + score)
+
+
+def flops(one: Work) -> float:
+    """Floating-point operations of a round, roots and divisions as one each, exponentials not counted; see `merging`.
+
+    A row of Adam: 14 a number, each batch on all touched rows. A score with its gradient by p: 4 d. Samples of one row
+    in a batch count once; a batch's distinct rows are estimated from the round's.
+    """
+    if isinstance(layers := one.method.products(2), Layers):
+        return layered(one, layers)
+    return numbers(one) * (14 + 4) + merging(one)
 
 
 def peak() -> tuple[float, float]:
@@ -119,17 +126,18 @@ def within(expected: Tensor, found: Tensor) -> float:
 def main() -> None:
     """Print medians, their ratio, and the share of the peak."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", required=True, help="a data set's name, or a file")
     parser.add_argument("--methods", nargs="+", default=["fedem-released", "fedem", "fedmf"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--set", nargs="+", default=[], help="settings of all methods, as section.key=value")
     args = parser.parse_args()
     jobs = {
-        name: work(resolve({}, {"data": {"dataset": str(args.data)}, "method": {"name": name}}))
+        name: work(resolve({}, options_tree({"data": {"dataset": args.data}, "method": {"name": name}}, args.set)))
         for name in args.methods
     }
     fastest, bandwidth = peak()
-    print(f"{date.today()}: {args.data.name}, a core: {fastest:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
+    print(f"{date.today()}: {args.data}, a core: {fastest:.0f} GFLOP/s, {bandwidth:.1f} GB/s")
     for threads in args.threads:
         torch.set_num_threads(threads)
         print(f"{threads} threads")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,10 +39,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def method(name: str, options: dict[str, Any] | None = None, weights: str = "average", **sections: Any) -> Method:
     local = {"epochs": 3, "batch_size": 20, "negatives": 3, "lr_user": 0.05, "lr_item": 0.1}
     own = {"options": OPTIONS[name] | (options or {})}
-    merge = sections.pop("merge", {"mode": "replace"})
-    sections = {"model": {"dim": D}, "aggregate": {"weights": weights}, "method": own} | sections
+    sections = {
+        "merge": {"mode": "replace"},
+        "model": {"dim": D},
+        "aggregate": {"weights": weights},
+        "method": own,
+    } | sections
     sections["local"] = local | sections.get("local", {})
-    return learner(name, M, merge["mode"], **sections)
+    return learner(name, M, sections["merge"]["mode"], **sections)
 
 
 def tables(one: Method) -> Downloads:
@@ -67,6 +72,24 @@ def tables(one: Method) -> Downloads:
 )
 def test_a_round_equals_the_reference(name: str, options: dict[str, Any], weights: str, local: dict[str, Any]) -> None:
     one = method(name, options, weights, local=local)
+    same(one, world(), tables(one))
+
+
+def apart(one: Method) -> Method:
+    """The same, with an update for each part."""
+
+    class Apart(type(one)):  # type: ignore[misc]
+        def updates(self, round_: int) -> Sequence[Update]:
+            (both,) = super().updates(round_)
+            pulls = {name: {name: pull} for name, pull in both.pulls.items()}
+            return [replace(both, rates={name: rate}, pulls=pulls.get(name, {})) for name, rate in both.rates.items()]
+
+    return Apart(one.config, M)
+
+
+@pytest.mark.parametrize("name", ["gpfedrec", "fedrap"])
+def test_parts_that_move_one_after_the_other(name: str) -> None:
+    one = apart(method(name))
     same(one, world(), tables(one))
 
 
@@ -149,9 +172,11 @@ def test_what_is_not_known_is_trained_by_torch() -> None:
     assert why([Update({"items": 1.0}, "kept-adam")]) == unknown
     assert why([Update({"anchor": 1.0}, "sgd")]) == unknown
     assert why([Update({"user": 1.0}, "sgd", {"user": Pull(0.1, "network")})]) == unknown
-    assert why(merge={"mode": "elastic"}) == "it trains a network through merged rows"
-    assert why(merge={"mode": "static"}) == ""
+    assert why(merge={"mode": "elastic"}) == why(merge={"mode": "static"}) == ""
     assert why(gradients={"clip": 1.0}) == "its gradients are clipped"
+    unseen = method("gpfedrec", merge={"mode": "elastic"})
+    unseen.merged = "anchor"  # type: ignore[misc]
+    assert method_fallback(unseen) == "its network does not see the rows that are merged"
     one = method("fedncf")
 
     class More(type(one)):  # type: ignore[misc]

@@ -60,8 +60,8 @@ def method_fallback(learner: Learner, round_: int = 1, *, kernels: bool = False)
         return "kernels know no networks"
     if kernels and (found := merge_fallback(learner.merge if through_merge else REPLACE, parts[merged].width)):
         return found
-    if through_merge and isinstance(products, Layers):
-        return "it trains a network through merged rows"
+    if through_merge and isinstance(products, Layers) and (products.basis or merged not in products.items):
+        return "its network does not see the rows that are merged"
     if through_merge and isinstance(products, Products) and (products.ridge or products.optimiser != "adam"):
         return "its steps through merged rows are not those of plain Adam"
     return ""

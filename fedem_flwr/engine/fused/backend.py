@@ -10,16 +10,15 @@ from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.fused.blocks import CompiledRound, items_of
+from fedem_flwr.engine.fused.arrays import flat
+from fedem_flwr.engine.fused.blocks import CompiledRound, Kind, items_of
 from fedem_flwr.engine.fused.draws import Drawn
 from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.keys import keys_of
+from fedem_flwr.engine.fused.mixing import mixing_of
 from fedem_flwr.engine.fused.rounds import train_plain, train_through_merge
 from fedem_flwr.engine.fused.space import ADAM, FREQUENCY_SGD, SGD, Result, Rules, Space, Values, drawn_room, space_for
-from fedem_flwr.engine.fused.tables import flat
 from fedem_flwr.engine.learner import Products
-from fedem_flwr.engine.merge import ADAPTER, pooled
-from fedem_flwr.engine.merging import GATE
 from fedem_flwr.engine.samples import RoundSamples, TrainingItems
 
 _OPTIMISERS = {"adam": ADAM, "sgd": SGD, "frequency-sgd": FREQUENCY_SGD}
@@ -42,17 +41,13 @@ class FusedRound(CompiledRound):
 
     def block(self, who: Tensor, size: Tensor, merging: bool, rooms: dict[str, tuple[Drawn, Space]]) -> Trained:
         """See `CompiledRound`."""
-        cohort, learner = self.cohort, self.cohort.learner
-        merge = learner.merge
-        own = Draws(learner.seed, cohort.data.secret)
-        through = merging and merge.in_batches
-        if merging and merge.fits_first:  # Eq. 11, then Eq. 10 with the new Θ
-            gate = cohort.merging.gate
-            data, draws = (cohort.data, own) if gate is None else (gate, Draws(learner.seed, gate.secret, GATE))
-            self._run(data, draws, who, rooms, "adapter", _nothing(len(who)))
-            cohort.overwrite(who, self.downloads)
         result = _result(len(who), self.reported_rows(size), self.floats_of_a_row, self.keep)
-        self._run(cohort.data, own, who, rooms, "merged" if through else "plain", result)
+        nothing = _result(len(who), 0, 1, keep=False)
+
+        def run(data: TrainingItems, draws: Draws, kind: Kind) -> None:
+            self._run(data, draws, who, rooms, kind, nothing if kind == "adapter" else result)
+
+        self.trained(who, merging, run)
         return self._trained(who, result)
 
     def _run(
@@ -61,78 +56,48 @@ class FusedRound(CompiledRound):
         draws: Draws,
         who: Tensor,
         rooms: dict[str, tuple[Drawn, Space]],
-        kind: str,
+        kind: Kind,
         result: Result,
     ) -> None:
         rules = self._rules(kind)
         values = self._values(who, kind)
         largest = int(data.sizes(rules.negatives).max())
         if kind not in rooms:
-            items, dim = data.items, values.users.shape[1]
-            batch = rules.batch_size or largest
-            widths = () if kind == "plain" else tuple(int(w) for w in values.widths)
+            merge = None if kind == "plain" else self.cohort.learner.merge
+            rows, batch = min(largest, data.items), rules.batch_size or largest
             rooms[kind] = (
-                drawn_room(largest, items, rules.negatives),
-                space_for(min(largest, items), batch, dim, widths, values.theta.shape[1]),
+                drawn_room(largest, data.items, rules.negatives),
+                space_for(rows, batch, values.users.shape[1], merge),
             )
         keys = keys_of(draws, self.round, data, who, rules)
         run = train_plain if kind == "plain" else train_through_merge
         with flushed():
             run(items_of(data), keys, rules, values, *rooms[kind], result)
 
-    def _rules(self, kind: str) -> Rules:
-        learner, products = self.cohort.learner, self.products
-        local, merge, adapter = learner.local, learner.merge, kind == "adapter"
-        return Rules(
-            epochs=merge.epochs if adapter else local.epochs,
-            first_epoch=local.epochs if adapter else 0,
-            batch_size=local.batch_size,
-            negatives=local.negatives,
-            early_stop=float(local.early_stop),
+    def _rules(self, kind: Kind) -> Rules:
+        products = self.products
+        return self.rules(kind)._replace(
             optimiser=_OPTIMISERS[products.optimiser],
             lr_user=float(products.lr_user),
             lr_item=float(products.lr_item),
-            lr_theta=float(merge.lr),
             ridge=float(products.ridge),
-            rho=float(merge.rho),
-            adapts=adapter or merge.fits_in_batches,
-            trains=not adapter,
         )
 
-    def _values(self, who: Tensor, kind: str) -> Values:
-        cohort, products, merge = self.cohort, self.products, self.cohort.learner.merge
+    def _values(self, who: Tensor, kind: Kind) -> Values:
+        cohort, products = self.cohort, self.products
         own = cohort.parts[products.items].own
-        empty, nobody = np.zeros((0, 0, 0), np.float32), np.zeros(0, np.int64)
         if own:
             tables, slot = cohort.state[products.items], who
         else:
             source = cohort.common(products.items, self.downloads)
             tables, slot = source.values, source.slot[who]
-        merging = kind != "plain"
-        received, received_slot = empty, nobody
-        theta, pool = np.zeros((1, 0), np.float32), np.zeros((0, 0), np.float32)
-        widths: tuple[int, ...] = (1, 1)
-        if merging:
-            download = self.downloads[products.items]
-            received, received_slot = flat(download.values), download.slot[who].numpy()
-            widths = (2 * received.shape[2], 1)
-        if merging and merge.learned:
-            theta, widths = cohort.state[ADAPTER].numpy(), merge.adapter.mlp.widths
-        if merging and merge.mode == "scalar":
-            pool = torch.cat(pooled(tables[who], download.of(who)), -1).squeeze(1).numpy()
-            half = pool.shape[1] // 2
-            pool[:, half:] -= pool[:, :half]
         return Values(
             who=who.numpy(),
             users=cohort.state[products.user].numpy(),
             tables=tables.numpy() if own else flat(tables),
             slot=slot.numpy(),
             own=own,
-            received=received,
-            received_slot=received_slot,
-            theta=theta,
-            widths=np.array(widths, np.int64),
-            pooled=pool,
+            mixing=mixing_of(cohort, None if kind == "plain" else self.downloads[products.items], who),
         )
 
     def _trained(self, who: Tensor, result: Result) -> Trained:
@@ -155,7 +120,3 @@ def _result(k: int, width: int, dim: int, keep: bool) -> Result:
     rows = np.zeros((k, width, dim), np.float32)
     touched, sign = np.zeros((k, width), np.int64), np.ones((k, width), np.float32)
     return Result(np.zeros(k), size, weight, count, touched, sign, rows, before)
-
-
-def _nothing(k: int) -> Result:
-    return _result(k, 0, 1, keep=False)

@@ -111,7 +111,7 @@ class _Entry:
             # Of several processes that want it at once, one compiles; to the others it is there then.
             with nullcontext() if self.folder is None else in_turn(self.folder / f"{name}.lock"):
                 if not self._files():
-                    log.warning("compiling '%s' for this machine: once, some ten seconds", name)
+                    log.warning("compiling '%s' for this machine: once, ten seconds to a minute", name)
                 self.compiled.compile(kinds)
         except Exception as problem:  # whatever a damaged, full or forbidden folder leads to
             log.warning("what was compiled of '%s' cannot be kept or read (%s): compiling it anew", name, problem)

@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedem_flwr.engine.fused.moving import Moving
+
 WEIGHTS, USER, FIRST, SECOND = range(4)
+NEITHER = -1
 
 
 class Steps(NamedTuple):
@@ -20,6 +23,7 @@ class Steps(NamedTuple):
         rank: r, width of the first rows where they are seen through a basis, else 0.
         added: whether the second rows are added to the first ones. towards: whether these are pulled to them.
         often: whether the first rows' steps are those of their own frequency.
+        merged: which rows are seen through the merge: FIRST, SECOND or NEITHER.
         apart, sparse, ridge: 2 λ / d, μ / d, 2 γ.
     """
 
@@ -36,18 +40,10 @@ class Steps(NamedTuple):
     added: bool
     towards: bool
     often: bool
+    merged: int
     apart: float
     sparse: float
     ridge: float
-
-
-class Moving(NamedTuple):
-    """Numbers that a batch moves, whole vectors of them; gradients are 0 between batches."""
-
-    values: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    gradient: np.ndarray
 
 
 class LayerSpace(NamedTuple):

@@ -11,16 +11,25 @@ from torch import Tensor
 
 from fedem_flwr.engine.block import Block, Trained
 from fedem_flwr.engine.draws import Draws
-from fedem_flwr.engine.fused.blocks import CompiledRound, items_of
+from fedem_flwr.engine.fused.arrays import flat
+from fedem_flwr.engine.fused.blocks import CompiledRound, Kind, items_of
 from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.keys import keys_of
 from fedem_flwr.engine.fused.lanes import LANES
-from fedem_flwr.engine.fused.layer_space import FIRST, WEIGHTS, LayerSpace, Moving, Steps
-from fedem_flwr.engine.fused.layered_rounds import Kept, LayerResult, LayerValues, Tables, train_layers
-from fedem_flwr.engine.fused.space import Rules, drawn_room, whole
-from fedem_flwr.engine.fused.tables import flat
+from fedem_flwr.engine.fused.layer_space import FIRST, NEITHER, SECOND, WEIGHTS, LayerSpace, Steps
+from fedem_flwr.engine.fused.layered_rounds import (
+    Kept,
+    LayerResult,
+    LayerValues,
+    Tables,
+    train_layers,
+    train_merged_layers,
+)
+from fedem_flwr.engine.fused.mixing import adapter_space, mixing_of
+from fedem_flwr.engine.fused.moving import moving
+from fedem_flwr.engine.fused.space import drawn_room, whole
 from fedem_flwr.engine.plan import Move, Plan
-from fedem_flwr.engine.samples import RoundSamples
+from fedem_flwr.engine.samples import RoundSamples, TrainingItems
 
 _NOBODY = Tables(np.zeros((0, 0, 0), np.float32), np.zeros(0, np.int64), False, False)
 
@@ -51,31 +60,56 @@ class LayeredRound(CompiledRound):
 
     def block(self, who: Tensor, size: Tensor, merging: bool, rooms: dict[str, Any]) -> Trained:
         """See `CompiledRound`."""
-        cohort, local, plan = self.cohort, self.cohort.learner.local, self.plan
+        cohort, plan = self.cohort, self.plan
         vectors = {name: self._vectors(name, who) for name in plan.vectors}
         before = {name: values.clone() for name, values in vectors.items() if self._kept_before(name)}
-        none = np.zeros((len(who), 0), np.float32)
-        user = vectors[plan.layers.user].numpy() if plan.layers.user else none
-        basis = self._vectors(plan.layers.basis, who).numpy() if plan.layers.basis else none
-        weights = vectors[plan.layers.weights].numpy()
-        rules = Rules(local.epochs, 0, local.batch_size, local.negatives, float(local.early_stop))
-        tables = [self._tables(name, who, moves=move.update >= 0) for name, move in self.plan.rows]
-        steps = self._steps(user.shape[1])
-        if not rooms:
-            largest = int(cohort.data.sizes(rules.negatives).max())
-            rooms["drawn"] = drawn_room(largest, cohort.data.items, rules.negatives)
-            rooms["space"] = self._space(largest, steps, weights.shape[1])
         result = self._result(len(who), self.reported_rows(size))
-        keys = keys_of(Draws(cohort.learner.seed, cohort.data.secret), self.round, cohort.data, who, rules)
-        values = LayerValues(who.numpy(), weights, user, basis, tables[0], tables[1])
-        with flushed():
-            train_layers(
-                items_of(cohort.data), keys, rules, steps, values, _NOBODY, rooms["drawn"], rooms["space"], result
-            )
+
+        def run(data: TrainingItems, draws: Draws, kind: Kind) -> None:
+            self._run(data, draws, who, vectors, rooms, kind, result)
+
+        self.trained(who, merging, run)
         for name, trained in vectors.items():
             if cohort.parts[name].own:
                 cohort.state[name][who] = trained
         return self._trained(who, vectors, before, result)
+
+    def _run(
+        self,
+        data: TrainingItems,
+        draws: Draws,
+        who: Tensor,
+        vectors: dict[str, Tensor],
+        rooms: dict[str, Any],
+        kind: Kind,
+        result: LayerResult,
+    ) -> None:
+        """A phase; `result` is not written to where Θ alone is trained."""
+        cohort, layers, rules = self.cohort, self.plan.layers, self.rules(kind)
+        none = np.zeros((len(who), 0), np.float32)
+        user = vectors[layers.user].numpy() if layers.user else none
+        basis = self._vectors(layers.basis, who).numpy() if layers.basis else none
+        weights = vectors[layers.weights].numpy()
+        steps = self._steps(user.shape[1], kind)
+        if "drawn" not in rooms:
+            gate = cohort.merging.gate
+            sizes = [one.sizes(rules.negatives) for one in (cohort.data, *([] if gate is None else [gate]))]
+            largest = int(torch.cat(sizes).max())
+            rooms["drawn"] = drawn_room(largest, data.items, rules.negatives)
+            rooms["space"] = self._space(largest, steps, weights.shape[1])
+        first, second = (self._tables(name, who, moves=move.update >= 0) for name, move in self.plan.rows)
+        values = LayerValues(who.numpy(), weights, user, basis, first, second)
+        keys = keys_of(draws, self.round, data, who, rules)
+        what = items_of(data), keys, rules, steps, values, _NOBODY, rooms["drawn"], rooms["space"]
+        if kind != "plain" and "adapter" not in rooms:
+            rows, batch = len(rooms["drawn"].touched), len(rooms["space"].sign)
+            rooms["adapter"] = adapter_space(cohort.learner.merge, rows, batch, self.dim)
+        with flushed():
+            if kind == "plain":
+                train_layers(*what, result)
+            else:
+                mixing = mixing_of(cohort, self.downloads[cohort.learner.merged], who)
+                train_merged_layers(*what, mixing, rooms["adapter"], result)
 
     def _kept_before(self, name: str) -> bool:
         """Whether somebody looks at what a part was before the round."""
@@ -96,7 +130,7 @@ class LayeredRound(CompiledRound):
         source = self.cohort.common(name, self.downloads)
         return Tables(flat(source.values), source.slot[who].numpy(), False, moves)
 
-    def _steps(self, beside: int) -> Steps:
+    def _steps(self, beside: int, kind: Kind) -> Steps:
         plan, layers = self.plan, self.plan.layers
         pulls = np.array([move.pull for move in plan.moves])
         pulls[WEIGHTS] += 2 * layers.ridge
@@ -105,7 +139,7 @@ class LayeredRound(CompiledRound):
             for name, kind in (("update", np.int64), ("adam", np.bool_), ("rate", float), ("fading", float))
         }
         return Steps(
-            updates=plan.updates,
+            updates=0 if kind == "adapter" else plan.updates,
             update=found["update"],
             adam=found["adam"],
             rates=found["rate"],
@@ -118,6 +152,7 @@ class LayeredRound(CompiledRound):
             added=plan.added,
             towards=bool(plan.moves[FIRST].to),
             often=plan.moves[FIRST].often,
+            merged=NEITHER if kind == "plain" else FIRST if self.cohort.learner.merged == plan.first else SECOND,
             apart=2 * layers.apart / self.dim,
             sparse=layers.sparse / self.dim,
             ridge=2 * layers.ridge,
@@ -133,9 +168,6 @@ class LayeredRound(CompiledRound):
 
         def room(size: int) -> np.ndarray:
             return np.zeros(size, np.float32)
-
-        def moving(size: int) -> Moving:
-            return Moving(room(size), room(size), room(size), room(size))
 
         return LayerSpace(
             weights=moving(whole(parameters)),

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedem_flwr.engine.fused.adapter import begin_adapter, end_adapter
 from fedem_flwr.engine.fused.compiled import entry, inner
 from fedem_flwr.engine.fused.draws import Drawn, Items, Keys, shuffle
-from fedem_flwr.engine.fused.functions import fill
 from fedem_flwr.engine.fused.lanes import LANES
-from fedem_flwr.engine.fused.layer_space import FIRST, SECOND, LayerSpace, Moving, Steps
+from fedem_flwr.engine.fused.layer_space import FIRST, SECOND, LayerSpace, Steps
 from fedem_flwr.engine.fused.layers import layered_batch
+from fedem_flwr.engine.fused.mixing import AdapterSpace, Mixing
+from fedem_flwr.engine.fused.moving import Moving, begin, begin_vector, end_vector
 from fedem_flwr.engine.fused.rounds import drawn, stands_still
 from fedem_flwr.engine.fused.rows import load_rows, rows_of, store_rows
 from fedem_flwr.engine.fused.space import Rules
@@ -71,28 +73,9 @@ class LayerResult(NamedTuple):
 
 
 @inner
-def _begin(part: Moving, count: int) -> None:
-    fill(part.first, count, _f(0))
-    fill(part.second, count, _f(0))
-
-
-@inner
-def _begin_vector(part: Moving, values: np.ndarray) -> None:
-    for c in range(len(part.values)):
-        part.values[c] = values[c] if c < len(values) else _f(0)
-    _begin(part, len(part.values))
-
-
-@inner
-def _end_vector(part: Moving, values: np.ndarray) -> None:
-    for c in range(len(values)):
-        values[c] = part.values[c]
-
-
-@inner
 def _begin_rows(part: Moving, tables: Tables, kept: Kept, number: int, rows: int, room: Drawn) -> None:
     load_rows(tables.values[tables.slot[number]], room.touched, rows, part.values)
-    _begin(part, -(-rows // LANES) * LANES * tables.values.shape[2])
+    begin(part, -(-rows // LANES) * LANES * tables.values.shape[2])
     if kept.before.shape[1]:
         rows_of(part.values, rows, kept.before[number])
 
@@ -124,6 +107,66 @@ def _end_rows(
         rows_of(part.values, rows, kept.rows[number])
 
 
+@inner
+def _rounds(
+    data: Items,
+    keys: Keys,
+    rules: Rules,
+    steps: Steps,
+    values: LayerValues,
+    nothing: Tables,
+    room: Drawn,
+    space: LayerSpace,
+    mixing: Mixing | None,
+    adapter: AdapterSpace | None,
+    result: LayerResult,
+) -> None:
+    """Rounds of clients, compiled once without and once with a merge."""
+    two, first, second = len(values.second.values) > 0, values.first, values.second
+    for number in range(len(values.who)):
+        client = values.who[number]
+        count, rows, start = drawn(data, client, number, rules, keys, room)
+        _begin_rows(space.x, first, result.first, number, rows, room)
+        if two:
+            _begin_rows(space.y, second, result.second, number, rows, room)
+        begin_vector(space.weights, values.weights[number])
+        begin_vector(space.user, values.user[number])
+        for at in range(len(space.basis)):
+            space.basis[at] = values.basis[number, at]
+        if mixing is not None and adapter is not None:
+            begin_adapter(mixing, number, client, room.touched, rows, adapter)
+        for part in range(4):
+            space.rates[part] = steps.rates[part]
+        batch = rules.batch_size if rules.batch_size else max(1, count)
+        total, mean, taken, left, other_left = 0.0, 0.0, 0, 1.0, 1.0
+        for epoch in range(rules.epochs if count else 0):
+            shuffle(data, client, rules.first_epoch + epoch, keys, start + epoch * count, count, batch, room)
+            for at in range(0, count, batch):
+                taken += 1
+                left *= 1 - space.rates[FIRST] * steps.pulls[FIRST]
+                other_left *= 1 - space.rates[SECOND] * steps.pulls[SECOND]
+                total += layered_batch(at, min(at + batch, count), rows, taken, steps, rules, room, space, adapter)
+            before, mean = mean, total / (count * (epoch + 1))
+            if stands_still(mean, before, epoch, rules):
+                break
+        if mixing is not None and adapter is not None:
+            end_adapter(mixing, client, adapter)
+        if not rules.trains:
+            continue
+        result.loss[number] = mean
+        end_vector(space.weights, values.weights[number])
+        end_vector(space.user, values.user[number])
+        _end_rows(space.x, first, result.first, number, rows, left, second if steps.towards else nothing, room)
+        if two:
+            _end_rows(space.y, second, result.second, number, rows, other_left, nothing, room)
+        positives = data.positive_offsets[client + 1] - data.positive_offsets[client]
+        result.size[number], result.weight[number] = count, positives * (1 + rules.negatives)
+        result.touched_count[number] = rows
+        if result.touched.shape[1]:
+            for r in range(rows):
+                result.touched[number, r], result.sign[number, r] = room.touched[r], room.sign[r]
+
+
 @entry
 def train_layers(
     data: Items,
@@ -136,45 +179,31 @@ def train_layers(
     space: LayerSpace,
     result: LayerResult,
 ) -> None:
-    """Rounds of clients.
+    """Rounds on rows as they lie.
 
     Args:
         nothing: tables of nobody.
     """
-    two, first, second = len(values.second.values) > 0, values.first, values.second
-    for number in range(len(values.who)):
-        client = values.who[number]
-        count, rows, start = drawn(data, client, number, rules, keys, room)
-        _begin_rows(space.x, first, result.first, number, rows, room)
-        if two:
-            _begin_rows(space.y, second, result.second, number, rows, room)
-        _begin_vector(space.weights, values.weights[number])
-        _begin_vector(space.user, values.user[number])
-        for at in range(len(space.basis)):
-            space.basis[at] = values.basis[number, at]
-        for part in range(4):
-            space.rates[part] = steps.rates[part]
-        batch = rules.batch_size if rules.batch_size else max(1, count)
-        total, mean, taken, left, other_left = 0.0, 0.0, 0, 1.0, 1.0
-        for epoch in range(rules.epochs if count else 0):
-            shuffle(data, client, rules.first_epoch + epoch, keys, start + epoch * count, count, batch, room)
-            for at in range(0, count, batch):
-                taken += 1
-                left *= 1 - space.rates[FIRST] * steps.pulls[FIRST]
-                other_left *= 1 - space.rates[SECOND] * steps.pulls[SECOND]
-                total += layered_batch(at, min(at + batch, count), rows, taken, steps, room, space)
-            before, mean = mean, total / (count * (epoch + 1))
-            if stands_still(mean, before, epoch, rules):
-                break
-        result.loss[number] = mean
-        _end_vector(space.weights, values.weights[number])
-        _end_vector(space.user, values.user[number])
-        _end_rows(space.x, first, result.first, number, rows, left, second if steps.towards else nothing, room)
-        if two:
-            _end_rows(space.y, second, result.second, number, rows, other_left, nothing, room)
-        positives = data.positive_offsets[client + 1] - data.positive_offsets[client]
-        result.size[number], result.weight[number] = count, positives * (1 + rules.negatives)
-        result.touched_count[number] = rows
-        if result.touched.shape[1]:
-            for r in range(rows):
-                result.touched[number, r], result.sign[number, r] = room.touched[r], room.sign[r]
+    _rounds(data, keys, rules, steps, values, nothing, room, space, None, None, result)
+
+
+@entry
+def train_merged_layers(
+    data: Items,
+    keys: Keys,
+    rules: Rules,
+    steps: Steps,
+    values: LayerValues,
+    nothing: Tables,
+    room: Drawn,
+    space: LayerSpace,
+    mixing: Mixing,
+    adapter: AdapterSpace,
+    result: LayerResult,
+) -> None:
+    """Rounds through merged rows: of Θ alone (Eq. 11), or of the rest, before which a batch may take a step on Θ.
+
+    Args:
+        mixing, adapter: what rows are merged with, and by.
+    """
+    _rounds(data, keys, rules, steps, values, nothing, room, space, mixing, adapter, result)

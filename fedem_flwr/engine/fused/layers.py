@@ -10,20 +10,46 @@ from typing import Any
 
 import numpy as np
 
+from fedem_flwr.engine.fused.adapter import (
+    adapter_step,
+    back_to_rows,
+    looks_at_rows,
+    mixed,
+    pairs,
+    through_rho,
+    unmixed,
+    weigh,
+)
 from fedem_flwr.engine.fused.compiled import inner
 from fedem_flwr.engine.fused.draws import Drawn
-from fedem_flwr.engine.fused.functions import adam, adam_scales, exp_of_negative, sigmoid_of, softplus_of
+from fedem_flwr.engine.fused.functions import adam, adam_scales, exp_of_negative, fill, sigmoid_of, softplus_of
 from fedem_flwr.engine.fused.lanes import LANES, Lanes, every, larger, load, magnitude, store, total, where_positive
-from fedem_flwr.engine.fused.layer_space import FIRST, SECOND, USER, WEIGHTS, LayerSpace, Moving, Steps
+from fedem_flwr.engine.fused.layer_space import FIRST, SECOND, USER, WEIGHTS, LayerSpace, Steps
+from fedem_flwr.engine.fused.mixing import AdapterSpace
+from fedem_flwr.engine.fused.moving import Moving
 from fedem_flwr.engine.fused.network import back, forward, product, weight_gradients
-from fedem_flwr.engine.fused.rows import distinct_rows, place
+from fedem_flwr.engine.fused.rows import added_back, distinct_rows, laid_aside
+from fedem_flwr.engine.fused.space import Rules
 
 _f: Any = np.float32
+_ON_THETA = -1  # the update before the others; of a part, that nothing moves it
 
 
 @inner
-def layered_batch(start: int, end: int, rows: int, taken: int, steps: Steps, room: Drawn, space: LayerSpace) -> float:
+def layered_batch(
+    start: int,
+    end: int,
+    rows: int,
+    taken: int,
+    steps: Steps,
+    rules: Rules,
+    room: Drawn,
+    space: LayerSpace,
+    merge: AdapterSpace | None,
+) -> float:
     """The updates of a batch, one after the other, each of the mean over the samples from `start` to `end`.
+
+    Where rows are merged, a step on Θ may come before them; the compiler leaves all of it out where `merge` is None.
 
     All touched rows are scored as they lie, with how often the batch has them, where that is little more work than
     to score those that it has: each number of a row that is laid aside, and added back, is in a cache line of its own.
@@ -32,30 +58,38 @@ def layered_batch(start: int, end: int, rows: int, taken: int, steps: Steps, roo
         taken: steps of the round, this one included.
 
     Returns:
-        The sum of the samples' losses before the first.
+        The sum of the samples' losses before the first, or before the step on Θ where there is no other.
     """
     used = -(-rows // LANES) * LANES
     tiles = distinct_rows(start, end, room, space.distinct, space.sign, space.weight)
-    whole = len(steps.widths) == 2 or used <= 2 * tiles * LANES
+    whole = used <= 2 * tiles * LANES or (len(steps.widths) == 2 and merge is None)
     if whole:
         tiles = _all_rows(tiles, used, room, space)
-    as_they_lie = whole and not steps.added and not steps.rank
+    as_they_lie = whole and not steps.added and not steps.rank and merge is None
     features = space.x.values if as_they_lie else space.features
     share, loss = _f(1 / (end - start)), 0.0
-    for update in range(steps.updates):
+    begin = 0
+    if merge is not None and rules.adapts:
+        begin = _ON_THETA
+    for update in range(begin, steps.updates):
         if not as_they_lie:
-            _seen_rows(tiles, whole, steps, space)
+            _seen_rows(tiles, whole, steps, rules, space, merge)
         found = _scored(tiles, share, features, steps, space)
-        if update == 0:
+        if update <= 0:
             loss = found
         back(space.folded, steps.widths, space.hidden, space.slopes, space.upstream, tiles * LANES)
+        on_theta = update == _ON_THETA
+        first, second = not on_theta and steps.update[FIRST] == update, not on_theta and steps.update[SECOND] == update
+        if first or second or on_theta:
+            _row_gradients(tiles, whole, share, features, first, second, steps, space, merge)
+        if merge is not None and on_theta:
+            adapter_step(tiles, taken, rules.lr_theta, merge)
+            continue
         if steps.update[WEIGHTS] == update or steps.update[USER] == update:
             _vector_gradients(tiles, features, steps, space)
-        if steps.update[FIRST] == update or steps.update[SECOND] == update:
-            _row_gradients(tiles, whole, share, features, steps, space)
-        if steps.update[FIRST] == update:
+        if first:
             _move(space.x, used * (steps.rank or steps.widths[0]), FIRST, taken, steps.towards, steps, space)
-        if steps.update[SECOND] == update:
+        if second:
             _move(space.y, used * steps.widths[0], SECOND, taken, False, steps, space)
         if steps.update[WEIGHTS] == update:
             _move(space.weights, len(space.weights.values), WEIGHTS, taken, False, steps, space)
@@ -95,45 +129,36 @@ def _scored(tiles: int, share: Any, features: np.ndarray, steps: Steps, space: L
 
 
 @inner
-def _laid_aside(rows: np.ndarray, tile: int, width: int, whole: bool, space: LayerSpace, out: np.ndarray) -> None:
-    """Copy a tile of the batch's rows, of so many numbers each."""
-    if whole:
-        for at in range(0, width * LANES, LANES):
-            store(out, at, load(rows, tile * width * LANES + at))
+def _tile_of(
+    index: int, tile: int, whole: bool, steps: Steps, space: LayerSpace, merge: AdapterSpace | None, out: np.ndarray
+) -> None:
+    """A tile of the first or the second rows, as they are seen."""
+    if merge is not None and steps.merged == index:
+        mixed(tile, steps.widths[0], merge, out)
         return
-    for lane in range(LANES):
-        at = place(space.distinct[tile * LANES + lane], width)
-        for c in range(width):
-            out[c * LANES + lane] = rows[at + c * LANES]
+    rows = space.x.values if index == FIRST else space.y.values
+    laid_aside(rows, tile, steps.widths[0], whole, space.distinct, out, 0)
 
 
 @inner
-def _added_back(found: np.ndarray, tile: int, width: int, whole: bool, space: LayerSpace, rows: np.ndarray) -> None:
-    """Add a tile to the batch's rows."""
-    if whole:
-        for at in range(0, width * LANES, LANES):
-            to = tile * width * LANES + at
-            store(rows, to, load(rows, to) + load(found, at))
-        return
-    for lane in range(LANES):
-        at = place(space.distinct[tile * LANES + lane], width)
-        for c in range(width):
-            rows[at + c * LANES] += found[c * LANES + lane]
-
-
-@inner
-def _seen_rows(tiles: int, whole: bool, steps: Steps, space: LayerSpace) -> None:
+def _seen_rows(
+    tiles: int, whole: bool, steps: Steps, rules: Rules, space: LayerSpace, merge: AdapterSpace | None
+) -> None:
     """Lay the batch's rows side by side, as the network sees them."""
     dim, rank = steps.widths[0], steps.rank
+    if merge is not None:
+        own = space.x.values if steps.merged == FIRST else space.y.values
+        pairs(tiles, whole, dim, own, space.distinct, merge)
+        weigh(tiles, rules.rho, merge)
     for tile in range(tiles):
         base = tile * dim * LANES
         if rank:
-            _laid_aside(space.x.values, tile, rank, whole, space, space.low)
+            laid_aside(space.x.values, tile, rank, whole, space.distinct, space.low, 0)
             product(space.basis, 0, 1, dim, -1, space.low, 0, rank, space.inputs, 0, dim)
         else:
-            _laid_aside(space.x.values, tile, dim, whole, space, space.inputs)
+            _tile_of(FIRST, tile, whole, steps, space, merge, space.inputs)
         if rank or steps.added:
-            _laid_aside(space.y.values, tile, dim, whole, space, space.others)
+            _tile_of(SECOND, tile, whole, steps, space, merge, space.others)
         for at in range(0, dim * LANES, LANES):
             seen = load(space.inputs, at)
             if rank or steps.added:
@@ -163,8 +188,8 @@ def _vector_gradients(tiles: int, features: np.ndarray, steps: Steps, space: Lay
     """Gradients of the weights and of the user's vector, out of the folded network's."""
     found, theta, p = space.folded_gradient, space.weights.values, space.user.values
     into, by_p = space.weights.gradient, space.user.gradient
-    for at in range(len(found)):
-        found[at] = _f(0)
+    fill(found, len(found), _f(0))
+    fill(by_p, steps.beside, _f(0))
     weight_gradients(steps.widths, features, space.hidden, space.slopes, space.upstream, tiles * LANES, found)
     dim, hidden, beside = steps.widths[0], steps.widths[1], steps.beside
     wide = beside + dim
@@ -182,30 +207,53 @@ def _vector_gradients(tiles: int, features: np.ndarray, steps: Steps, space: Lay
 
 
 @inner
-def _row_gradients(tiles: int, whole: bool, share: Any, features: np.ndarray, steps: Steps, space: LayerSpace) -> None:
-    """Gradients of the rows: through the network and the basis, and of what is added to the loss."""
+def _row_gradients(
+    tiles: int,
+    whole: bool,
+    share: Any,
+    features: np.ndarray,
+    first: bool,
+    second: bool,
+    steps: Steps,
+    space: LayerSpace,
+    merge: AdapterSpace | None,
+) -> None:
+    """Gradients of the rows: through the network and the basis, and of what is added to the loss.
+
+    Args:
+        first, second: which of the two are about to move. Neither: the derivatives by ρ are all that is wanted.
+    """
     dim, width, rank = steps.widths[0], steps.widths[1], steps.rank
     source = space.upstream if len(steps.widths) == 2 else space.slopes
-    one, ridge = every(_f(1)), every(_f(steps.ridge))
+    one, ridge, often = every(_f(1)), every(_f(steps.ridge)), steps.often and first
     for tile in range(tiles):
         base = tile * dim * LANES
         product(space.folded, 0, 1, dim, -1, source, tile * width * LANES, width, space.inputs, 0, dim)
         weight = load(space.weight, tile * LANES)
-        often = weight * every(share)
-        if steps.ridge != 0 or steps.often:
-            scale = one / (larger(weight, one) * every(share)) if steps.often else one
+        times = weight * every(share)
+        if steps.ridge != 0 or often:
+            scale = one / (larger(weight, one) * every(share)) if often else one
             for at in range(0, dim * LANES, LANES):
-                decayed = load(space.inputs, at) + ridge * often * load(features, base + at)
+                decayed = load(space.inputs, at) + ridge * times * load(features, base + at)
                 store(space.inputs, at, scale * decayed)
         if steps.added:
-            _laid_aside(space.y.values, tile, dim, whole, space, space.others)
-            _of_two(base, often, features, steps, space)
-            _added_back(space.others, tile, dim, whole, space, space.y.gradient)
-        if rank:
+            _tile_of(SECOND, tile, whole, steps, space, merge, space.others)
+            _of_two(base, times, features, steps, space)
+        if merge is not None:
+            unmixed(tile, dim, merge, space.inputs if steps.merged == FIRST else space.others)
+        if second and steps.added:
+            added_back(space.others, tile, dim, whole, space.distinct, space.y.gradient)
+        if first and rank:
             product(space.basis, 0, dim, 1, -1, space.inputs, 0, dim, space.low, 0, rank)
-            _added_back(space.low, tile, rank, whole, space, space.x.gradient)
-        else:
-            _added_back(space.inputs, tile, dim, whole, space, space.x.gradient)
+            added_back(space.low, tile, rank, whole, space.distinct, space.x.gradient)
+        elif first:
+            added_back(space.inputs, tile, dim, whole, space.distinct, space.x.gradient)
+    if merge is not None and looks_at_rows(merge) and (first if steps.merged == FIRST else second):
+        gradient = space.x.gradient if steps.merged == FIRST else space.y.gradient
+        back_to_rows(tiles, dim, merge)
+        for tile in range(tiles):
+            through_rho(tile, dim, merge, space.inputs)
+            added_back(space.inputs, tile, dim, whole, space.distinct, gradient)
 
 
 @inner

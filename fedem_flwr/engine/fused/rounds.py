@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fedem_flwr.engine.fused.adapter import begin_adapter, end_adapter
 from fedem_flwr.engine.fused.compiled import entry, inner
 from fedem_flwr.engine.fused.draws import Drawn, Items, Keys, draw, shuffle
 from fedem_flwr.engine.fused.functions import fill
@@ -93,21 +94,15 @@ def train_through_merge(
 ) -> None:
     """Rounds through merged rows: of Θ alone (Eq. 11), of p and Q, or in each batch of Θ and then of p and Q."""
     dim = values.users.shape[1]
-    pool = space.pool[: 2 * dim * LANES if len(values.pooled) else 0]
     for number in range(len(values.who)):
         client = values.who[number]
         count, rows, start = drawn(data, client, number, rules, keys, room)
         table = values.tables[values.slot[number]]
         load_rows(table, room.touched, rows, space.x)
-        load_rows(values.received[values.received_slot[number]], room.touched, rows, space.received)
         if result.before.shape[1]:
             rows_of(space.x, rows, result.before[number])
         begin(space, values.users[client], rows)
-        theta = values.theta[client if len(values.theta) > 1 else 0]
-        fill(space.t_first, len(space.t_first), _f(0))
-        fill(space.t_second, len(space.t_second), _f(0))
-        for c in range(len(pool) // LANES):
-            pool[c * LANES] = values.pooled[number, c]
+        begin_adapter(values.mixing, number, client, room.touched, rows, space.adapter)
         batch = rules.batch_size if rules.batch_size else max(1, count)
         total, mean, steps = 0.0, 0.0, 0
         for epoch in range(rules.epochs if count else 0):
@@ -119,13 +114,14 @@ def train_through_merge(
                 tiles = gather(first, end, dim, room, space)
                 found = 0.0
                 if rules.adapts:
-                    found = adapter_batch(tiles, n, steps, theta, values.widths, pool, rules, space)
+                    found = adapter_batch(tiles, n, steps, rules, space)
                 if rules.trains:
-                    found = merged_batch(tiles, n, rows, dim, steps, theta, values.widths, pool, rules, space)
+                    found = merged_batch(tiles, n, rows, dim, steps, rules, space)
                 total += found
             before, mean = mean, total / (count * (epoch + 1))
             if stands_still(mean, before, epoch, rules):
                 break
+        end_adapter(values.mixing, client, space.adapter)
         if not rules.trains:
             continue
         result.loss[number] = mean

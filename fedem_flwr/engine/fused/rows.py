@@ -101,6 +101,39 @@ def distinct_rows(start: int, end: int, room: Drawn, distinct: np.ndarray, sign:
 
 
 @inner
+def laid_aside(
+    rows: np.ndarray, tile: int, width: int, whole: bool, distinct: np.ndarray, out: np.ndarray, out_at: int
+) -> None:
+    """Copy a tile of a batch's rows, of so many numbers each.
+
+    Args:
+        whole: whether the batch has all rows as they lie, and not those of `distinct`.
+    """
+    if whole:
+        for at in range(0, width * LANES, LANES):
+            store(out, out_at + at, load(rows, tile * width * LANES + at))
+        return
+    for lane in range(LANES):
+        at, to = place(distinct[tile * LANES + lane], width), out_at + lane
+        for c in range(width):
+            out[to + c * LANES] = rows[at + c * LANES]
+
+
+@inner
+def added_back(found: np.ndarray, tile: int, width: int, whole: bool, distinct: np.ndarray, rows: np.ndarray) -> None:
+    """Add a tile to a batch's rows."""
+    if whole:
+        for at in range(0, width * LANES, LANES):
+            to = tile * width * LANES + at
+            store(rows, to, load(rows, to) + load(found, at))
+        return
+    for lane in range(LANES):
+        at = place(distinct[tile * LANES + lane], width)
+        for c in range(width):
+            rows[at + c * LANES] += found[c * LANES + lane]
+
+
+@inner
 def plain_batch(
     start: int, end: int, rows: int, dim: int, steps: int, rules: Rules, room: Drawn, space: Space
 ) -> float:

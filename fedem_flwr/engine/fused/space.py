@@ -8,6 +8,8 @@ import numpy as np
 
 from fedem_flwr.engine.fused.draws import Drawn
 from fedem_flwr.engine.fused.lanes import LANES
+from fedem_flwr.engine.fused.mixing import AdapterSpace, Mixing, adapter_space
+from fedem_flwr.engine.merge import Merge
 
 ADAM, SGD, FREQUENCY_SGD = 0, 1, 2
 
@@ -22,7 +24,7 @@ class Rules(NamedTuple):
         lr_user, lr_item, lr_theta: rates.
         ridge: γ, weight decay of p and of a batch's rows.
         rho: the fixed ρ where none is learned.
-        adapts, trains: whether a batch takes a step on Θ, and one on p and Q.
+        adapts, trains: whether a batch takes a step on Θ, and its others.
     """
 
     epochs: int
@@ -41,15 +43,13 @@ class Rules(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What a cohort's clients have and have received, and where of each client it is.
+    """What a cohort's clients have, and where of each client it is.
 
     Attributes:
         who: (k,) positions in the cohort.
         users: (n, d). tables: (r, m, d) what item rows start from. slot: (k,) the table of each client.
         own: whether the trained rows are written back there.
-        received: (r', m, d) downloaded tables. received_slot: (k,).
-        theta: (n, P), or (1, 0) where nothing is learned. widths: of the adapter.
-        pooled: (k, 2 d) its one input, where it has only one.
+        mixing: what they are merged with, if anything.
     """
 
     who: np.ndarray
@@ -57,11 +57,7 @@ class Values(NamedTuple):
     tables: np.ndarray
     slot: np.ndarray
     own: bool
-    received: np.ndarray
-    received_slot: np.ndarray
-    theta: np.ndarray
-    widths: np.ndarray
-    pooled: np.ndarray
+    mixing: Mixing
 
 
 class Result(NamedTuple):
@@ -86,39 +82,29 @@ class Space(NamedTuple):
     """Room for one client's numbers. Rows lie in tiles of sixteen, as samples do in `network`.
 
     Attributes:
-        x, first, second, gradient, received: (t · d,) rows, Adam's moments, their gradient, the downloaded rows.
+        x, first, second, gradient: (t · d,) rows, Adam's moments, their gradient.
         p, p_first, p_second, p_gradient: (d,) in whole vectors. p_lanes: (d · 16,).
-        t_first, t_second, t_gradient: (P,). folded: (d · h,) first layer for own rows.
-        distinct: (b,) rows of a batch. features: (b · 2 d,). logits, upstream, sign, weight, plain, slope: (b,).
-        hidden, slopes: (b · Σ h,). inputs: (d · 16,). pool: (2 d · 16,).
+        distinct: (b,) rows of a batch. sign, weight, plain, slope, direct: (b,). inputs: (d · 16,).
+        adapter: of what rows are merged by.
     """
 
     x: np.ndarray
     first: np.ndarray
     second: np.ndarray
     gradient: np.ndarray
-    received: np.ndarray
     p: np.ndarray
     p_first: np.ndarray
     p_second: np.ndarray
     p_gradient: np.ndarray
     p_lanes: np.ndarray
-    t_first: np.ndarray
-    t_second: np.ndarray
-    t_gradient: np.ndarray
-    folded: np.ndarray
     distinct: np.ndarray
-    features: np.ndarray
-    logits: np.ndarray
-    upstream: np.ndarray
     sign: np.ndarray
     weight: np.ndarray
     plain: np.ndarray
     slope: np.ndarray
-    hidden: np.ndarray
-    slopes: np.ndarray
+    direct: np.ndarray
     inputs: np.ndarray
-    pool: np.ndarray
+    adapter: AdapterSpace
 
 
 def whole(count: int) -> int:
@@ -145,26 +131,20 @@ def drawn_room(samples: int, items: int, negatives: int) -> Drawn:
     )
 
 
-def space_for(rows: int, batch: int, dim: int, widths: tuple[int, ...], parameters: int) -> Space:
+def space_for(rows: int, batch: int, dim: int, merge: Merge | None) -> Space:
     """For clients of at most so many touched rows, and batches of so many samples.
 
     Args:
-        widths: of the adapter; empty: nothing is merged. parameters: P.
+        merge: what rows go through; None: they lie as they are.
     """
-    rows, merging = whole(rows), bool(widths)
-    batch = whole(min(batch, rows)) if merging else 0
-    hidden, first_hidden = sum(widths[1:-1]), widths[1] if merging else 0
+    rows = whole(rows)
+    batch = whole(min(batch, rows)) if merge is not None else 0
     sizes = {
         **dict.fromkeys(("x", "first", "second"), rows * dim),
-        **dict.fromkeys(("gradient", "received"), rows * dim if merging else 0),
+        "gradient": rows * dim if merge is not None else 0,
         **dict.fromkeys(("p", "p_first", "p_second", "p_gradient"), whole(dim)),
         **dict.fromkeys(("p_lanes", "inputs"), dim * LANES),
-        "pool": 2 * dim * LANES,
-        **dict.fromkeys(("t_first", "t_second", "t_gradient"), parameters),
-        "folded": dim * first_hidden,
-        "features": batch * 2 * dim,
-        **dict.fromkeys(("logits", "upstream", "sign", "weight", "plain", "slope"), batch),
-        **dict.fromkeys(("hidden", "slopes"), batch * hidden),
+        **dict.fromkeys(("sign", "weight", "plain", "slope", "direct"), batch),
     }
     made = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
-    return Space(**made, distinct=np.zeros(batch, np.int32))
+    return Space(**made, distinct=np.zeros(batch, np.int32), adapter=adapter_space(merge, rows, batch, dim))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedem_flwr.engine.fused.arrays import flat
 from fedem_flwr.engine.fused.flush import flushed
 from fedem_flwr.engine.fused.lanes import LANES
 from fedem_flwr.engine.fused.rounds import merge_tables
@@ -17,12 +18,6 @@ from fedem_flwr.engine.parallel import in_parallel
 if TYPE_CHECKING:
     from fedem_flwr.engine.downloads import Download
     from fedem_flwr.engine.merge import Merge
-
-
-def flat(values: Tensor) -> Any:
-    """The array behind a tensor, or a copy without gaps; integers as int64."""
-    array = np.ascontiguousarray(values.numpy())
-    return array if array.dtype.kind == "f" else array.astype(np.int64, copy=False)
 
 
 def merge_whole(
