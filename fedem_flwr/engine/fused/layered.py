@@ -84,7 +84,7 @@ class LayeredRound(CompiledRound):
         kind: Kind,
         result: LayerResult,
     ) -> None:
-        """A phase; `result` is not written to where Θ alone is trained."""
+        """A phase; of where Θ alone is trained nothing stays in `result`."""
         cohort, layers, rules = self.cohort, self.plan.layers, self.rules(kind)
         none = np.zeros((len(who), 0), np.float32)
         user = vectors[layers.user].numpy() if layers.user else none
