@@ -56,20 +56,17 @@ class MetricSums:
 
         HR@c = 1 and NDCG@c = 1 / log2(rank + 1) for ranks up to c, else 0; MRR = 1 / rank at any rank.
         """
+        if not len(ranks):
+            return cls.empty()
         found = ranks > 0
         rank = ranks.clamp(min=1).to(torch.float64)
-        gain = 1 / torch.log2(rank + 1)
-
-        def total(terms: Tensor, counted: Tensor) -> float:
-            quanta = torch.round(terms * _QUANTA) * counted
-            return float(quanta.sum()) / _QUANTA
-
-        sums = {}
-        for cutoff in CUTOFFS:
-            inside = found & (ranks <= cutoff)
-            sums[f"hr@{cutoff}"] = total(torch.ones_like(rank), inside)
-            sums[f"ndcg@{cutoff}"] = total(gain, inside)
-        sums["mrr"] = total(1 / rank, found)
+        terms = torch.stack([torch.ones_like(rank), 1 / torch.log2(rank + 1), 1 / rank])  # (3, k)
+        quanta = torch.round(terms * _QUANTA)
+        inside = found & (ranks <= ranks.new_tensor(CUTOFFS)[:, None])  # (cutoffs, k)
+        hits, gains = ((quanta[:2, None] * inside).sum(-1) / _QUANTA).tolist()  # (cutoffs,) each
+        sums = {"mrr": float((quanta[2] * found).sum()) / _QUANTA}
+        for cutoff, hit, gain in zip(CUTOFFS, hits, gains, strict=True):
+            sums |= {f"hr@{cutoff}": hit, f"ndcg@{cutoff}": gain}
         return cls(len(ranks), int((ranks == 0).sum()), sums)
 
     def __add__(self, other: MetricSums) -> MetricSums:

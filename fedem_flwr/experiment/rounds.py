@@ -95,7 +95,7 @@ def _here(prepared: PreparedRun, server: Callable[[Grid], Outcome]) -> Outcome:
     from fedem_flwr.runtime.simulation import run_simulation_runtime  # Ray takes seconds to import
 
     threads = max(1, run.threads)
-    host = NodeHost(run_dir, prepared.nodes, threads)
+    host = NodeHost(run_dir, prepared.nodes, threads, lasting=False)
     gpus = 0.0 if device.type == "cpu" else 1.0 / min(prepared.nodes, os.cpu_count() or 1)
     return run_simulation_runtime(
         build_client_app(host),

@@ -76,6 +76,8 @@ class NodeHost:
         policy: what may go up; a simulation's unless it is said.
         trains: whether users train here; who only scores needs no secret of theirs.
         observe: told by clients what they have received after a round; for diagnostics in one process.
+        lasting: whether what is kept between checkpoints survives a crash of the machine, too. A run that then goes on
+            from a checkpoint has no use for that, and saves two flushes of the disk a message.
     """
 
     run_dir: Path
@@ -85,6 +87,7 @@ class NodeHost:
     policy: NodePolicy = field(default_factory=NodePolicy.simulation)
     trains: bool = True
     observe: Callable[[Method, Device, Asked, int], None] | None = None
+    lasting: bool = True
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
@@ -248,7 +251,7 @@ class NodeHost:
         if durable or not self.resident:
             arrays = {name: x.cpu().numpy() for name, x in cohort.state.items()}
             said = {"users": self.users(node), "format": np.array([STATE_FORMAT])}
-            self._store().save(node_name(node), round_, {**said, **arrays})
+            self._store().save(node_name(node), round_, {**said, **arrays}, flush=durable or self.lasting)
             self._store().prune(node_name(node), *keep_from, max(*keep_from, round_ - 1))
 
     def forget(self, node: int) -> None:
