@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +98,17 @@ class NodeHost:
     @property
     def config(self) -> Config:
         """The run's resolved configuration."""
-        return _opened(self.run_dir)[0]
+        return self._inputs[0]
 
     @property
     def split(self) -> Split:
         """The run's split; a client uses its own users' part only."""
-        return _opened(self.run_dir)[1]
+        return self._inputs[1]
+
+    @cached_property
+    def _inputs(self) -> Opened:
+        """Looked for once: a host is of one run."""
+        return _opened(self.run_dir)
 
     def device(self) -> torch.device:
         """Where this process computes."""
