@@ -48,16 +48,22 @@ def check_run(config: Config) -> None:
 
         check_network(config.network)
         check_privacy(config)
-    else:
-        _refuse_unused(config)
+    _refuse_unused(config)
 
 
 def _refuse_unused(config: Config) -> None:
-    """What only a network has use for is not passed over in silence elsewhere.
+    """What only a network or Ray has use for is not passed over in silence elsewhere.
 
     Raises:
         InputError: it was given.
     """
+    if config.run.ray_address and config.run.runtime != "ray":
+        raise InputError(
+            f"run.ray_address goes with --runtime ray, and this run's is {config.run.runtime}: leave it out, or give "
+            "that"
+        )
+    if config.run.runtime == "network":
+        return
     default = NetworkConfig()
     given = [name for name in NetworkConfig.model_fields if getattr(config.network, name) != getattr(default, name)]
     if given:
@@ -104,4 +110,5 @@ def _here(prepared: PreparedRun, server: Callable[[Grid], Outcome]) -> Outcome:
         run_config={},
         cpus_per_node=threads,
         gpus_per_node=gpus,
+        address=run.ray_address,
     )

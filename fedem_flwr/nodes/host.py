@@ -76,8 +76,7 @@ class NodeHost:
         policy: what may go up; a simulation's unless it is said.
         trains: whether users train here; who only scores needs no secret of theirs.
         observe: told by clients what they have received after a round; for diagnostics in one process.
-        lasting: whether what is kept between checkpoints survives a crash of the machine, too. A run that then goes on
-            from a checkpoint has no use for that, and saves two flushes of the disk a message.
+        lasting: whether what is kept between checkpoints survives a crash of the machine; a run may not need that.
     """
 
     run_dir: Path
@@ -105,9 +104,8 @@ class NodeHost:
         """The run's split; a client uses its own users' part only."""
         return self._inputs[1]
 
-    @cached_property
+    @cached_property  # a host is of one run
     def _inputs(self) -> Opened:
-        """Looked for once: a host is of one run."""
         return _opened(self.run_dir)
 
     def device(self) -> torch.device:
@@ -255,8 +253,8 @@ class NodeHost:
             self._cohorts[node] = (round_, cohort)
         if durable or not self.resident:
             arrays = {name: x.cpu().numpy() for name, x in cohort.state.items()}
-            said = {"users": self.users(node), "format": np.array([STATE_FORMAT])}
-            self._store().save(node_name(node), round_, {**said, **arrays}, flush=durable or self.lasting)
+            arrays |= {"users": self.users(node), "format": np.array([STATE_FORMAT])}
+            self._store().save(node_name(node), round_, arrays, flush=durable or self.lasting)
             self._store().prune(node_name(node), *keep_from, max(*keep_from, round_ - 1))
 
     def forget(self, node: int) -> None:

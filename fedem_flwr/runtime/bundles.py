@@ -5,7 +5,7 @@ under way for every node it has. So few of our nodes are nodes of Flower's: ther
 actors. A message to a carrier is a bundle of messages to nodes; the actor that gets it answers them one after the
 other, each by the node's own client with the node's own message and context, and sends the answers back in one reply.
 
-What several nodes are sent is in a bundle once, and what is large in Ray's object store once for all bundles.
+What several nodes are sent is in a bundle once (`shared_arrays`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import cycle
 from typing import Any
 
-import numpy as np
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -33,16 +31,15 @@ from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 
 from fedem_flwr.errors import FedemError
-from fedem_flwr.messages.wire import LazyArray
 from fedem_flwr.runtime.inprocess import FIRST_NODE_ID, RunConfig, answer
 from fedem_flwr.runtime.ordered import OrderedGrid
 from fedem_flwr.runtime.own_grid import OwnGrid
+from fedem_flwr.runtime.shared_arrays import Once
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
 
 PROCESS_LOST = 0  # Flower's ErrorCode.UNKNOWN: the error was Ray's, not the client's
 _MOST_BYTES = 32 << 20  # of a bundle that is not of one message
-_SHARED_BYTES = 1 << 20  # arrays from here on are in the object store once
 _ANSWERED = -1  # in the place of an error's code
 _ABOUT = "bundle"  # the record that says what else is there
 _CONTENT, _STATE = "content", "state"  # of the others: `content/PLACE/NAME` of messages, `state/PLACE/NAME` of nodes
@@ -223,71 +220,6 @@ class CarrierApp(ClientApp):
     def _context(self, run: int, node: int, state: RecordDict) -> Context:
         config: UserConfig = {"partition-id": node - FIRST_NODE_ID, "num-partitions": self._nodes}
         return Context(run_id=run, node_id=node, node_config=config, state=state, run_config=dict(self._config))
-
-
-class SharedArray(LazyArray):
-    """An array in Ray's object store: pickled, it is the name that it has there."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        import ray
-
-        super().__init__(values)
-        self.__dict__["_reference"] = ray.put(self.numpy())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _fetched, (self.__dict__["_reference"],)
-
-
-def _fetched(reference: Any) -> LazyArray:
-    import ray
-
-    return LazyArray(ray.get(reference))
-
-
-class Once:
-    """Arrays over the same memory as one, so that a bundle holds them once, and the object store what is large.
-
-    What was large in a bundle is remembered for the next one, and no longer: each node's own does not pile up.
-    """
-
-    def __init__(self) -> None:
-        self._before: dict[Any, LazyArray] = {}
-        self._here: dict[Any, LazyArray] = {}
-
-    def begin(self) -> None:
-        """Begin a new bundle."""
-        self._before = {key: array for key, array in self._here.items() if isinstance(array, SharedArray)}
-        self._here = {}
-
-    def adds(self, content: RecordDict) -> int:
-        """Take in a message; returns by how many bytes of arrays the bundle grows."""
-        return sum(self._adds(array) for record in content.array_records.values() for array in record.values())
-
-    def _adds(self, array: Array) -> int:
-        if not isinstance(array, LazyArray):
-            return len(array.data)
-        key, values = _memory(array), array.numpy()
-        if key in self._here:
-            return 0
-        if values.nbytes < _SHARED_BYTES:
-            self._here[key] = array
-            return values.nbytes
-        known = self._before.get(key)
-        self._here[key] = known or SharedArray(values)
-        return 0 if known else values.nbytes
-
-    def shared(self, record: ArrayRecord) -> ArrayRecord:
-        """A record that was taken in, of the arrays that others have, too."""
-        once = ArrayRecord()
-        for name, array in record.items():
-            once[name] = self._here[_memory(array)] if isinstance(array, LazyArray) else array
-        return once
-
-
-def _memory(array: LazyArray) -> tuple[Any, ...]:
-    """What two arrays have in common that are one."""
-    values = array.numpy()
-    return values.ctypes.data, values.shape, values.strides, values.dtype.str
 
 
 def _listed(record: ConfigRecord, name: str) -> list[Any]:

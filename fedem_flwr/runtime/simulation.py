@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from flwr.simulation import run_simulation
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.runtime.bundles import PROCESS_LOST, Bundles, CarrierApp
+from fedem_flwr.runtime.cluster import join, room
 from fedem_flwr.runtime.inprocess import RunConfig, task_identity
 from fedem_flwr.runtime.ordered import PULL_INTERVAL, OrderedGrid
 from fedem_flwr.runtime.surroundings import environment, quiet, short_directory
@@ -86,32 +87,41 @@ def run_simulation_runtime(
         except BaseException as error:  # carried to the caller's thread
             failures.append(error)
 
-    import ray  # takes a second, and the other runtimes do not need it
-
-    with task_identity(), quiet(), short_directory() as directory, _environment(directory, cpus_per_node):
+    with surroundings_of(nodes, cpus_per_node, gpus_per_node, address) as (actors, backend):
         try:
-            if address:
-                _join(address, cpus_per_node)
-            actors = _actors(nodes, cpus_per_node, joined=bool(address))
-            run_simulation(
-                server_app,
-                CarrierApp(client_app, nodes, run_config),
-                min(nodes, CARRIERS * actors),
-                backend_config=_backend_config(actors, cpus_per_node, gpus_per_node, directory),
-            )
-        except InputError:
-            raise
+            app = CarrierApp(client_app, nodes, run_config)
+            run_simulation(server_app, app, min(nodes, CARRIERS * actors), backend_config=backend)
         except Exception as error:
             if not failures:
                 raise FedemError(f"the Ray simulation broke down: {one_line(str(_root(error)))}") from error
         finally:
             stopped.set()  # the server's thread must not wait for replies that will never come
-            ray.shutdown()
     if failures:
         raise failures[0]
     if not results:
         raise FedemError("the Ray simulation ended before the server did")
     return results[0]
+
+
+@contextmanager
+def surroundings_of(
+    nodes: int, cpus_per_node: int = 1, gpus_per_node: float = 0.0, address: str = ""
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What a simulation by Flower is carried out in: gives the number of its actors, and Flower's settings for them.
+
+    Raises:
+        InputError: see `run_simulation_runtime`.
+    """
+    import ray  # takes a second, and the other runtimes do not need it
+
+    with task_identity(), quiet(), short_directory() as directory, _environment(directory, cpus_per_node):
+        try:
+            if address:
+                join(address, cpus_per_node)
+            actors = room(cpus_per_node) if address else _actors_here(nodes, cpus_per_node)
+            yield actors, _backend_config(actors, cpus_per_node, gpus_per_node, directory)
+        finally:
+            ray.shutdown()
 
 
 class SimulationGrid(OrderedGrid):
@@ -205,45 +215,8 @@ def _check_request(nodes: int, cpus_per_node: int, gpus_per_node: float) -> None
             )
 
 
-def _join(address: str, cpus_per_node: int) -> None:
-    """Be a driver of a cluster that is running: Flower uses what is there.
-
-    Raises:
-        InputError: there is none, or this machine is not one of it.
-    """
-    import ray
-
-    given = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "FLWR_TELEMETRY_ENABLED")}
-    given["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
-    try:
-        ray.init(
-            address=address,
-            runtime_env={"env_vars": given},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except Exception as error:
-        raise InputError(
-            f"no Ray cluster answers at {address}: start it with `ray start --head --port=6379`, join this machine "
-            f"with `ray start --address={address}`, and see that Ray and Python are of the same versions "
-            f"({one_line(str(_root(error)))})"
-        ) from error
-    if not _actors(1, cpus_per_node, joined=True):
-        ray.shutdown()
-        raise InputError(
-            f"no machine of the Ray cluster at {address} has {cpus_per_node} CPU cores: lower run.threads, or start "
-            "Ray there with more (--num-cpus)"
-        )
-
-
-def _actors(nodes: int, cpus_per_node: int, *, joined: bool) -> int:
-    """How many actors Flower will start: in a cluster as many as there is room for."""
-    if not joined:
-        return max(1, min(nodes, (os.cpu_count() or 1) // cpus_per_node))
-    import ray
-
-    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return sum(int(one["Resources"].get("CPU", 0)) // cpus_per_node for one in machines if one["Alive"])
+def _actors_here(nodes: int, cpus_per_node: int) -> int:
+    return max(1, min(nodes, (os.cpu_count() or 1) // cpus_per_node))
 
 
 def _backend_config(actors: int, cpus_per_node: int, gpus_per_node: float, directory: Path) -> dict[str, Any]:
