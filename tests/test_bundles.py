@@ -107,6 +107,13 @@ def test_a_node_is_told_what_it_was_sent() -> None:
         list(grid.send_and_receive([plain_message(99)]))
 
 
+def test_several_messages_to_a_node_are_answered_one_after_the_other() -> None:
+    grid = over(Carriers(toy_app(), carriers=1, nodes=2), 2, 4)
+    replies = list(grid.send_and_receive([*orders(grid), *orders(grid)]))
+    added = [unpack_arrays(reply.content["tables"])["a"][0, 0] for reply in replies]
+    assert added == [1, 11, 2, 12], "each node counts its messages"
+
+
 def test_a_node_that_kills_processes_costs_its_own_reply_only() -> None:
     """The messages of a bundle that is lost go out again, one by one, in their places among the others."""
     below = Carriers(toy_app(), carriers=2, nodes=7, deadly=4)

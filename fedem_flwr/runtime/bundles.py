@@ -194,15 +194,16 @@ class CarrierApp(ClientApp):
         nodes = _listed(about, "nodes")
         contents, states = _apart(message.content, len(nodes))
         answers, codes, reasons = RecordDict(), [], []
+        own: dict[int, Context] = {}  # a node may have several messages
         for place, node in enumerate(nodes):
-            context_ = self._context(context.run_id, node, states[place])
-            reply = answer(self._client_app, self._message(message, place, contents[place]), context_, self._config)
+            own.setdefault(node, self._context(context.run_id, node, states[place]))
+            reply = answer(self._client_app, self._message(message, place, contents[place]), own[node], self._config)
             failed = reply.error if reply.has_error() else None
             codes.append(failed.code if failed else _ANSWERED)
             reasons.append((failed.reason or "") if failed else "")
             for name, record in {} if failed else reply.content.items():
                 answers[f"{_CONTENT}/{place}/{name}"] = record
-            for name, record in context_.state.items():
+            for name, record in own[node].state.items():
                 answers[f"{_STATE}/{place}/{name}"] = record
         answers[_ABOUT] = ConfigRecord({"codes": codes, "reasons": reasons})
         return Message(answers, reply_to=message)
