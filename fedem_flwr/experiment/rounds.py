@@ -20,6 +20,7 @@ from fedem_flwr.experiment.tracking import check_tracking
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.privacy.accounting import allowed
+from fedem_flwr.runtime.cluster import check_address
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.inputs import check_method
 from fedem_flwr.runtime.lines import Line
@@ -33,7 +34,7 @@ def check_run(config: Config) -> None:
 
     Raises:
         InputError: no such device, strategy or client, options that do not fit, a limit of ε that lets nothing go, or a
-            network that cannot be reached.
+            network or Ray cluster that cannot be reached.
     """
     resolve_device(config.run.device)
     check_method(config)
@@ -49,6 +50,8 @@ def check_run(config: Config) -> None:
         check_network(config.network)
         check_privacy(config)
     _refuse_unused(config)
+    if config.run.ray_address:
+        check_address(config.run.ray_address)
 
 
 def _refuse_unused(config: Config) -> None:
