@@ -16,9 +16,9 @@ WORKERS ?= 3
 # A candidate must run, be new enough and be able to make environments. The version of the pins comes first.
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3
 PYTHON_CHECK := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-# Byte code is written when a module is first imported: compiling everything takes as long as the rest of the set-up.
+# Byte code is written when a module is first imported.
 unexport PYTHONDONTWRITEBYTECODE
-INSTALL := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c $(CONSTRAINTS)
+INSTALL := $(BIN)/python deploy/install.py $(CONSTRAINTS)
 
 # Flower's releases: that of constraints.txt, and others with pins of their own, each in an environment of its own.
 FLOWER ?= $(shell sed -n 's/^flwr==\([0-9]*\.[0-9]*\)\..*/\1/p' constraints.txt)

@@ -13,7 +13,7 @@ from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResp
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from benchmarks.fault_world import Relay
+from benchmarks.relay import Relay
 from fedem_flwr.messages.wire import unpack_arrays
 from fedem_flwr.network.condense import expand
 from fedem_flwr.network.seal import SEAL

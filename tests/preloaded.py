@@ -9,6 +9,7 @@ starts, and of who dies with whom, start them really.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -29,6 +30,7 @@ SUPERLINK = (sys.executable, "-m", "fedem_flwr.network.superlink")
 _EVERYTHING = (
     "flwr.superlink.cli.flower_superlink",
     *(f"fedem_flwr.{name}" for name in ("cli.run", "client_app", "server_app", "network.node", "network.server")),
+    "fedem_flwr.engine.fused.backend",  # and the compiler, which most of them would import
 )
 _MESSAGE = 1 << 20  # bytes at the most
 _FILES = 16
@@ -249,6 +251,8 @@ def carry_out(command: list[str]) -> None:
 def _import_everything() -> None:
     for name in _EVERYTHING:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a fork that collects would write to, and so copy, all of it
 
 
 if __name__ == "__main__":

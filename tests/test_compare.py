@@ -5,36 +5,23 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compared import OPTIONS, one_after_the_other, small
 from dying import fedem, results
-from worlds import SYNTHETIC
 
-from fedem_flwr.config import Tree
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.experiment.flow import Runs, carry_out
-from fedem_flwr.leaderboard import cells as cells_module
 from fedem_flwr.leaderboard import schedule
-from fedem_flwr.leaderboard.cells import Prepared, prepare, read_record
+from fedem_flwr.leaderboard.cells import prepare
 from fedem_flwr.leaderboard.compare import compare_cells, compare_runs
 from fedem_flwr.leaderboard.folder import MARK, Folder
 from fedem_flwr.leaderboard.gather import tables_of
 from fedem_flwr.leaderboard.grid import Axes, cells_of
-from fedem_flwr.leaderboard.keys import cell_key, said
 from fedem_flwr.leaderboard.memory import cell_bytes
 from fedem_flwr.report.per_user import PerUser
 from fedem_flwr.report.run_directory import RunDirectory
-from fedem_flwr.runtime.prepared import PreparedRun
-
-OPTIONS: Tree = {
-    "data": {"synthetic": SYNTHETIC},
-    "local": {"epochs": 1},
-    "run": {"rounds": 3, "checkpoint_every": 1, "device": "cpu"},
-    "evaluation": {"controls": False, "local_only": False},
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +31,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (f"u{u},i{(u % 3) * 6 + (u + 5 * t) % 14},{t}" for u in range(24) for t in range(11))
     file.write_text("user,item,time\n" + "\n".join(lines) + "\n")
     return file
-
-
-def one_after_the_other(cells: list[Prepared]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """In this process, without an interruption."""
-    for cell in cells:
-        cell.lay_out("reference")
-        carry_out(Runs(PreparedRun.open(cell.directory)))
-        yield str(cell.name), results(cell.directory.path)
 
 
 def metrics_without_seconds(path: Path) -> list[dict[str, Any]]:
@@ -121,10 +100,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Any:
     return use
 
 
-def small(methods: list[str], seeds: int = 1, **options: Any) -> list[Any]:
-    return cells_of({}, {**OPTIONS, **options}, Axes(methods, seeds=seeds), origin="here")
-
-
 SUMMARY = '{"dataset": "synthetic", "protocol": "strict", "method": "m", "seed": 0}'
 FINISH = f"echo '{SUMMARY}' > $1/summary.json; echo > $1/report.html"
 
@@ -188,74 +163,6 @@ def test_cells_that_do_not_fit_wait_or_are_named(
     monkeypatch.setattr(schedule, "memory_here", lambda: need // 2)
     compared = compare_cells(small(["colr"]), tmp_path / "out", jobs=2)
     assert "GB of memory, and this machine has" in next(iter(compared.failed.values()))
-
-
-def test_a_key_holds_what_results_depend_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def key(**options: Any) -> str:
-        ready, _ = prepare(small(["fedmf"], **options), Folder(tmp_path / "out"))
-        return ready[0].key
-
-    assert key() == key() == key(run={**OPTIONS["run"], "threads": 3, "checkpoint_every": 2})
-    found = []
-    for place in ("here", "there"):
-        file = tmp_path / place / "log.csv"
-        file.parent.mkdir()
-        rows = (f"u{u},i{(u + t) % 15},{t}\n" for u in range(12) for t in range(11))
-        file.write_text("user,item,time\n" + "".join(rows))
-        moved = cells_of({}, {}, Axes(["fedmf"], [str(file)]), origin="here")
-        found += prepare(moved, Folder(tmp_path / "out"))[0]
-    assert found[0].key == found[1].key  # the same file elsewhere
-    others = [
-        key(local={"epochs": 2}),
-        key(run={**OPTIONS["run"], "rounds": 4}),
-        key(data={"synthetic": {"users": 41}}),
-    ]
-    monkeypatch.setattr(cells_module, "cell_key", lambda config, content: content)
-    assert key() == key(local={"epochs": 2}) != key(data={"synthetic": {**SYNTHETIC, "users": 41}})
-    assert len({key(), *others}) == 4
-    config = small(["fedmf"])[0].config
-    assert cell_key(config, "one split") != cell_key(config, "another")
-
-
-def test_sources_count_by_what_they_say_to_python() -> None:
-    plain = "def f(x):\n    return x + 1\n"
-    told = '"""A module."""\n\n\ndef f(x):  # why\n    """Add one."""\n    return (x + 1)\n'
-    assert said(plain) == said(told) != said(plain.replace("1", "2"))
-    assert said('x = """text"""') != said('x = """another"""')
-
-
-def test_a_damaged_or_unfinished_directory_is_made_again(tmp_path: Path) -> None:
-    folder = Folder(tmp_path / "out")
-    (cell,), _ = prepare(small(["fedmf"]), folder)
-    cell.lay_out("a")
-    assert cell.begun and not cell.finished
-    (cell.directory.path / "config.toml").unlink()  # as of a process that died before it was written
-    cell.lay_out("b")
-    assert cell.begun and cell.directory.read_command() == "b"
-    cell.lay_out("c")
-    assert cell.directory.read_command() == "b"  # what has begun is left as it is
-    (cell.directory.path / "cell.json").write_text("{")
-    assert not cell.begun and read_record(cell.directory) == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("notes.txt", "mine", "holds something else"),
-        (MARK, '{"format": 99, "version": "9.9"}', "version 9.9 .format 99, this one writes 1"),
-        (MARK, "{", "damaged"),
-    ],
-)
-def test_a_folder_that_is_no_leaderboard_of_this_version(tmp_path: Path, name: str, content: str, said: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=said):
-        compare_cells(small(["fedmf"]), tmp_path, jobs=1)
-    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == content
-
-
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with Folder(tmp_path / "out").held(), pytest.raises(InputError, match="in use by process"):
-        compare_cells(small(["fedmf"]), tmp_path / "out", jobs=1)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,19 @@ def test_it_is_compiled_once_and_says_so(home: Path, caplog: pytest.LogCaptureFi
         again = _Entry(doubled)
         assert again(4) == 8 and hits(again) == 1 and len(caplog.messages) == 1
     assert first.folder is not None and first.folder.is_relative_to(home / "cache" / "fedem-flwr" / "compiled")
+
+
+def test_it_does_not_matter_where_the_sources_lie(home: Path) -> None:
+    """Flower unpacks an app into a folder of each version's own; what was compiled is found from all of them."""
+    found = []
+    for name in ("one", "other"):
+        file = home / name / "tripling.py"
+        file.parent.mkdir()
+        file.write_text("def tripled(x):\n    return 3 * x\n")
+        entry = _Entry(runpy.run_path(str(file))["tripled"])
+        assert entry(4) == 12
+        found.append(hits(entry))
+    assert found == [0, 1]
 
 
 def test_of_several_that_want_it_at_once_one_compiles(home: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -57,7 +57,7 @@ def assert_holds(data: Interactions, rows: list[Row], *, rating: bool, time: boo
 @pytest.mark.parametrize("separator", SEPARATORS)
 @pytest.mark.parametrize("header", [False, True])
 @pytest.mark.parametrize("numbers", ["", "rating", "time", "rating time"])
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows_of_a_file, newline=st.sampled_from(["\n", "\r\n"]), last_newline=st.booleans())
 @example(rows=[("007", "Na", 1.0, 10**9), ("7", "nil", 2.0, 10**9)], newline="\n", last_newline=False)
 def test_every_layout_is_detected(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pkgutil
 import re
 import shlex
@@ -61,9 +62,15 @@ def commands() -> Iterator[tuple[str, str]]:
                 yield page.name, line
 
 
+@functools.cache
+def whole() -> click.Command:
+    """The command line; one for these tests, since contexts leave traces in it."""
+    return typer.main.get_command(app)
+
+
 def parsed(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     """The command's name and parameters; a click error where they do not fit. Nothing is executed."""
-    command: click.Command = typer.main.get_command(app)
+    command = whole()
     context = click.Context(command, info_name="fedem")
     name = "fedem"
     while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):

@@ -70,9 +70,10 @@ def test_what_is_shown_is_compared() -> None:
     assert [shown for _, shown in cells("```python\n1\n```\n\ntext\n\n```text\n2\n```\n")] == [None]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_readme(folder: Path) -> None:
     draw = np.random.default_rng(0)
-    rows = [f"{user},{item},{day}" for user in range(30) for day, item in enumerate(draw.permutation(300)[:120])]
+    rows = [f"{user},{item},{day}" for user in range(30) for day, item in enumerate(draw.permutation(100)[:30])]
     (folder / "ratings.csv").write_text("\n".join(["user,item,timestamp", *rows]) + "\n")
     ((_, _),) = carry_out(README)
     (run,) = (folder / "runs").iterdir()

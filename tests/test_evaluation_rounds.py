@@ -175,7 +175,7 @@ def test_a_killed_run_ends_with_the_same_lines_and_the_same_best(
     config = configured(name, 2, checkpoint_every=checkpoint_every, users_per_node=0)
     whole, writes = whole_run(tmp_path / "whole", config)
     die = deaths(tmp_path, config)
-    for moment in range(1, writes + 1, 2 if name == "stateless" else 5):
+    for moment in range(1, writes + 1, 5 if name == "stateless" else 11):
         run, point = die(moment)
         if point is not None and point.best is not None:
             kept = point.round - (point.pending is not None)

@@ -40,19 +40,6 @@ def train(crossings: list[Crossing]) -> list[Crossing]:
 # ---- who is where, and who takes part
 
 
-def test_results_do_not_depend_on_users_a_node(tmp_path: Path) -> None:
-    whole = carry_out(tmp_path / "n", settings())
-    for each, nodes in ((1, USERS), (7, 6)):
-        parts = carry_out(tmp_path / str(each), settings(run={"users_per_node": each}))
-        assert parts.run.nodes == nodes and parts.outcome.failures == []
-        assert np.abs(whole.server["table"] - parts.server["table"]).max() < 1e-5
-        for line, twin in zip(whole.lines, parts.lines, strict=True):
-            assert line["participants"] == twin["participants"] == line["evaluated_users"] == USERS
-            assert line["train_loss"] == pytest.approx(twin["train_loss"], abs=1e-5)
-            assert (line["validation"], line["test"]) == (twin["validation"], twin["test"])
-    assert np.abs(whole.server["table"]).max() > 0.1
-
-
 @pytest.mark.parametrize(("each", "count"), [(0, 0), (1, 1), (2, 0)])
 def test_a_reader_is_warned_of_one_user_a_node(each: int, count: int) -> None:
     """A simulation lets every node send; networked nodes have a word in it."""
@@ -231,7 +218,7 @@ def test_killed_and_resumed_is_as_if_it_had_not_been(share: float, tmp_path: Pat
     config = settings(run=run, fold_in=few)
     whole = carry_out(tmp_path / "whole", config)
     assert whole.outcome.diagnostics["tuning"] is not None
-    for last in (1, 3, 4, 5):
+    for last in (1, 4):
         resumed = resumed_after(tmp_path / str(last), config, last)
         assert largest_difference(whole.server, resumed.server) == 0
         assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines]

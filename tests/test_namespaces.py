@@ -27,7 +27,7 @@ PROXY = shutil.which("nginx", path=PATH) is not None  # else nodes find the Supe
 SUBNET = "10.89.47"  # exists inside the namespaces only
 HOSTS = Path("/etc/netns")  # `ip netns exec` shows a namespace the files below here as its /etc
 READY, RUN, STOP = 90.0, 150.0, 30.0  # seconds
-ROUNDS = 8
+ROUNDS = 5
 ALONE = "--set evaluation.controls=false --set evaluation.local_only=false"
 VARIABLES = {"FEDEM_DATASET": "/data/tiny.csv", "FEDEM_RUN_OPTIONS": f"--rounds {ROUNDS} --quiet {ALONE}"}
 # `ip netns exec` gives its command mounts of its own, so nobody else sees these.

@@ -211,7 +211,7 @@ def test_killed_and_resumed_is_as_if_it_had_not_been(entries: int, tmp_path: Pat
     config = settings({"participants": 0.4, "map": entries, "weights": [0.0, 1.0, 3.0]}, run=run, fold_in=few)
     whole = carry_out(tmp_path / "whole", config)
     assert whole.outcome.diagnostics["mixing"] is not None
-    for last in (2, 3, 4, 7):
+    for last in (3, 7):
         resumed = resumed_after(tmp_path / str(last), config, last)
         assert largest_difference(whole.server, resumed.server) == 0
         assert [figures(line) for line in resumed.lines] == [figures(line) for line in whole.lines]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compared import one_after_the_other, small
 from dying import fedem, results
-from test_compare import one_after_the_other, small
 
 from fedem_flwr.errors import InputError
 from fedem_flwr.leaderboard import ray_cells, schedule

@@ -45,7 +45,7 @@ def test_death_at_every_write(
         whole = done(start, carry_out_rounds(start, lambda _: None))
     moments = range(1, writes() - before + 1)
     assert len(moments) > 12
-    for moment in moments[:: 1 if name == "fedem" else 3]:
+    for moment in moments[:: 1 if name == "fedem" else 5]:
         run = prepare(tmp_path / str(moment), config)
         with monkeypatch.context() as patch, pytest.raises(Crash):
             crash_at(moment, patch)

@@ -45,15 +45,16 @@ def flat_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     return lists | {name: value for name, value in metrics.items() if not isinstance(value, dict)}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["fedem", "fedem-released"])
 def test_results_do_not_depend_on_users_a_node(method: str, tmp_path: Path) -> None:
+    """To the bit, where the server adds nothing up; that others differ by rounding is in the conformance table."""
     whole = carry_out(tmp_path / "n", config_of(method))
     assert whole.run.nodes == 1 and whole.nodes["user"].shape[0] == USERS
     assert np.isfinite(whole.nodes["user"]).all() and len(whole.lines) == 3
     for each, nodes in ((1, USERS), (7, 6)):
         parts = carry_out(tmp_path / str(each), config_of(method, run={"users_per_node": each}))
         assert parts.run.nodes == nodes and parts.outcome.failures == []
-        assert_same_results(whole, parts, exact=method.startswith(("fedem", "fedsim")))
+        assert_same_results(whole, parts, exact=True)
 
 
 @pytest.mark.data
@@ -66,9 +67,9 @@ def test_users_a_node_do_not_matter_on_filmtrust(data_dir: Path, tmp_path: Path)
             tmp_path / str(each),
             config_of("fedem-released", data=data, local=local, run=checkpoints | {"users_per_node": each}),
         )
-        for each in (0, 7)
+        for each in (0, 67)
     ]
-    assert runs[0].run.split.users > 900 and runs[1].run.nodes > 100
+    assert runs[0].run.split.users > 900 and runs[1].run.nodes > 10
     assert_same_results(*runs)
 
 
@@ -184,8 +185,10 @@ def test_bytes_are_those_of_the_arrays(tmp_path: Path) -> None:
     assert table <= result.lines[1]["bytes_down"] < table + 100
 
 
-@pytest.mark.parametrize("participants", [1.0, 0.5])
-@pytest.mark.parametrize("method", ["fedem", "fedem-released", "fedmf", "fedmf-sr", "local-only"])
+@pytest.mark.parametrize(
+    ("method", "participants"),
+    [("fedem", 1.0), ("fedem-released", 0.5), ("fedmf", 0.5), ("fedmf-sr", 1.0), ("local-only", 0.5)],
+)
 def test_bytes_of_a_user_are_what_crosses_with_one_user_a_node(
     method: str, participants: float, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ("figure2", "merge.rho", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0], None),
         ("figure6", "merge.hidden", [1.0, 2.0, 3.0, 4.0, 5.0], None),
         ("table4", "ldp.multiplier", [1e-5, 1e-4, 1e-3, 1e-2], "fedem"),
+        ("alpha", "aggregate.alpha", [0.0, 0.5, 0.9, 1.0, 2.0, 4.0], None),
     ],
 )
 def test_settings_of_experiments_that_ship(

@@ -27,7 +27,7 @@ from fedem_flwr.errors import InputError
 
 Row = tuple[str, str, float, int]
 HEADER = ("userId", "movieId", "rating", "timestamp")
-few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 many = settings(few, max_examples=250)
 
 plain_labels = st.text("abcdefghijklmnopqrstuvwxyz0123456789-_éß", min_size=1, max_size=6).filter(

@@ -138,13 +138,20 @@ def server_under_ray(grid: Grid) -> dict[str, Any]:
 
 @pytest.mark.ray
 def test_ray_gives_the_same_results_as_one_process(raylets: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Nodes share carriers, and carriers two machines."""
+    """Nodes share carriers, and carriers two machines. What the server raises at last is handed on."""
     import ray
 
     environment = dict(os.environ)
     config = {"scale": 10.0}
     here = run_inprocess(toy_app(), three_rounds, nodes=NODES, run_config=config)
-    there = run_simulation_runtime(toy_app(), server_under_ray, nodes=NODES, run_config=config, address=raylets)
+    there: dict[str, Any] = {}
+
+    def fail_at_last(grid: Grid) -> None:
+        there.update(server_under_ray(grid))
+        raise InputError("no such column")
+
+    with pytest.raises(InputError, match="no such column"):
+        run_simulation_runtime(toy_app(), fail_at_last, nodes=NODES, run_config=config, address=raylets)
     screen = capfd.readouterr()
     for phase in ("first", "last"):
         for partition, tables in here[phase].items():
@@ -159,12 +166,3 @@ def test_ray_gives_the_same_results_as_one_process(raylets: str, capfd: pytest.C
     assert not ray.is_initialized() and dict(os.environ) == environment
     assert (screen.out, screen.err) == ("", "")
     assert not logging.getLogger("flwr").filters
-
-
-@pytest.mark.ray
-def test_ray_passes_the_servers_exception_back() -> None:
-    def fail(grid: Grid) -> None:
-        raise InputError("no such column")
-
-    with pytest.raises(InputError, match="no such column"):
-        run_simulation_runtime(toy_app(), fail, nodes=1, run_config={})

@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -206,6 +207,12 @@ def _usage(error: click.ClickException) -> str:
     return f"{words} (see {context.command_path if context else 'fedem'} --help)"
 
 
+@cache
+def command() -> click.Command:
+    """All of the command line; made once a process, since each option's type is evaluated for it."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: run the command line and turn failures into one line.
 
@@ -225,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_what_can_be_written()
         _refuse_empty(sys.argv[1:] if arguments is None else arguments)
         with ended_like_ctrl_c(), warnings_shown():
-            code = app(args=arguments, prog_name="fedem", standalone_mode=False)
+            code = command().main(args=arguments, prog_name="fedem", standalone_mode=False)
     except InputError as error:
         stop(str(error), 2, error if error.__cause__ else None)
     except Interrupted as error:

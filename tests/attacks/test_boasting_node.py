@@ -149,7 +149,7 @@ NUMBERS = st.floats() | st.integers() | st.lists(st.integers(-(2**63), 2**63 - 1
 SMALL = st.sampled_from([0, 1, 10, -1, 0.5, float("nan"), float("inf"), 1e300, 10**400])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), NUMBERS | SMALL, max_size=30))
 def test_nothing_that_a_node_measures_raises_in_the_server(server: Server, told: dict[str, Any]) -> None:
     server.round(told)

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from numba.core import caching
 
 from fedem_flwr.locking import in_turn
 
@@ -37,15 +38,15 @@ def _version() -> str:
 _VERSION = _version()  # now: later they could be others than those that were loaded
 F = TypeVar("F", bound=Callable[..., Any])
 
-_settings: Any = numba.config
 log = logging.getLogger("fedem.engine")
-# Nothing is allocated, so no references are counted: less to compile.
+# Nothing is allocated, so no references are counted; and only entries are called by the interpreter: less to compile.
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "_nrt": False}
+_INNER: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def inner(function: F) -> F:
     """Compile a function that others here call; it is compiled with them, and kept with them."""
-    found: F = numba.njit(**_OPTIONS)(function)
+    found: F = numba.njit(**_INNER)(function)
     return found
 
 
@@ -53,6 +54,34 @@ def entry(function: F) -> F:
     """Compile a function that the interpreter calls, when it is first called, or take it from the cache."""
     made: F = _Entry(function)  # type: ignore[assignment]
     return made
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]
+    """In one folder, wherever the sources lie: Flower unpacks each version of an app into a folder of its own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._folder, self._line = folder_for_compiled(), function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return _VERSION
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+        return cls(function)
+
+
+class _Located(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator,)
+
+
+class _Cache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _Located
 
 
 class _Entry:
@@ -97,14 +126,10 @@ class _Entry:
         return [] if self.folder is None else sorted(self.folder.rglob(f"*.{self.function.__name__}-*.nb?"))
 
     def _made(self) -> Any:
-        if self.folder is None:
-            return numba.njit(**_OPTIONS)(self.function)
-        before = _settings.CACHE_DIR
-        try:
-            _settings.CACHE_DIR = str(self.folder)  # read while the function is made
-            return numba.njit(cache=True, **_OPTIONS)(self.function)
-        finally:
-            _settings.CACHE_DIR = before
+        made = numba.njit(**_OPTIONS)(self.function)
+        if self.folder is not None:
+            made._cache = _Cache(self.function)
+        return made
 
 
 def _looks(value: Any) -> Any:
