@@ -16,7 +16,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from toy_app import by_partition, echo_app, orders, plain_message, three_rounds, toy_app
 
+from fedem_flwr.config import resolve
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.experiment.rounds import check_run
 from fedem_flwr.runtime import bundles, inprocess, ordered, shared_arrays, simulation, surroundings
 from fedem_flwr.runtime.inprocess import run_inprocess, task_identity
 from fedem_flwr.runtime.simulation import run_simulation_runtime
@@ -38,6 +40,16 @@ def test_ray_requests_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         refused("needs Ray: pip install")
     monkeypatch.setattr(surroundings, "LONGEST_DIRECTORY", 5)
     refused("short path")
+
+
+def test_a_cluster_is_tried_before_anything_is_written() -> None:
+    for run, match in (
+        ({"ray_address": "127.0.0.1:9"}, "run.ray_address goes with --runtime ray"),
+        ({"ray_address": "127.0.0.1:9", "runtime": "ray"}, "no Ray cluster can be joined at 127.0.0.1:9"),
+        ({"ray_address": "127.0.0.1", "runtime": "ray"}, "run.ray_address"),
+    ):
+        with pytest.raises(InputError, match=match):
+            check_run(resolve({}, {"run": run}))
 
 
 def test_ray_directory_avoids_long_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
