@@ -152,6 +152,7 @@ def test_large_arrays_are_stored_once_and_single_ones_are_let_go(monkeypatch: py
     for row in own:
         content = RecordDict({"tables": pack_arrays({"table": table, "own": row, "few": np.ones(9)})})
         sizes.append(once.adds(content))
+        assert once.adds(content) == 0, "what is there already adds nothing"
         assert isinstance(once.shared(content.array_records["tables"])["table"], Stored)
         once.begin()
     assert sizes == [1672, 872, 872] and len(stored) == 4, "the table is stored once for all bundles"

@@ -25,7 +25,7 @@ from flwr.app import (
     Metadata,
     MetricRecord,
     RecordDict,
-    UserConfig,
+    UserConfigValue,
 )
 from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
@@ -219,7 +219,7 @@ class CarrierApp(ClientApp):
         )
 
     def _context(self, run: int, node: int, state: RecordDict) -> Context:
-        config: UserConfig = {"partition-id": node - FIRST_NODE_ID, "num-partitions": self._nodes}
+        config: dict[str, UserConfigValue] = {"partition-id": node - FIRST_NODE_ID, "num-partitions": self._nodes}
         return Context(run_id=run, node_id=node, node_config=config, state=state, run_config=dict(self._config))
 
 
