@@ -100,6 +100,15 @@ def forking() -> Iterator[Preloaded]:
 
 
 @pytest.fixture(scope="session")
+def raylets() -> Iterator[str]:
+    """The address of a Ray cluster of two machines, one for all tests: joining it costs less than a start of Ray."""
+    from raylets import two_raylets
+
+    with two_raylets() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with the real data sets (their licences forbid shipping them); skips where there is none."""
     for candidate in (os.environ.get("FEDEM_DATA"), str(ROOT.parent / "shared" / "data")):

@@ -16,10 +16,14 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from toy_app import by_partition, echo_app, orders, plain_message, three_rounds, toy_app
 
+from fedem_flwr.config import resolve
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime import inprocess, ordered, simulation, surroundings
+from fedem_flwr.experiment.rounds import check_run
+from fedem_flwr.runtime import bundles, inprocess, ordered, shared_arrays, simulation, surroundings
 from fedem_flwr.runtime.inprocess import run_inprocess, task_identity
 from fedem_flwr.runtime.simulation import run_simulation_runtime
+
+NODES = 40  # more than carriers: bundles have three messages
 
 
 def test_ray_requests_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,11 +34,22 @@ def test_ray_requests_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     refused("at least one node", nodes=0)
     refused("at least 1 core", cpus_per_node=0)
     refused("GPUs", gpus_per_node=1000.0)
+    refused("no Ray cluster can be joined at 127.0.0.1:9", address="127.0.0.1:9")
     with monkeypatch.context() as patch:
         patch.setattr(simulation.importlib.util, "find_spec", lambda _: None)
         refused("needs Ray: pip install")
     monkeypatch.setattr(surroundings, "LONGEST_DIRECTORY", 5)
     refused("short path")
+
+
+def test_a_cluster_is_tried_before_anything_is_written() -> None:
+    for run, match in (
+        ({"ray_address": "127.0.0.1:9"}, "run.ray_address goes with --runtime ray"),
+        ({"ray_address": "127.0.0.1:9", "runtime": "ray"}, "no Ray cluster can be joined at 127.0.0.1:9"),
+        ({"ray_address": "127.0.0.1", "runtime": "ray"}, "run.ray_address"),
+    ):
+        with pytest.raises(InputError, match=match):
+            check_run(resolve({}, {"run": run}))
 
 
 def test_ray_directory_avoids_long_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -92,7 +107,7 @@ def test_a_message_is_sent_again_while_a_process_restarts(monkeypatch: pytest.Mo
         partition = int(context.node_config["partition-id"])
         if deaths.get(partition, 0) > 0:
             deaths[partition] -= 1
-            return Message(Error(simulation.PROCESS_LOST, "died\n of  it"), reply_to=message)
+            return Message(Error(bundles.PROCESS_LOST, "died\n of  it"), reply_to=message)
         return Message(RecordDict(), reply_to=message)
 
     pass_time(monkeypatch)
@@ -108,26 +123,39 @@ def test_a_message_is_sent_again_while_a_process_restarts(monkeypatch: pytest.Mo
 
 
 def server_under_ray(grid: Grid) -> dict[str, Any]:
-    """Three rounds, one in which node 0's process dies, one that works, and a deadline that is too near."""
+    """Three rounds, one in which the last node's process dies, one that works, and a deadline that is too near."""
     result = three_rounds(grid)
+    *_, last = grid.get_node_ids()
+    bundle = bundles.Bundles._bundle
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "RESTART_SECONDS", 1.0)  # it would die again and again
-        replies = list(grid.send_and_receive(orders(grid, die=[0])))
+
+        def bundle_of(self: bundles.Bundles, members: list[Message], *rest: Any) -> Message:
+            alone = [member.metadata.dst_node_id for member in members] == [last]
+            patch.setattr(simulation, "RESTART_SECONDS", 1.0 if alone else 60.0)  # it would die again and again
+            return bundle(self, members, *rest)
+
+        patch.setattr(bundles.Bundles, "_bundle", bundle_of)
+        replies = list(grid.send_and_receive(orders(grid, die=[NODES - 1])))
     result["dead"] = [str(reply.error.reason) for reply in replies if reply.has_error()]
-    after = list(grid.send_and_receive(orders(grid)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_arrays, "_STORED_BYTES", 1)  # all arrays through the object store
+        after = list(grid.send_and_receive(orders(grid)))
     result["after"] = by_partition(iter(after))
-    result["threads"] = [reply.content["seen"]["threads"] for reply in after]
+    for name in ("threads", "machine"):
+        result[name] = {reply.content["seen"][name] for reply in after}
     result["hurried"] = len(list(grid.send_and_receive(orders(grid), timeout=0.0)))
     return result
 
 
 @pytest.mark.ray
-def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[str]) -> None:
-    """And hands on what the server raises: the last that happens in this one start of Ray."""
+def test_ray_gives_the_same_results_as_one_process(raylets: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nodes share carriers, and carriers two machines. What the server raises at last is handed on."""
     import ray
 
     environment = dict(os.environ)
-    here = run_inprocess(toy_app(), three_rounds, nodes=2, run_config={"scale": 10.0})
+    config = {"scale": 10.0}
+    here = run_inprocess(toy_app(), three_rounds, nodes=NODES, run_config=config)
     there: dict[str, Any] = {}
 
     def fail_at_last(grid: Grid) -> None:
@@ -135,7 +163,7 @@ def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[
         raise InputError("no such column")
 
     with pytest.raises(InputError, match="no such column"):
-        run_simulation_runtime(toy_app(), fail_at_last, nodes=2, run_config={"scale": 10.0})
+        run_simulation_runtime(toy_app(), fail_at_last, nodes=NODES, run_config=config, address=raylets)
     screen = capfd.readouterr()
     for phase in ("first", "last"):
         for partition, tables in here[phase].items():
@@ -145,7 +173,8 @@ def test_ray_gives_the_same_results_as_one_process(capfd: pytest.CaptureFixture[
     assert len(there["dead"]) == 1 and "\n" not in there["dead"][0], (
         "a process that keeps dying costs its own reply only"
     )
-    assert sorted(there["after"]) == [0, 1] and there["threads"] == [1, 1] and there["hurried"] == 0
+    assert sorted(there["after"]) == [*range(NODES)] and there["threads"] == {1} and there["hurried"] == 0
+    assert len(there["machine"] - {0}) == 2, "both machines worked"
     assert not ray.is_initialized() and dict(os.environ) == environment
     assert (screen.out, screen.err) == ("", "")
     assert not logging.getLogger("flwr").filters

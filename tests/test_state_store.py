@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from worlds import config_of, prepare
 
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.nodes import state_store
+from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.nodes.state_store import DiskStateStore
 
 ARRAYS = st.dictionaries(
@@ -159,6 +161,20 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     with pytest.raises(FedemError) as raised:
         store.load("a", 3)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_only_what_must_outlast_the_machine_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under Ray a run goes on from checkpoints: what is kept between them outlasts processes."""
+    flushed: list[bool] = []
+    monkeypatch.setattr(state_store, "flush_to_disk", lambda path: flushed.append(path.is_dir()))
+    prepared = prepare(tmp_path, config_of("fedmf", run={"users_per_node": 20}))
+    for lasting, durable, times in ((True, False, 1), (False, True, 1), (False, False, 0)):
+        host = NodeHost(prepared.directory.path, prepared.nodes, lasting=lasting)
+        cohort = host.cohort(0, 0)
+        host.keep(0, 1, cohort, durable=durable, keep_from=[0])
+        assert flushed.count(True) >= times and flushed.count(False) == times
+        flushed.clear()
+        assert NodeHost(prepared.directory.path, prepared.nodes).cohort(0, 1).state.keys() == cohort.state.keys()
 
 
 @pytest.mark.parametrize("step", ["save_file", "fsync"])

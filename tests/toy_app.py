@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,9 +34,16 @@ def add_partition(message: Message, context: Context) -> Message:
             "partitions": int(context.node_config["num-partitions"]),
             "threads": int(os.environ.get("OMP_NUM_THREADS", "0")),
             "read_only": int(not any(values.flags.writeable for values in received.values())),
+            "machine": machine(),
         }
     )
     return Message(RecordDict({"tables": pack_arrays(added), "seen": seen}), reply_to=message)
+
+
+def machine() -> int:
+    """A number of the machine of Ray's cluster that this process is on; 0 outside Ray."""
+    ray = sys.modules.get("ray")
+    return int(ray.get_runtime_context().get_node_id()[:12], 16) if ray and ray.is_initialized() else 0
 
 
 def toy_app() -> ClientApp:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
 
 from fedem_flwr.bench.rows import Row, Series
 from fedem_flwr.bench.suite import Benchmark, Setting
@@ -23,15 +24,18 @@ from fedem_flwr.pulse import watched_by
 from fedem_flwr.report.run_directory import RunDirectory
 from fedem_flwr.runtime.inputs import adapted, load_interactions, split_of
 from fedem_flwr.runtime.prepared import PreparedRun
-from fedem_flwr.runtime.simulation import run_simulation_runtime
+from fedem_flwr.runtime.simulation import surroundings_of
 
 _ITEMS, _DIM = 1600, 16  # a table of 100 KB
 _BLOCKS = 2  # simulations of each side; each starts Ray anew
 
 
 def stock_rounds(users: int, rounds: int, wall: Callable[[], float]) -> list[float]:
-    """Seconds of rounds of FedAvg, one user a node, whose clients send back what they got; nothing is evaluated."""
-    app = ClientApp()
+    """Seconds of rounds of FedAvg, one user a node, whose clients send back what they got; nothing is evaluated.
+
+    Nothing of ours is in it: Flower's simulation with Flower's grid, on as many actors as ours.
+    """
+    app, main = ClientApp(), ServerApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -40,13 +44,15 @@ def stock_rounds(users: int, rounds: int, wall: Callable[[], float]) -> list[flo
 
     moments: list[float] = []
 
-    def server(grid: Grid) -> None:
+    @main.main()
+    def server(grid: Grid, context: Context) -> None:
         strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=users, min_available_nodes=users)
         start = ArrayRecord({"items": Array(np.zeros((_ITEMS, _DIM), np.float32))})
         # Called before the first round and after each.
         strategy.start(grid, start, rounds, evaluate_fn=lambda round_, arrays: moments.append(wall()))
 
-    run_simulation_runtime(app, server, nodes=users, run_config={})
+    with surroundings_of(users) as (_, backend):
+        run_simulation(main, app, users, backend_config=backend)
     return [after - before for before, after in pairwise(moments)]
 
 

@@ -153,6 +153,11 @@ class RunConfig(Section):
     users_per_node: int = Field(
         0, ge=0, description="users that one Flower node hosts; 0: all on one node (ray, network: two nodes)"
     )
+    ray_address: str = Field(
+        "",
+        pattern=r"^(.+:\d+)?$",
+        description="host:port of a Ray cluster that runs, of which this machine is one; empty: start Ray here",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where tensors live")
     engine: Literal["auto", "fused", "triton", "torch", "reference"] = Field(
         "auto",

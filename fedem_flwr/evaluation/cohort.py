@@ -131,12 +131,13 @@ def _sums(ranks: Mapping[Part, Mapping[str, Tensor]], members: np.ndarray | None
     """Of the ranks by part and list; of some users, by position, or of all."""
     chosen = slice(None) if members is None else torch.from_numpy(members)
     out: Sums = {"users": 0.0, "nonfinite": 0.0}
-    for part, lists in ranks.items():
-        for name, found in lists.items():
-            metrics = MetricSums.from_ranks(found[chosen])
-            out["users"] = float(metrics.count)
-            out["nonfinite"] += metrics.nonfinite if name == "full" else 0
-            out |= {f"{part}/{name}/{key}": value for key, value in metrics.sums.items()}
+    named = [(part, name, found[chosen]) for part, lists in ranks.items() for name, found in lists.items()]
+    if not named:
+        return out
+    for (part, name, _), metrics in zip(named, MetricSums.of_each(torch.stack([x for *_, x in named])), strict=True):
+        out["users"] = float(metrics.count)
+        out["nonfinite"] += metrics.nonfinite if name == "full" else 0
+        out |= {f"{part}/{name}/{key}": value for key, value in metrics.sums.items()}
     return out
 
 

@@ -56,15 +56,27 @@ class MetricSums:
 
         HR@c = 1 and NDCG@c = 1 / log2(rank + 1) for ranks up to c, else 0; MRR = 1 / rank at any rank.
         """
+        return cls.of_each(ranks[None])[0]
+
+    @classmethod
+    def of_each(cls, ranks: Tensor) -> list[MetricSums]:
+        """The same of every row of (r, k) ranks, at the price of one where k is small."""
+        rows, count = ranks.shape
+        if not ranks.numel():
+            return [cls.empty()] * rows
         found = ranks > 0
         rank = ranks.clamp(min=1).to(torch.float64)
-        gain = torch.round(_QUANTA / torch.log2(rank + 1))  # in quanta
-        hit = torch.full_like(gain, _QUANTA)
-        terms = [term for cutoff in CUTOFFS for term in (kind * (found & (ranks <= cutoff)) for kind in (hit, gain))]
-        terms.append(torch.round(_QUANTA / rank) * found)
-        totals = torch.stack(terms).sum(1) / _QUANTA  # (metrics,)
-        sums = dict(zip(METRICS, totals.tolist(), strict=True))
-        return cls(len(ranks), int((ranks == 0).sum()), sums)
+        quanta = torch.stack([1 / torch.log2(rank + 1), 1 / rank]).mul_(_QUANTA).round_()  # (2, r, k)
+        inside = found & (ranks <= ranks.new_tensor(CUTOFFS)[:, None, None])  # (cutoffs, r, k)
+        hits, gains = inside.sum(-1).tolist(), ((quanta[0] * inside).sum(-1) / _QUANTA).tolist()  # (cutoffs, r)
+        reciprocal, lost = ((quanta[1] * found).sum(-1) / _QUANTA).tolist(), (ranks == 0).sum(-1).tolist()  # (r,)
+        made = []
+        for row in range(rows):
+            sums = {"mrr": reciprocal[row]}
+            for place, cutoff in enumerate(CUTOFFS):
+                sums |= {f"hr@{cutoff}": float(hits[place][row]), f"ndcg@{cutoff}": gains[place][row]}
+            made.append(cls(count, lost[row], {name: sums[name] for name in METRICS}))
+        return made
 
     def __add__(self, other: MetricSums) -> MetricSums:
         sums = {name: self.sums[name] + other.sums[name] for name in METRICS}

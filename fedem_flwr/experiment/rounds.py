@@ -20,6 +20,7 @@ from fedem_flwr.experiment.tracking import check_tracking
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.privacy.accounting import allowed
+from fedem_flwr.runtime.cluster import check_address
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.inputs import check_method
 from fedem_flwr.runtime.lines import Line
@@ -33,7 +34,7 @@ def check_run(config: Config) -> None:
 
     Raises:
         InputError: no such device, strategy or client, options that do not fit, a limit of ε that lets nothing go, or a
-            network that cannot be reached.
+            network or Ray cluster that cannot be reached.
     """
     resolve_device(config.run.device)
     check_method(config)
@@ -48,16 +49,24 @@ def check_run(config: Config) -> None:
 
         check_network(config.network)
         check_privacy(config)
-    else:
-        _refuse_unused(config)
+    _refuse_unused(config)
+    if config.run.ray_address:
+        check_address(config.run.ray_address)
 
 
 def _refuse_unused(config: Config) -> None:
-    """What only a network has use for is not passed over in silence elsewhere.
+    """What only a network or Ray has use for is not passed over in silence elsewhere.
 
     Raises:
         InputError: it was given.
     """
+    if config.run.ray_address and config.run.runtime != "ray":
+        raise InputError(
+            f"run.ray_address goes with --runtime ray, and this run's is {config.run.runtime}: leave it out, or give "
+            "that"
+        )
+    if config.run.runtime == "network":
+        return
     default = NetworkConfig()
     given = [name for name in NetworkConfig.model_fields if getattr(config.network, name) != getattr(default, name)]
     if given:
@@ -95,7 +104,7 @@ def _here(prepared: PreparedRun, server: Callable[[Grid], Outcome]) -> Outcome:
     from fedem_flwr.runtime.simulation import run_simulation_runtime  # Ray takes seconds to import
 
     threads = max(1, run.threads)
-    host = NodeHost(run_dir, prepared.nodes, threads)
+    host = NodeHost(run_dir, prepared.nodes, threads, lasting=False)
     gpus = 0.0 if device.type == "cpu" else 1.0 / min(prepared.nodes, os.cpu_count() or 1)
     return run_simulation_runtime(
         build_client_app(host),
@@ -104,4 +113,5 @@ def _here(prepared: PreparedRun, server: Callable[[Grid], Outcome]) -> Outcome:
         run_config={},
         cpus_per_node=threads,
         gpus_per_node=gpus,
+        address=run.ray_address,
     )

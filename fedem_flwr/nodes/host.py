@@ -8,10 +8,9 @@ the state is read from and written to disk in every round.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +54,8 @@ Opened = tuple[Config, Split]
 
 def _opened(run_dir: Path) -> Opened:
     """A run's immutable inputs: configuration and split."""
-    return _read_once(run_dir, tuple(os.stat(path).st_mtime_ns for path in _inputs(run_dir)))
-
-
-@lru_cache(maxsize=4)
-def _inputs(run_dir: Path) -> tuple[str, ...]:
-    """The files that `_opened` is of. Texts: they are asked for a dozen times a message, and paths are slow to make."""
-    return tuple(str(run_dir / name) for name in (CONFIG_FILE, f"{SPLIT_FOLDER}/split.json"))
+    stamps = tuple((run_dir / name).stat().st_mtime_ns for name in (CONFIG_FILE, f"{SPLIT_FOLDER}/split.json"))
+    return _read_once(run_dir, stamps)
 
 
 @lru_cache(maxsize=4)
@@ -82,6 +76,7 @@ class NodeHost:
         policy: what may go up; a simulation's unless it is said.
         trains: whether users train here; who only scores needs no secret of theirs.
         observe: told by clients what they have received after a round; for diagnostics in one process.
+        lasting: whether what is kept between checkpoints survives a crash of the machine; a run may not need that.
     """
 
     run_dir: Path
@@ -91,6 +86,7 @@ class NodeHost:
     policy: NodePolicy = field(default_factory=NodePolicy.simulation)
     trains: bool = True
     observe: Callable[[Method, Device, Asked, int], None] | None = None
+    lasting: bool = True
     _cohorts: dict[int, tuple[int, Cohort]] = field(default_factory=dict, repr=False)
     _data: dict[int, TrainingItems] = field(default_factory=dict, repr=False)
     _method: tuple[Config, Method] | None = field(default=None, repr=False)
@@ -101,12 +97,16 @@ class NodeHost:
     @property
     def config(self) -> Config:
         """The run's resolved configuration."""
-        return _opened(self.run_dir)[0]
+        return self._own[0]
 
     @property
     def split(self) -> Split:
         """The run's split; a client uses its own users' part only."""
-        return _opened(self.run_dir)[1]
+        return self._own[1]
+
+    @cached_property  # a host is of one run
+    def _own(self) -> Opened:
+        return _opened(self.run_dir)
 
     def device(self) -> torch.device:
         """Where this process computes."""
@@ -253,8 +253,8 @@ class NodeHost:
             self._cohorts[node] = (round_, cohort)
         if durable or not self.resident:
             arrays = {name: x.cpu().numpy() for name, x in cohort.state.items()}
-            said = {"users": self.users(node), "format": np.array([STATE_FORMAT])}
-            self._store().save(node_name(node), round_, {**said, **arrays})
+            arrays |= {"users": self.users(node), "format": np.array([STATE_FORMAT])}
+            self._store().save(node_name(node), round_, arrays, flush=durable or self.lasting)
             self._store().prune(node_name(node), *keep_from, max(*keep_from, round_ - 1))
 
     def forget(self, node: int) -> None:

@@ -59,10 +59,11 @@ class DiskStateStore:
         """Whether a state was stored after that very round."""
         return round in _numbers(self._node_directory(node), _STATE_FILE)
 
-    def save(self, node: str, round: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def save(self, node: str, round: int, arrays: Mapping[str, np.ndarray], *, flush: bool = True) -> None:
         """Store the state after ``round``, in place of what was stored for that round before.
 
-        On return the state survives a crash of the machine.
+        Args:
+            flush: whether on return the state survives a crash of the machine, and not only of processes.
 
         Raises:
             FedemError: it cannot be written (a full disk, missing rights); what was stored before is
@@ -74,7 +75,7 @@ class DiskStateStore:
         shaped = {name: array.reshape(arrays[name].shape) for name, array in contiguous.items()}
         try:
             _make_directory(directory)
-            _write_atomically(directory / _file_name(round), shaped)
+            _write_atomically(directory / _file_name(round), shaped, flush=flush)
         except (OSError, SafetensorError) as error:
             raise FedemError(
                 f"cannot store the state of {node} after round {round} in {directory}: {_reason(error)}; "
@@ -125,20 +126,22 @@ def _numbers(directory: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     return {int(match[1]): path for match, path in matches if match}
 
 
-def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a file that appears under its name only once all of it is on the disk."""
+def _write_atomically(path: Path, arrays: Mapping[str, np.ndarray], *, flush: bool) -> None:
+    """Write a file that appears under its name only once all of it is written; `flush`: on the disk."""
     handle, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".tmp", dir=path.parent)
     try:
         os.close(handle)
         save_file(dict(arrays), name)
         os.chmod(name, 0o600)  # whatever the umask is
-        flush_to_disk(Path(name))
+        if flush:
+            flush_to_disk(Path(name))
         os.replace(name, path)
     except (OSError, SafetensorError):
         with suppress(OSError):  # the first error is the one to report
             os.unlink(name)
         raise
-    flush_to_disk(path.parent)  # the name itself
+    if flush:
+        flush_to_disk(path.parent)  # the name itself
 
 
 def _make_directory(directory: Path) -> None:

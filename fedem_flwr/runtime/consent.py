@@ -2,7 +2,8 @@
 
 A directory may come from anybody. Its arrays and figures are data, which cannot do anything. Its configuration can: a
 dotted path names code that is imported, `evaluation.cache_dir` a folder that is written to, `tracking.uri` a server
-that is told of the run, and a networked run starts processes with files of the directory, or shows keys to a SuperLink.
+that is told of the run, a networked run starts processes with files of the directory, or shows keys to a SuperLink,
+and a Ray cluster, whose machines take each other's code, is joined.
 So a configuration that does such things is sealed when it is written, with a key of the account's, and one without that
 seal asks for `--trust`.
 
@@ -79,7 +80,10 @@ def _wishes(tree: Mapping[str, Any], *, resumes: bool, processes: bool) -> Itera
     tracking = sections.get("tracking", {})
     if resumes and tracking.get("to", "none") != "none":
         yield f"tells {tracking['to']} at '{tracking.get('uri') or 'its own place'}' of the run"
-    if processes and sections.get("run", {}).get("runtime") == "network":
+    run = sections.get("run", {})
+    if processes and run.get("ray_address"):
+        yield f"joins the Ray cluster at '{run['ray_address']}', which may run code here"
+    if processes and run.get("runtime") == "network":
         where = sections.get("network", {}).get("superlink")
         yield f"shows keys to the SuperLink at '{where}'" if where else "starts processes with keys and data of its own"
 

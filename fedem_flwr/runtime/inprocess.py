@@ -159,19 +159,6 @@ def answer(client_app: ClientApp, message: Message, context: Context, run_config
     return reply
 
 
-class BoundClientApp(ClientApp):
-    """For other runtimes: a client app with its ``run_config``, that tells its errors in a reply."""
-
-    def __init__(self, client_app: ClientApp, run_config: RunConfig) -> None:
-        super().__init__()
-        self._client_app = client_app
-        self._bound_config = dict(run_config)
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message; see :func:`answer`."""
-        return answer(self._client_app, message, context, self._bound_config)
-
-
 @contextmanager
 def task_identity() -> Iterator[None]:
     """Let ``Message(...)`` be called on the server's side in this process; afterwards all is as before."""

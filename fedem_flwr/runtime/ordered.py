@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from flwr.app import Message
 
@@ -24,11 +27,12 @@ class OrderedGrid(OwnGrid):
 
     Args:
         stopped: set when no more replies can come.
+        at_a_time: how many messages are made and sent before the reply to the first of them is handed over.
     """
 
-    def __init__(self, stopped: threading.Event) -> None:
+    def __init__(self, stopped: threading.Event, at_a_time: int = sys.maxsize) -> None:
         super().__init__()
-        self._stopped = stopped
+        self._stopped, self._at_a_time = stopped, at_a_time
 
     @abstractmethod
     def get_node_ids(self) -> list[int]:
@@ -58,38 +62,49 @@ class OrderedGrid(OwnGrid):
         """Those of these nodes that were started anew since they were sent a message, which then is sent again."""
         return ()
 
+    def shortest_pause(self, waiting: int) -> float:
+        """Seconds between two looks for the replies to so many messages."""
+        return PULL_INTERVAL
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send all messages; iterate over the replies in the order of the messages, as soon as that order allows.
 
-        Nodes whose reply is not there ``timeout`` seconds after sending are left out (they work on, in vain).
+        Nodes whose reply is not there ``timeout`` seconds after the call are left out (they work on, in vain).
         """
-        sent = list(messages)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        ids = self.push_messages(sent)
-        posts = [_Post(message, [one]) for message, one in zip(sent, ids, strict=True) if one]
-        return self._in_order(posts, deadline)
+        source = iter(messages)
+        return self._in_order(self._posted(source, self._at_a_time), source, deadline)
 
-    def _in_order(self, posts: list[_Post], deadline: float) -> Iterator[Message]:
-        """Yield the replies to ``posts``, in that order."""
-        last, next_, over = time.monotonic(), 0, False
-        waiting = posts
-        while waiting and not over:
+    def _posted(self, source: Iterator[Message], most: int) -> deque[_Post]:
+        """Send the next messages, at most so many; those that cannot be left for their nodes are left out."""
+        posts: deque[_Post] = deque()
+        while sent := list(islice(source, most - len(posts))):
+            ids = self.push_messages(sent)
+            posts += [_Post(message, [one]) for message, one in zip(sent, ids, strict=True) if one]
+        return posts
+
+    def _in_order(self, posts: deque[_Post], source: Iterator[Message], deadline: float) -> Iterator[Message]:
+        """Yield the replies to ``posts`` and to what is left in ``source``, in that order."""
+        last, over = time.monotonic(), False
+        while posts and not over:
             if self._stopped.is_set():
                 raise FedemError("the nodes were stopped before all replies had come")
             over = time.monotonic() >= deadline  # if so, this is the last look
+            waiting = [post for post in posts if post.reply is None]
             last = time.monotonic() if self._look(waiting) else last
             if not over:
                 self._send_again([post for post in waiting if post.reply is None])
-            while next_ < len(posts) and (reply := posts[next_].reply) is not None:
-                posts[next_].reply = None  # it may be large
-                next_ += 1
+            while posts and (reply := posts[0].reply) is not None:
+                posts.popleft()  # the reply may be large
                 yield reply
                 del reply
-            waiting, now = [post for post in posts[next_:] if post.reply is None], time.monotonic()
-            if waiting and not over:
-                pause = max(PULL_INTERVAL, min(_PATIENCE * (now - last), _LONGEST_PAUSE))
+            if not over:
+                posts += self._posted(source, self._at_a_time - len(posts))
+            count, now = sum(post.reply is None for post in posts), time.monotonic()
+            if count and not over:
+                pause = max(self.shortest_pause(count), min(_PATIENCE * (now - last), _LONGEST_PAUSE))
                 self._stopped.wait(min(pause, max(0.0, deadline - now)))
-        yield from (post.reply for post in posts[next_:] if post.reply is not None)
+        yield from (post.reply for post in posts if post.reply is not None)
 
     def _look(self, waiting: list[_Post]) -> bool:
         """Take the replies that are there; returns whether there were any."""

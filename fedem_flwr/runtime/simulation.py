@@ -1,20 +1,21 @@
 """Flower's Ray simulation as a runtime: the nodes, answers and errors of one process, spread over actors.
 
-Flower's ``run_simulation`` gives nodes an empty ``run_config``, so ours is bound to the client app, which Ray
-pickles to its actors; so are the ways errors are told (``inprocess.answer``). An actor is a process of its
-own, and a node's messages may go to a different one each time: a client has its ``Context``, its message and
-the disk, nothing else. Flower numbers the nodes at random: a node is known by ``partition-id`` in its
-``node_config``, not by its id.
+Flower's nodes are carriers of ours (``bundles``). Flower's ``run_simulation`` gives nodes an empty ``run_config``, so
+ours is bound to the carriers' client app, which Ray pickles to its actors; so are the ways errors are told
+(``inprocess.answer``). An actor is a process of its own, and a node's messages may go to a different one each time: a
+client has its ``Context``, its message and the disk, nothing else.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.runtime.inprocess import BoundClientApp, RunConfig, task_identity
+from fedem_flwr.runtime.bundles import PROCESS_LOST, Bundles, CarrierApp
+from fedem_flwr.runtime.cluster import join, room
+from fedem_flwr.runtime.inprocess import RunConfig, task_identity
 from fedem_flwr.runtime.ordered import PULL_INTERVAL, OrderedGrid
 from fedem_flwr.runtime.surroundings import environment, quiet, short_directory
 from fedem_flwr.text import one_line
@@ -33,7 +36,10 @@ T = TypeVar("T")
 
 RESTART_SECONDS = 30.0  # how long a message is sent again to a node whose process died
 RESTART_PAUSE = 0.5  # seconds between two such attempts
-PROCESS_LOST = 0  # Flower's ErrorCode.UNKNOWN: the error was Ray's, not the client's
+CARRIERS = 4  # of an actor: so many bundles are under way, one of which it works on
+BUNDLES = 8  # of an actor in a round, so that none waits long for the last one
+MOST_MESSAGES = 64  # of a bundle
+_SHORTEST_PAUSE, _LOOK = 0.005, 0.0005  # seconds between looks for replies: at least, and for each that is waited for
 
 
 def run_simulation_runtime(
@@ -44,15 +50,16 @@ def run_simulation_runtime(
     run_config: RunConfig,
     cpus_per_node: int = 1,
     gpus_per_node: float = 0.0,
+    address: str = "",
 ) -> T:
     """Run ``server_main`` over nodes simulated by Ray and return what it returns, as ``run_inprocess`` does.
 
-    As many actors are started as there are nodes and the machine has room for. ``os.environ`` is as before on
-    return, and Ray is shut down.
+    As many actors are started as there are nodes and the machine has room for; in a cluster as many as it has room
+    for. ``os.environ`` is as before on return, and Ray is shut down, or the cluster left.
 
     Args:
-        client_app: must be picklable by cloudpickle, and is pickled for every message: bind paths to it, not
-            data.
+        client_app: must be picklable by cloudpickle, and is pickled for every bundle of messages: bind paths to it,
+            not data.
         server_main: gets the grid, in a thread of its own; its exceptions pass through.
         nodes: how many nodes; node ``i`` has ``node_config`` ``{"partition-id": i, "num-partitions":
             nodes}``.
@@ -60,10 +67,11 @@ def run_simulation_runtime(
         cpus_per_node: CPU cores, and so threads of torch, that a node works with.
         gpus_per_node: GPUs that a node works with; a fraction lets nodes share one. 0 hides GPUs from the
             nodes.
+        address: HOST:PORT of a Ray cluster that is running, of which this machine is one; empty: Ray is started here.
 
     Raises:
-        InputError: no node, an impossible share, Ray missing or already running, or no usable temporary
-            directory.
+        InputError: no node, an impossible share, Ray missing or already running in this process, no cluster at the
+            address, or no usable temporary directory.
         FedemError: Ray or Flower broke down.
     """
     _check_request(nodes, cpus_per_node, gpus_per_node)
@@ -75,27 +83,19 @@ def run_simulation_runtime(
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            _await_nodes(grid, nodes, stopped)
-            results.append(server_main(SimulationGrid(grid, stopped)))
+            results.append(server_main(_bundles(grid, nodes, actors, stopped)))
         except BaseException as error:  # carried to the caller's thread
             failures.append(error)
 
-    import ray  # takes a second, and the other runtimes do not need it
-
-    with task_identity(), quiet(), short_directory() as directory, _environment(directory, cpus_per_node):
+    with surroundings_of(nodes, cpus_per_node, gpus_per_node, address) as (actors, backend):
         try:
-            run_simulation(
-                server_app,
-                BoundClientApp(client_app, run_config),
-                nodes,
-                backend_config=_backend_config(nodes, cpus_per_node, gpus_per_node, directory),
-            )
+            app = CarrierApp(client_app, nodes, run_config)
+            run_simulation(server_app, app, min(nodes, CARRIERS * actors), backend_config=backend)
         except Exception as error:
             if not failures:
                 raise FedemError(f"the Ray simulation broke down: {one_line(str(_root(error)))}") from error
         finally:
             stopped.set()  # the server's thread must not wait for replies that will never come
-            ray.shutdown()
     if failures:
         raise failures[0]
     if not results:
@@ -103,16 +103,42 @@ def run_simulation_runtime(
     return results[0]
 
 
+@contextmanager
+def surroundings_of(
+    nodes: int, cpus_per_node: int = 1, gpus_per_node: float = 0.0, address: str = ""
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What a simulation by Flower is carried out in: gives the number of its actors, and Flower's settings for them.
+
+    Raises:
+        InputError: see `run_simulation_runtime`.
+    """
+    import ray  # takes a second, and the other runtimes do not need it
+
+    with task_identity(), quiet(), short_directory() as directory, _environment(directory, cpus_per_node):
+        try:
+            if address:
+                join(address, cpus_per_node)
+            actors = room(cpus_per_node) if address else _actors_here(nodes, cpus_per_node)
+            yield actors, _backend_config(actors, cpus_per_node, gpus_per_node, directory)
+        finally:
+            ray.shutdown()
+
+
 class SimulationGrid(OrderedGrid):
     """Flower's grid, with replies handed over in the order of the messages.
 
     A node whose process dies (of memory, say) is sent its message again, as rounds can be repeated, until its process
     has been started anew; only if it keeps dying its reply is an error.
+
+    Args:
+        repeats: whether that is so; else what is lost comes back as an error at once.
     """
 
-    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
-        super().__init__(stopped)
-        self._grid = grid
+    def __init__(
+        self, grid: Grid, stopped: threading.Event, at_a_time: int = sys.maxsize, *, repeats: bool = True
+    ) -> None:
+        super().__init__(stopped, at_a_time)
+        self._grid, self._repeats = grid, repeats
 
     def get_node_ids(self) -> list[int]:
         """All node ids, sorted; they are random numbers, new in each run."""
@@ -131,17 +157,25 @@ class SimulationGrid(OrderedGrid):
         """The replies that are there, to messages with these ids."""
         return [_with_short_reason(reply) for reply in self._grid.pull_messages(message_ids)]
 
+    def shortest_pause(self, waiting: int) -> float:
+        """Flower's answer takes longer, the more messages it is asked for."""
+        return min(PULL_INTERVAL, max(_SHORTEST_PAUSE, _LOOK * waiting))
+
     def again_at(self, reply: Message, since: float, now: float) -> float | None:
         """After a pause, where the node's process died not long ago."""
-        died = reply.has_error() and reply.error.code == PROCESS_LOST
+        died = self._repeats and reply.has_error() and reply.error.code == PROCESS_LOST
         return now + RESTART_PAUSE if died and now - since < RESTART_SECONDS else None
 
 
-def _await_nodes(grid: Grid, nodes: int, stopped: threading.Event) -> None:
-    """Wait for all nodes: Flower starts the server before it registers the first."""
-    while len(list(grid.get_node_ids())) < nodes:
+def _bundles(grid: Grid, nodes: int, actors: int, stopped: threading.Event) -> Bundles:
+    """Our nodes, on carriers; Flower starts the server before it registers the first."""
+    wanted = min(nodes, CARRIERS * actors)
+    while len(carriers := sorted(grid.get_node_ids())) < wanted:
         if stopped.wait(PULL_INTERVAL):
             raise FedemError("the simulation was stopped before its nodes had started")
+    most = min(MOST_MESSAGES, math.ceil(nodes / (BUNDLES * actors)))
+    once = SimulationGrid(grid, stopped, wanted, repeats=False)
+    return Bundles(once, SimulationGrid(grid, stopped), carriers, nodes, most)
 
 
 def _checked(messages: Iterable[Message], known: set[int]) -> Iterator[Message]:
@@ -181,9 +215,12 @@ def _check_request(nodes: int, cpus_per_node: int, gpus_per_node: float) -> None
             )
 
 
-def _backend_config(nodes: int, cpus_per_node: int, gpus_per_node: float, directory: Path) -> dict[str, Any]:
-    actors = max(1, min(nodes, (os.cpu_count() or 1) // cpus_per_node))
-    initialise = {
+def _actors_here(nodes: int, cpus_per_node: int) -> int:
+    return max(1, min(nodes, (os.cpu_count() or 1) // cpus_per_node))
+
+
+def _backend_config(actors: int, cpus_per_node: int, gpus_per_node: float, directory: Path) -> dict[str, Any]:
+    initialise = {  # of no effect in a cluster
         "address": "local",  # never a cluster that happens to be running
         "num_cpus": actors * cpus_per_node,  # else an actor for every core, however few the nodes
         "include_dashboard": False,

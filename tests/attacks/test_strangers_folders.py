@@ -13,14 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from strangers_folder import (
-    changed_array,
-    configured,
-    linked,
-    pickled,
-    pickled_checkpoint,
-    with_code,
-)
+from strangers_folder import changed_array, configured, linked, pickled, pickled_checkpoint, with_code
 from worlds import carry_out, config_of
 
 import fedem_flwr as fedem
@@ -35,6 +28,7 @@ from fedem_flwr.network.server import ServerOptions, serve
 from fedem_flwr.network.trust import check_private
 from fedem_flwr.nodes.host import RUN_RECORD
 from fedem_flwr.report.run_directory import RunDirectory
+from fedem_flwr.runtime import simulation
 from fedem_flwr.runtime.consent import write_config
 from fedem_flwr.runtime.inprocess import task_identity
 
@@ -149,14 +143,18 @@ def test_a_cache_elsewhere_is_not_written_to(run: Path, tmp_path: Path, capsys: 
     assert command(capsys, "recommend", run, *USER)[0] == 0 and not (tmp_path / "victim").exists()
 
 
-@pytest.mark.parametrize("network", [{}, {"superlink": "192.0.2.9:8000", "certs": "/home/victim/certs"}])
+@pytest.mark.parametrize("words", ["starts processes", "shows keys to the SuperLink", "joins the Ray cluster"])
 def test_no_process_is_started_and_no_key_shown(
-    network: dict[str, Any], run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Child, "start", lambda *_, **__: pytest.fail("a process was started"))
-    configured(run, run={"runtime": "network"}, network=network)
+    monkeypatch.setattr(simulation, "join", lambda *_: pytest.fail("a cluster was joined"))
+    place = "192.0.2.9:8000" if "the" in words else ""
+    runtime = {"runtime": "ray", "ray_address": place} if "Ray" in words else {"runtime": "network"}
+    keys = {"superlink": place, "certs": "/home/victim/certs"} if "keys" in words else {}
+    configured(run, run=runtime, network=keys)
     code, line = command(capsys, "resume", run)
-    assert code == 2 and ("shows keys to the SuperLink at '192.0.2.9:8000'" if network else "starts processes") in line
+    assert code == 2 and words in line and place in line
 
 
 # --- what lies in it

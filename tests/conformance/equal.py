@@ -67,9 +67,9 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def on_ray(subject: Subject, runs: Runs) -> None:
-    """Actors, which keep nothing in memory between messages."""
+    """Actors on two machines, which keep nothing in memory between messages."""
     if "ray" not in runs.shared:  # one start for all methods
-        runs.shared["ray"] = carry_out_on_ray(runs)
+        runs.shared["ray"] = carry_out_on_ray(runs, runs.shared["raylets"])
     there, here = runs.shared["ray"][subject], runs.whole(subject, 7).done
     assert there.outcome.failures == []
     assert largest_difference(here.server, there.server) == 0

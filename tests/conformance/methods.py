@@ -127,6 +127,12 @@ EVERYTHING = sorted({*registered(), *preset_names("methods")})
 LEFT_OUT = {name: NOT_FEDERATED for name in EVERYTHING if centralised(name)}
 SUBJECTS = tuple(Subject(name) for name in (*(name for name in EVERYTHING if name not in LEFT_OUT), *TEST_ONLY))
 
+# With fewer bits in messages: the server's rounded tables, and uploads rounded by keyed draws.
+NARROW = tuple(
+    Subject(name, (("messages", "bits_down", down), ("messages", "bits_up", 8)))
+    for name, down in (("fedem", 8), ("fedials-order", 8), ("fedmf", 16))
+)
+
 # Noise that is the same wherever it is drawn.
 GUARDED = Subject(
     "fedmf", (("ldp", "noise", "gaussian"), ("ldp", "clip", 0.5), ("ldp", "multiplier", 0.3), ("ldp", "seeded", True))

@@ -1,4 +1,4 @@
-"""All methods on Ray, with one start of it: a message says which run it is of."""
+"""All methods on a Ray cluster of two machines, in one simulation: a message says which run it is of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid
 from worlds import Done, done, prepare
 
-from conformance.methods import GUARDED, SUBJECTS, Subject
+from conformance.methods import GUARDED, NARROW, SUBJECTS, Subject
 from fedem_flwr.client_app import build_client_app
 from fedem_flwr.nodes.host import NodeHost
 from fedem_flwr.runtime.simulation import run_simulation_runtime
@@ -61,11 +61,10 @@ class Naming:
         return iter(self._grid.send_and_receive(named(), timeout=timeout))
 
 
-def carry_out_on_ray(runs: Runs) -> dict[Subject, Done]:
-    """A run of every method with 7 users a node."""
-    prepared = {
-        subject: prepare(runs.path(), subject.config(run={"users_per_node": 7})) for subject in (*SUBJECTS, GUARDED)
-    }
+def carry_out_on_ray(runs: Runs, address: str) -> dict[Subject, Done]:
+    """A run of every method with 7 users a node, in the cluster at an address."""
+    subjects, each = (*SUBJECTS, *NARROW, GUARDED), {"users_per_node": 7}
+    prepared = {subject: prepare(runs.path(), subject.config(run=each)) for subject in subjects}
 
     def main(grid: Grid) -> dict[Subject, Done]:
         found = {}
@@ -74,4 +73,5 @@ def carry_out_on_ray(runs: Runs) -> dict[Subject, Done]:
             found[subject] = done(run, run.server(lambda _: None)(naming))  # type: ignore[arg-type]
         return found
 
-    return run_simulation_runtime(build_client_app(AnyHost()), main, nodes=NODES, run_config={})
+    app = build_client_app(AnyHost())
+    return run_simulation_runtime(app, main, nodes=NODES, run_config={}, address=address)
