@@ -19,11 +19,11 @@ PIP = (sys.executable, "-m", "pip")
 # Nothing is compiled to byte code now, but when it is first imported: all of it takes as long as the rest.
 QUIETLY = ("install", "-qq", "--no-compile", "--disable-pip-version-check")
 PLACES = {
-    "index-url": "--default-index",
-    "extra-index-url": "--index",
-    "find-links": "--find-links",
-    "constraint": "--constraints",
-    "trusted-host": "--allow-insecure-host",
+    "index-url": "default-index",
+    "extra-index-url": "index",
+    "find-links": "find-links",
+    "constraint": "constraints",
+    "trusted-host": "allow-insecure-host",
 }
 MANNERS = {
     "cert", "default-timeout", "disable-pip-version-check", "no-cache-dir", "no-color", "no-input", "progress-bar",
@@ -44,7 +44,7 @@ def told_to_uv(pip: Mapping[str, str]) -> list[str] | None:
     """The options of `uv pip install` that mean the same as pip's settings; None where they are not known here."""
     if set(pip) - PLACES.keys() - MANNERS:
         return None
-    options = [(PLACES[name], value) for name in PLACES for value in pip.get(name, "").split()]
+    options = [(f"--{PLACES[name]}", value) for name in PLACES for value in pip.get(name, "").split()]
     return ["--index-strategy", "unsafe-best-match", *(word for option in options for word in option)]
 
 

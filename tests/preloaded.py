@@ -134,7 +134,7 @@ class Preloaded:
     def ended(self, pid: int) -> int | None:
         """A fork's exit code; None while it runs."""
         with self._lock:
-            while self._socket is not None and select.select([self._socket], [], [], 0)[0]:
+            while self._socket is not None and _readable(self._socket):
                 self._hear(_next(self._socket))
             return self._codes.get(pid)
 
@@ -160,6 +160,12 @@ def _number(file: Any, null: int, own: int) -> int:
     return null if file == subprocess.DEVNULL else file if isinstance(file, int) else file.fileno()
 
 
+def _readable(source: socket.socket) -> bool:
+    look = select.poll()
+    look.register(source, select.POLLIN)
+    return bool(look.poll(0))
+
+
 def _next(source: socket.socket) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(source.recv(_MESSAGE) or b'{"pid": -1}')
     if found.get("pid") == -1:
@@ -178,13 +184,16 @@ def serve(asked: socket.socket) -> list[str]:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for those who are asked; a fork has its own again
     signal.set_wakeup_fd(wake)
+    looked_at = select.poll()  # as `select` knows no numbers of files above 1,023
+    for number in (asked.fileno(), woken):
+        looked_at.register(number, select.POLLIN)
     while True:
-        ready = select.select([asked, woken], [], [])[0]
+        ready = [number for number, _ in looked_at.poll()]
         if woken in ready:
             with suppress(BlockingIOError):
                 os.read(woken, 1024)
             _tell_who_ended(asked)
-        if asked in ready:
+        if asked.fileno() in ready:
             message, files, *_ = socket.recv_fds(asked, _MESSAGE, _FILES)
             if not message:
                 sys.exit(0)

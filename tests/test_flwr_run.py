@@ -209,6 +209,7 @@ def environment(tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch) 
         "HTTP_PROXY": unreachable,
         "NO_PROXY": "127.0.0.1,localhost",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": "local",  # not the cluster that other tests have started
         "UV_OFFLINE": "1",
     }
     for name, value in variables.items():
@@ -232,7 +233,7 @@ def flwr_run(*arguments: str) -> str:
 def assert_told(said: str, *, runtime: str, rounds: int) -> None:
     assert Path("runs").is_dir(), said
     run = the_run(Path.cwd())
-    assert f"run directory: {run}\n" in said
+    assert f"run directory: {run}\n" in said and f"report: {run / REPORT}\n" in said, said
     assert_finished(run, rounds=rounds, runtime=runtime)
 
 
