@@ -32,11 +32,13 @@ MANNERS = {
 
 
 def settings(listed: str) -> dict[str, str]:
-    """What `pip config list` says, by name; the environment's first, as pip takes them."""
+    """What of `pip config list` is for `pip install`, by name: the environment's, then its own, then everybody's."""
     found: dict[str, str] = {}
-    for line in sorted(listed.splitlines(), key=lambda line: not line.startswith(":env:")):
-        name, _, value = line.partition("=")
-        found.setdefault(name.rpartition(".")[2], ast.literal_eval(value))
+    for section in ("global", "install", ":env:"):
+        for line in listed.splitlines():
+            name, _, value = line.partition("=")
+            if name.rpartition(".")[0] == section:
+                found[name.rpartition(".")[2]] = ast.literal_eval(value)
     return found
 
 
@@ -51,12 +53,14 @@ def told_to_uv(pip: Mapping[str, str]) -> list[str] | None:
 def main(constraints: str, *requirements: str) -> int:
     """Install; returns the exit code."""
     wanted = ["-c", constraints, *requirements]
-    listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=False).stdout
-    pip = settings(listed)
-    options = told_to_uv(pip)
+    listed = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=False)
+    pip = settings(listed.stdout)
+    options = told_to_uv(pip) if listed.returncode == 0 else None
     if options is not None and subprocess.run([*PIP, *QUIETLY, "-c", constraints, "uv"], check=False).returncode == 0:
         uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--python", sys.executable]
-        environment = {**os.environ, **({"SSL_CERT_FILE": pip["cert"]} if "cert" in pip else {})}
+        uv += ["--no-config", *(["--no-cache"] if "no-cache-dir" in pip else [])]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("UV_")}
+        environment |= {"SSL_CERT_FILE": pip["cert"]} if "cert" in pip else {}
         made = subprocess.run([*uv, *options, *wanted], env=environment, capture_output=True, text=True, check=False)
         if made.returncode == 0:
             return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_app import by_partition, echo_app, orders, plain_message, three_rounds, toy_app
 
-from fedem_flwr.errors import FedemError
+from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.messages.wire import LazyArray, pack_arrays, unpack_arrays
-from fedem_flwr.runtime import bundles, shared_arrays
+from fedem_flwr.runtime import bundles, cluster, shared_arrays, simulation
 from fedem_flwr.runtime.bundles import Bundles, CarrierApp
 from fedem_flwr.runtime.inprocess import InProcessGrid, run_inprocess, task_identity
 from fedem_flwr.runtime.simulation import SimulationGrid
@@ -188,3 +189,39 @@ def test_pushed_and_pulled_one_by_one() -> None:
     replies = grid.pull_messages([*reversed(ids), "unknown"])
     assert {reply.metadata.reply_to_message_id for reply in replies} == {*ids} and not grid.pull_messages(ids)
     assert sorted(by_partition(iter(replies))) == [0, 1, 2]
+
+
+def test_nothing_is_sent_before_ray_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is large would start it, in its own way; and when it has gone, once more."""
+    import ray
+
+    looks = iter([False, False])
+    monkeypatch.setattr(ray, "is_initialized", lambda: next(looks, True))
+    grid: Any = SimpleNamespace(get_node_ids=lambda: [3, 4])
+    simulation._bundles(grid, 2, 1, threading.Event())
+    assert next(looks, "asked") == "asked"
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(FedemError, match="Ray has gone"):
+        shared_arrays.StoredArray(np.ones(3))
+
+
+def test_a_cluster_whose_cores_are_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    machines = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 8.0}}]
+    free = iter([0.0, 1.0, 2.0])
+    left: list[bool] = []
+    for name, told in {
+        "init": lambda **_: None,
+        "nodes": lambda: machines,
+        "available_resources": lambda: {"CPU": next(free, 1.0)},
+        "shutdown": lambda: left.append(True),
+    }.items():
+        monkeypatch.setattr(ray, name, told)
+    monkeypatch.setattr(cluster.socket, "create_connection", lambda *_: SimpleNamespace(close=lambda: None))
+    cluster.join("here:1", 1)  # the last driver's cores come back after a moment
+    assert not left
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.0)
+    with pytest.raises(InputError, match="others have 1 of the 2 CPU cores"):
+        cluster.join("here:1", 1)
+    assert left

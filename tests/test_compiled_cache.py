@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedem_flwr.engine.fused import compiled
 from fedem_flwr.engine.fused.compiled import _Entry, folder_for_compiled
 
 
@@ -106,6 +107,16 @@ def test_the_compilers_own_setting_comes_first(home: Path, monkeypatch: pytest.M
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "chosen"))
     found = folder_for_compiled()
     assert found is not None and found.is_relative_to(home / "chosen" / "fedem-flwr")
+
+
+def test_a_compiler_that_keeps_things_otherwise_costs_time(
+    home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(compiled.caching, "_CacheLocator")
+    with caplog.at_level(logging.WARNING):
+        entry = _Entry(doubled)
+        assert entry(4) == 8 and entry.folder is None
+    assert "a way of its own" in caplog.messages[0]
 
 
 def test_without_any_folder_it_still_runs(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

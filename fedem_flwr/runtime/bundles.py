@@ -112,10 +112,11 @@ class Bundles(OwnGrid):
             del reply, members
 
     def _one_by_one(self, members: list[Message], deadline: float) -> Iterator[Message]:
-        for member in members:
-            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-            for reply in self._patient.send_and_receive([self._bundle([member])], timeout=left):
-                yield from self._opened(reply, [member])
+        """All at once, as each may have to wait until its process has been started anew."""
+        left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+        alone = (self._bundle([member], None, number) for number, member in enumerate(members))
+        for reply in self._patient.send_and_receive(alone, timeout=left):
+            yield from self._opened(reply, [members[int(reply.metadata.group_id)]])
 
     def _checked(self, message: Message) -> Message:
         if message.metadata.dst_node_id not in self._states:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from typing import Any
 
 from fedem_flwr.errors import InputError
@@ -52,14 +53,36 @@ def join(address: str, cpus_per_node: int) -> None:
             f"no machine of the Ray cluster at {address} has {cpus_per_node} CPU cores: lower run.threads, or start "
             "Ray there with more (--num-cpus)"
         )
+    deadline = time.monotonic() + _ANSWER_SECONDS  # who has just left gives cores back in a moment
+    while (taken := _cores() - _free()) > 0:
+        if time.monotonic() > deadline:
+            ray.shutdown()
+            raise InputError(
+                f"others have {taken:g} of the {_cores():g} CPU cores of the Ray cluster at {address}, and Flower "
+                "would wait for them without a word: wait until they are done, or start a cluster of your own"
+            )
+        time.sleep(0.1)
 
 
 def room(cpus_per_node: int) -> int:
     """How many actors Flower will start in the cluster that was joined."""
+    return sum(int(one["Resources"].get("CPU", 0)) // cpus_per_node for one in _machines())
+
+
+def _cores() -> float:
+    return sum(float(one["Resources"].get("CPU", 0.0)) for one in _machines())
+
+
+def _free() -> float:
     import ray
 
-    machines: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return sum(int(one["Resources"].get("CPU", 0)) // cpus_per_node for one in machines if one["Alive"])
+    return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+
+
+def _machines() -> list[dict[str, Any]]:
+    import ray
+
+    return [one for one in ray.nodes() if one["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _not_joined(address: str, error: Exception) -> InputError:

@@ -120,6 +120,7 @@ class OrderedGrid(OwnGrid):
             post.missed_at = now if post.missed_at is None else post.missed_at
             when = self.again_at(reply, post.missed_at, now)
             if when is None:
+                vars(reply.metadata)["_group_id"] = post.message.metadata.group_id  # Flower's own errors name none
                 post.reply = reply
             elif not post.ids:  # else the next copy is on its way already
                 post.again = when

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, RecordDict
 
+from fedem_flwr.errors import FedemError
 from fedem_flwr.messages.wire import LazyArray
 
 _STORED_BYTES = 1 << 20  # arrays from here on are in the object store
@@ -19,6 +20,8 @@ class StoredArray(LazyArray):
         import ray
 
         super().__init__(values)
+        if not ray.is_initialized():  # it would be started anew, in its own way
+            raise FedemError("the simulation was stopped: Ray has gone")
         self.__dict__["_reference"] = ray.put(self.numpy())
 
     def __reduce__(self) -> tuple[Any, ...]:

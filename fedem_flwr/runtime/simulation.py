@@ -168,9 +168,11 @@ class SimulationGrid(OrderedGrid):
 
 
 def _bundles(grid: Grid, nodes: int, actors: int, stopped: threading.Event) -> Bundles:
-    """Our nodes, on carriers; Flower starts the server before it registers the first."""
+    """Our nodes, on carriers; Flower starts the server before it registers the first, and those before Ray."""
+    import ray
+
     wanted = min(nodes, CARRIERS * actors)
-    while len(carriers := sorted(grid.get_node_ids())) < wanted:
+    while len(carriers := sorted(grid.get_node_ids())) < wanted or not ray.is_initialized():
         if stopped.wait(PULL_INTERVAL):
             raise FedemError("the simulation was stopped before its nodes had started")
     most = min(MOST_MESSAGES, math.ceil(nodes / (BUNDLES * actors)))

@@ -56,32 +56,34 @@ def entry(function: F) -> F:
     return made
 
 
-class _Locator(caching._CacheLocator):  # type: ignore[misc]
-    """In one folder, wherever the sources lie: Flower unpacks each version of an app into a folder of its own."""
+def _kept_in(folder: Path, function: Callable[..., Any]) -> Any:
+    """The compiler's cache of a function, in one folder wherever the sources lie, as each version of a Flower app does.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._folder, self._line = folder_for_compiled(), function.__code__.co_firstlineno
+    Raises:
+        AttributeError: this version of the compiler keeps it in another way.
+    """
 
-    def get_cache_path(self) -> str:
-        return str(self._folder)
+    class Locator(caching._CacheLocator):  # type: ignore[misc]
+        def get_cache_path(self) -> str:
+            return str(folder)
 
-    def get_source_stamp(self) -> str:
-        return _VERSION
+        def get_source_stamp(self) -> str:
+            return _VERSION
 
-    def get_disambiguator(self) -> str:
-        return str(self._line)
+        def get_disambiguator(self) -> str:
+            return str(function.__code__.co_firstlineno)
 
-    @classmethod
-    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
-        return cls(function)
+        @classmethod
+        def from_function(cls, function: Callable[..., Any], file: str) -> Locator:
+            return cls()
 
+    class Located(caching.CompileResultCacheImpl):  # type: ignore[misc]
+        _locator_classes = (Locator,)
 
-class _Located(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_Locator,)
+    class Cache(caching.FunctionCache):  # type: ignore[misc]
+        _impl_class = Located
 
-
-class _Cache(caching.FunctionCache):  # type: ignore[misc]
-    _impl_class = _Located
+    return Cache(function)
 
 
 class _Entry:
@@ -127,8 +129,14 @@ class _Entry:
 
     def _made(self) -> Any:
         made = numba.njit(**_OPTIONS)(self.function)
-        if self.folder is not None:
-            made._cache = _Cache(self.function)
+        try:
+            if self.folder is not None:
+                made._cache = _kept_in(self.folder, self.function)
+        except AttributeError as unlike:
+            log.warning(
+                "this numba keeps what it compiles in a way of its own (%s): each process compiles anew", unlike
+            )
+            self.folder = None
         return made
 
 
