@@ -97,15 +97,15 @@ class NodeHost:
     @property
     def config(self) -> Config:
         """The run's resolved configuration."""
-        return self._own[0]
+        return self._inputs[0]
 
     @property
     def split(self) -> Split:
         """The run's split; a client uses its own users' part only."""
-        return self._own[1]
+        return self._inputs[1]
 
     @cached_property  # a host is of one run
-    def _own(self) -> Opened:
+    def _inputs(self) -> Opened:
         return _opened(self.run_dir)
 
     def device(self) -> torch.device:

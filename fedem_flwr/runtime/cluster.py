@@ -36,7 +36,8 @@ def join(address: str, cpus_per_node: int) -> None:
     """Be a driver of a cluster, which Flower then uses instead of starting Ray.
 
     Raises:
-        InputError: none answers there, this machine is not one of it, or none of its machines has so many cores.
+        InputError: none answers there, this machine is not one of it, none of its machines has so many cores, or others
+            have some of them.
     """
     import ray
 
