@@ -123,6 +123,12 @@ class TestSimilarity:
         with pytest.raises(ValueError, match="row 4 "):
             similarity(tables, kind, block_items=3)
 
+    def test_says_where_squares_are_too_large(self) -> None:
+        tables = tables_of(3, 4, 2).double()
+        tables[1, 2, 0] = 1e200
+        with pytest.raises(ValueError, match="squares are too large"):
+            similarity(tables)
+
     def test_rejects_unknown_options(self) -> None:
         with pytest.raises(ValueError, match="unknown similarity"):
             similarity(tables_of(2, 3, 2), "l2")  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from fedem_flwr.aggregation.combine import item_blocks
 SimilarityKind = Literal["frobenius", "pca", "cosine"]
 PcaSign = Literal["raw", "fixed"]
 
-_TILE = 1024  # clients a tile of the Gram matrix; only tiles on and above the diagonal are computed
+_TILE = 128  # clients a tile of the Gram matrix; only tiles on and above the diagonal are computed
 
 
 def similarity(
@@ -145,17 +145,23 @@ def _gram(
     clients, items, width = tables.shape
     place = tables.device if place is None else place
     products = torch.zeros((clients, clients), dtype=torch.float64, device=place)
+    room = torch.empty(0, dtype=precision, device=place)  # one block's, kept: fresh memory costs as much as a copy
     for block in item_blocks(items, clients * width * 8, block_items):
-        part = tables[:, block].to(place, precision).reshape(clients, -1)  # (K, block * d)
-        _require_finite(part, 0)
+        brought = tables[:, block]  # (K, block, d)
+        room = room if room.numel() else torch.empty(brought.shape, dtype=precision, device=place)
+        part = room.view(-1)[: brought.numel()].view(brought.shape).copy_(brought).view(clients, -1)  # (K, block * d)
         if centred:
-            part = part - part.mean(dim=0)
+            part -= part.mean(dim=0)
         for start in range(0, clients, _TILE):
             rows = slice(start, start + _TILE)
             into = products[rows, start:]
             into.add_(part[rows] @ part[start:].T) if part.dtype != into.dtype else into.addmm_(
                 part[rows], part[start:].T
             )
+    if not bool(products.diagonal().isfinite().all()):  # what is not finite reaches its client's own square, at least
+        for block in item_blocks(items, clients * width * 8, block_items):
+            _require_finite(tables[:, block], 0)
+        raise ValueError("the tables hold numbers whose squares are too large to be added up")
     return products
 
 
