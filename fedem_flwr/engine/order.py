@@ -77,7 +77,9 @@ def order_sums(
     zeros = partial(torch.zeros, dtype=torch.float64, device=device)
     nothing = torch.empty(0, dtype=torch.int64, device=device), zeros((0, rows.shape[1]))
     total = OrderSums(zeros(len(weights)), *nothing, 0.0, 0)
-    enough = who[history.counts()[who] >= _LEAST]
+    seen = np.minimum(history.counts()[who], task.encoder.window + 1)
+    alike = np.argsort(seen, kind="stable")  # by length, so that little of a block is padding
+    enough = who[alike[np.count_nonzero(seen < _LEAST) :]]
     blocks = np.split(enough, range(_BLOCK, len(enough), _BLOCK)) if len(enough) else []
 
     def gradients(block: IntArray) -> OrderSums:

@@ -125,7 +125,8 @@ class Dropout:
             draws = keyed_bits(*self._key, self._users[:, None], cells, self._calls // _DROPS)
             self._bits = draws.view(values.shape)
         self._calls += 1
-        kept = ((self._bits >> (9 * index)) & (_LEVELS - 1)) >= self.level
+        place = 9 * index  # of the nine bits that decide; compared where they stand
+        kept = (self._bits & ((_LEVELS - 1) << place)) >= (self.level << place)
         return values * kept.to(values.dtype).div_(self.keep)
 
 
