@@ -58,13 +58,13 @@ class OrderConfig(Section):
     )
     participants: float = Field(0.02, gt=0, le=1, description="share of users in such a round")
     fine_tune: bool = Field(True, description="also train a copy of the item rows; false: frozen, only weights go up")
-    layers: int = Field(2, ge=1, le=8, description="of the transformer")
+    layers: int = Field(3, ge=1, le=8, description="of the transformer")
     heads: int = Field(2, ge=1, description="of attention; divides d")
-    window: int = Field(50, ge=2, le=1000, description="newest items that are looked at")
+    window: int = Field(200, ge=2, le=1000, description="newest items that are looked at")
     dropout: Annotated[float, Search(0, 0.5)] = Field(
         0.2, ge=0, lt=1, description="share of activations dropped in training"
     )
-    negatives: int = Field(256, ge=0, description="of the sampled softmax, a user and round; 0: the whole catalogue")
+    negatives: int = Field(512, ge=0, description="of the sampled softmax, a user and round; 0: the whole catalogue")
     lr: Annotated[float, Search(1e-4, 1e-2, log=True)] = Field(
         0.001, gt=0, description="of the server's Adam; warmed up, then a cosine down to a twentieth"
     )
