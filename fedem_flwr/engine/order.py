@@ -17,9 +17,10 @@ from torch import Tensor
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.history import History, IntArray
 from fedem_flwr.engine.parallel import in_parallel
+from fedem_flwr.engine.sampled_softmax import sampled_softmax
 from fedem_flwr.models.encoder import Dropout, Encoder
 
-_BLOCK = 32  # users whose activations are held at a time, in one worker
+_BLOCK = 16  # users whose activations are held at a time, in one worker
 _LEAST = 2  # items of a sequence: one to predict from, one to predict
 
 
@@ -78,8 +79,8 @@ def order_sums(
     nothing = torch.empty(0, dtype=torch.int64, device=device), zeros((0, rows.shape[1]))
     total = OrderSums(zeros(len(weights)), *nothing, 0.0, 0)
     seen = np.minimum(history.counts()[who], task.encoder.window + 1)
-    alike = np.argsort(seen, kind="stable")  # by length, so that little of a block is padding
-    enough = who[alike[np.count_nonzero(seen < _LEAST) :]]
+    alike = np.argsort(-seen, kind="stable")  # by length, so that little of a block is padding; long ones first
+    enough = who[alike[: np.count_nonzero(seen >= _LEAST)]]
     blocks = np.split(enough, range(_BLOCK, len(enough), _BLOCK)) if len(enough) else []
 
     def gradients(block: IntArray) -> OrderSums:
@@ -112,14 +113,13 @@ def _block(task: OrderTask, weights: Tensor, rows: Tensor, items: Tensor, users:
     drop = Dropout(task.encoder.dropout, task.draws.own_seed, round_, users)
     hidden = task.encoder.hidden(own, gathered, real, drop)  # (k, l, d)
     if task.negatives:
-        wrong = hidden @ row(negatives).mT + math.log(m / task.negatives)  # (k, l, s): each stands for m / s items
-        wrong = wrong.masked_fill(negatives[:, None, :] == after[:, :, None], -math.inf)
-        right = (hidden * row(after)).sum(-1, keepdim=True)
-        losses = torch.logsumexp(torch.cat([right, wrong], -1), -1) - right.squeeze(-1)
+        same = negatives.int()[:, None, :] == after.int()[:, :, None]
+        stands_for = math.log(m / task.negatives)  # each for m / s items
+        loss = sampled_softmax(hidden, row(after), row(negatives), same, real, stands_for)
     else:
         logits = hidden @ table.T
         losses = torch.logsumexp(logits, -1) - logits.gather(2, after.clamp(max=m - 1).unsqueeze(-1)).squeeze(-1)
-    loss = losses[real].sum()
+        loss = losses[real].sum()
     wanted = (own, table) if task.rows else (own,)
     found = torch.autograd.grad(loss, wanted)
     learnt = (used, found[1]) if task.rows else (used[:0], rows[:0])
@@ -145,7 +145,7 @@ class OrderScores:
         if not items.shape[1]:
             return self.rows.new_zeros(len(who), m), None
         items = items.to(self.rows.device)
-        last = torch.cat([self._last(part, m) for part in items.split(_BLOCK * 8)])
+        last = torch.cat([self._last(part, m) for part in items.split(_BLOCK * 16)])
         return (last @ self.rows.T) * (counts > 0).to(last).unsqueeze(1), None
 
     def _last(self, items: Tensor, m: int) -> Tensor:
