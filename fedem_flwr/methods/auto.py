@@ -42,8 +42,7 @@ class Auto(FedialsOrder):
         SEARCHES: that it has a use for `[search]`.
     """
 
-    SEARCHES = True
-    NEEDS_TIMES = False
+    SEARCHES, NEEDS_TIMES = True, False
     TUNES = ("ials.kappa", "order.lr", "order.dropout")  # the search finds ials.weight and ials.ridge
 
     def __init__(self, config: Config, items: int) -> None:
