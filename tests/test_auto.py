@@ -19,6 +19,7 @@ from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.controls import popularity_control
 from fedem_flwr.evaluation.ranking import evaluate_scores
+from fedem_flwr.experiment.plan import plan
 from fedem_flwr.methods.tasks.search_tables import TRIED, stages_of
 from fedem_flwr.methods.tasks.serving_mixtures import mixtures
 from fedem_flwr.protocol.split import Split
@@ -124,6 +125,36 @@ def test_what_is_given_is_not_searched() -> None:
             update={"weights": [0.3], "ridges": resolve({}, {}).search.ridges, "budget": 2}
         ).grid()
     )
+
+
+@pytest.mark.parametrize(
+    ("tree", "against", "words"),
+    [
+        (
+            {"method": {"name": "fedmf"}, "search": {"budget": 4}},
+            [],
+            "search.budget .* of fedmf: add --method auto, or",
+        ),
+        (
+            {"data": {"dataset": "ml-100k"}, "search": {"rounds": 4}},
+            [],
+            "ml-100k comes with .* search.presets=false, or",
+        ),
+        ({"method": {"name": "fedmf"}, "search": {"order": False}}, ["fedials"], "search.order is of the search"),
+        ({"method": {"name": "fedmf"}, "search": {"budget": 4}}, ["auto"], ""),
+        ({"data": {"dataset": "ml-100k"}, "search": {"presets": False, "budget": 4}}, [], ""),
+        ({"data": {"dataset": "ml-100k"}, "method": {"name": "auto"}, "search": {"budget": 4}}, [], ""),
+        ({"data": {"dataset": "ml-100k"}, "search": {"presets": True}}, [], ""),
+        ({"method": {"name": "fedmf"}, "search": {"presets": False}}, [], ""),
+    ],
+)
+def test_a_search_that_nobody_makes_is_refused(tree: Any, against: list[str], words: str) -> None:
+    if not words:
+        plan({}, tree, [{"name": name} for name in against], origin="options")
+        return
+    with pytest.raises(InputError, match=words) as caught:
+        plan({}, tree, [{"name": name} for name in against], origin="options")
+    assert "\n" not in str(caught.value)
 
 
 def test_presets_of_data_sets_can_be_switched_off() -> None:

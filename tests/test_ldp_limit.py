@@ -123,14 +123,18 @@ def test_a_node_may_leave_out_no_more_than_it_says() -> None:
         ({**FOUR, "epsilon_limit": 0.5}, "below the ε of one upload, 1: nobody could send any"),
         ({"epsilon_limit": 2.0}, r"without ldp\.clip"),
         ({"epsilon_limit": 2.0, "clip": 1.0}, "without noise"),
+        ({**FOUR, "epsilon_limit": None, "multiplier": 1e-320}, "so little laplace noise that the ε of one upload is"),
+        ({**FOUR, "epsilon_limit": None, "noise": "gaussian", "multiplier": 1e-300}, "the ε of one upload is infinite"),
+        ({**FOUR, "epsilon_limit": None, "multiplier": 2e-308}, "ε of a user's uploads in 3 rounds is infinite"),
     ],
 )
-def test_limits_that_say_nothing_are_refused(ldp: Any, word: str) -> None:
+def test_limits_and_noise_that_say_nothing_are_refused(ldp: Any, word: str) -> None:
     with pytest.raises(InputError, match=word) as caught:
         config = config_of("fedmf", ldp=ldp)
         method_of(config, 30)
         check_run(config)
     assert "\n" not in str(caught.value)
+    check_run(config_of("fedmf", ldp={**FOUR, "epsilon_limit": None, "multiplier": 1e-307}))
 
 
 def test_a_node_can_insist_on_a_limit() -> None:

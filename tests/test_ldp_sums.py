@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from worlds import USERS, carry_out, carry_out_watched, config_of, figures, largest_difference
 
 from fedem_flwr.aggregation.newton import nearest_gram
+from fedem_flwr.config import resolve
 from fedem_flwr.contract.finding import method_of
 from fedem_flwr.contract.guarded_sums import GuardedSums
 from fedem_flwr.contract.guarding import LIMIT
@@ -56,6 +57,8 @@ def test_the_nearest_matrix_that_is_a_sum_of_squares(seed: int, d: int) -> None:
     assert torch.equal(found, found.T) or torch.allclose(found, found.T, atol=1e-12)
     assert float(torch.linalg.eigvalsh(found).min()) > -1e-12
     assert torch.allclose(nearest_gram(found), found, atol=1e-10)
+    both = nearest_gram(torch.stack([noisy, -noisy]))
+    assert torch.allclose(both[0], found, atol=1e-10) and torch.allclose(both[1], nearest_gram(-noisy), atol=1e-10)
     for _ in range(20):
         root = torch.linalg.cholesky(found + 1e-9 * torch.eye(d, dtype=torch.float64))
         other = (root + 0.1 * torch.randn(d, d, generator=draw, dtype=torch.float64)) @ root.T
@@ -109,5 +112,29 @@ def test_what_so_many_users_cannot_send_is_refused() -> None:
 
 def test_those_whose_other_sums_nothing_bounds_are_still_refused() -> None:
     for name, more in (("fedials-order", {"order": {"rounds": 2}}), ("fedials-elastic", {})):
-        with pytest.raises(InputError, match="groups, pairs of items"):
+        with pytest.raises(
+            InputError, match=rf"\[ldp\] with {name}: .*groups, pairs of items.*--method fedials"
+        ) as caught:
             method_of(config_of(name, ldp=NOISE, run={"rounds": 30}, **more), 60)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"\[ldp\] with auto: .*--method fedials"):
+        method_of(resolve({}, {"method": {"name": "auto"}, "ldp": NOISE}), 60)
+
+
+def test_tables_side_by_side_are_guarded_as_one_is(tmp_path: Path) -> None:
+    """`auto` in so few rounds that it has no order: without a search it is `fedials`, to the noise; with one, too."""
+    same = {"ldp": {**NOISE, "seeded": True}, "ials": {"weight": 0.2, "ridge": 0.01}}
+    same |= {"run": {"rounds": 2}, "model": {"dim": 8, "init_std": 0.1}}
+    auto, plain = (carry_out(tmp_path / name, config_of(name, **same)) for name in ("auto", "fedials"))
+    assert (
+        auto.outcome.failures == []
+        and largest_difference(
+            {name: auto.server[name].reshape(plain.server[name].shape) for name in ("table", "gram", "counts")},
+            {name: plain.server[name] for name in ("table", "gram", "counts")},
+        )
+        < 1e-6
+    )
+    search = {"weights": [0.3, 0.05], "ridges": [0.01], "learn": 1, "rounds": 3}
+    found = carry_out(tmp_path / "search", config_of("auto", ldp=NOISE, search=search, run={"rounds": 3}))
+    assert found.outcome.failures == [] and found.server["tried"].shape[0] == 2
+    assert np.isfinite(found.server["table"]).all() and found.server["gram"].shape[-1] == found.server["gram"].shape[-2]

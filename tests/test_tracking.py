@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 from test_temporal_runs import carried_out, settings, world
 
 from fedem_flwr.config import resolve
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.experiment import tracking
 from fedem_flwr.experiment.flow import carry_out, reopen
 from fedem_flwr.experiment.plan import plan
 from fedem_flwr.experiment.tracking import RECORD, Tracker, flat
@@ -85,6 +91,42 @@ def test_a_place_that_cannot_be_used_is_said_in_a_line_before_the_rounds(
     with pytest.raises(FedemError, match=r"MLflow cannot be told of the run: .*; start its server") as caught:
         tracked(tmp_path / "run", (tmp_path / "file" / "mlruns").as_uri())
     assert "\n" not in str(caught.value)
+
+
+def only_told(folder: Path, uri: str, shown: Any = None) -> Any:
+    """What tells a run that is not carried out."""
+    folder.mkdir()
+    config = resolve({}, {"tracking": {"to": "mlflow", "uri": uri, "experiment": "honest"}})
+    run: Any = SimpleNamespace(config=config, directory=RunDirectory(folder), facts=SimpleNamespace(protocol="strict"))
+    return tracking.tracked(run, shown)
+
+
+def test_where_nobody_listens_it_is_said_in_seconds(
+    store: tuple[Any, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One try more, where MLflow's client would try for minutes; who has set how often it tries keeps that."""
+    before, seen = dict(os.environ), list[tuple[str | None, ...]]()
+    names = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+    monkeypatch.setattr("urllib3.util.retry.Retry.sleep", lambda *_: seen.append(tuple(map(os.environ.get, names))))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        said = r"MLflow cannot be told of the run: .*refused.*; start its server"
+        with pytest.raises(FedemError, match=said) as caught, only_told(tmp_path / "run", uri):
+            pass
+        assert "\n" not in str(caught.value) and seen == [("1", "10")] and dict(os.environ) == before
+        monkeypatch.setenv(names[0], "2")
+        with pytest.raises(FedemError, match="cannot be told"), only_told(tmp_path / "again", uri):
+            pass
+        assert seen[1:] == [("2", "10")] * 2
+
+
+def test_where_a_run_is_told_is_said_without_passwords(store: tuple[Any, str], tmp_path: Path) -> None:
+    words = StringIO()
+    with only_told(tmp_path / "said", store[1], Console(file=words, width=20)):
+        number = json.loads((tmp_path / "said" / RECORD).read_text())["run"]
+    assert words.getvalue() == f"MLflow is told: run {number} of experiment 'honest' at {store[1]}\n"
+    assert tracking._without_password("https://me:secret@host:5/x@y") == "https://host:5/x@y"
 
 
 def test_a_server_that_goes_away_stops_the_telling_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:

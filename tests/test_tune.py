@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,30 @@ def test_every_method_has_a_space_beside_its_options() -> None:
         "method.options.lr",
         "method.options.factor",
     }
+
+
+def test_what_does_not_act_is_not_looked_for(tmp_path: Path) -> None:
+    """Merging that is not there, α of an average, order without rounds or times; and what acts is."""
+
+    def looked_for(name: str, **sections: Any) -> set[str]:
+        return {each.path for each in ranges_of(resolve({}, {"method": {"name": name}, **sections}))}
+
+    local = {"local.epochs", "local.lr_user", "local.lr_item", "local.ridge"}
+    assert looked_for("local-only") == looked_for("fedmf") == local, "mf-central has a ridge, too"
+    assert looked_for("fedsim") == local | {"aggregate.alpha"}
+    assert looked_for("fedsim-sm") == local | {"aggregate.alpha", "merge.rho"}
+    assert looked_for("fedem") == looked_for("fedsim-dm") == local | {"aggregate.alpha", "merge.lr"}
+    assert looked_for("fedmf", merge={"mode": "elastic"}) == local | {"merge.lr"}
+    table, order = {"ials.weight", "ials.ridge", "ials.kappa"}, {"order.lr", "order.dropout"}
+    assert looked_for("fedials") == table and looked_for("fedials-order") == table | order
+    assert looked_for("fedials-order", order={"rounds": 0}) == table
+    assert looked_for("fedials-elastic") == table | {"group_tables.ridge"}
+    assert looked_for("fedmf-elastic") == local | {"group_tables.ridge"}
+    assert looked_for("fedmf-elastic", group_tables={"merge": "none"}) == local
+    assert looked_for("auto") == {"ials.kappa"} | order
+    (tmp_path / "r.csv").write_text("".join(f"{user},{(user + k) % 30}\n" for user in range(20) for k in range(10)))
+    found = Study.open(tmp_path / "study", {"method": {"name": "auto"}, "data": {"dataset": str(tmp_path / "r.csv")}})
+    assert [each.path for each in found.space] == ["ials.kappa"], "there are no times, so no order"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +138,15 @@ def test_the_tuned_experiment_gives_the_trials_value(whole: Study, tmp_path: Pat
     assert len(json.loads((whole.folder / "trials.json").read_text())["trials"]) == 4
 
 
+def test_importances_are_said_of_trials_that_can_be_compared(whole: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four they are; of fewer, or of the same settings again and again, they would be made up."""
+    four = whole.trials()
+    assert set(whole.importances()) == {each.path for each in whole.space}
+    for few in (four[:1], four[:3], four[:3] * 2, [replace(trial, value=0.5) for trial in four]):
+        monkeypatch.setattr(Study, "trials", lambda _, few=few: few)
+        assert whole.importances() == {}
+
+
 def test_two_processes_share_a_study(tmp_path: Path, capfd: pytest.CaptureFixture[str], forking: Preloaded) -> None:
     folder = tmp_path / "study"
     settings = [f"--set={path}={json.dumps(value)}" for path, value in values(TREE) if not path.startswith("method")]
@@ -145,16 +179,23 @@ def test_what_cannot_be_tuned_is_one_line(whole: Study, tmp_path: Path, monkeypa
     refused(there, "study with data.dataset = 'synthetic', not 'ml-100k'", data={"dataset": "ml-100k"})
     refused(there, "study with run.seed = 'its default', not 7", run={"seed": 7})
     refused(there, "study with method.name = 'fedmf', not 'fedncf'", method={"name": "fedncf"})
-    fixed = {"epochs": 1, "lr_user": 0.1, "lr_item": 0.1}
+    fixed = {"epochs": 1, "lr_user": 0.1, "lr_item": 0.1, "ridge": 0.0}
     refused(tmp_path / "none", "nothing to tune of fedmf: all of them are set", local=fixed)
     stock = {"name": "x", "strategy": "flwr.FedAvg", "base": "fedmf"}
     refused(tmp_path / "none", "nothing to tune of x: it has no setting with a range", method=stock)
+    refused(tmp_path / "none", "search.budget is of the search", search={"budget": 3})
     refused(tmp_path / "none", "measures under strict", data={"protocol": "paper"})
     refused(tmp_path / "none", "in this process", run={"runtime": "ray"})
     assert not (tmp_path / "none").exists()
     (tmp_path / "other").mkdir()
+    (tmp_path / "other").chmod(0o755)
     (tmp_path / "other" / "letter.txt").touch()
     refused(tmp_path / "other", "holds no study")
+    assert (tmp_path / "other").stat().st_mode & 0o777 == 0o755, "what is refused stays as it was"
+    assert [each.name for each in (tmp_path / "other").iterdir()] == ["letter.txt"]
+    refused(tmp_path / "other" / "letter.txt", "is no folder")
+    (tmp_path / "own" / "split").mkdir(parents=True)
+    refused(tmp_path / "own", "holds no study")
     refused(tmp_path / "bad", "none of 1 trials has a finite NDCG@10: no usable reply", aggregate={"max_norm": 1e-9})
     monkeypatch.setattr(Study, "measure", lambda *_: (math.nan, 1))
     refused(tmp_path / "nan", "none of 1 trials has a finite NDCG@10: its NDCG@10 is no number")

@@ -59,9 +59,13 @@ def newton_step(
 
 
 def nearest_gram(matrix: Tensor) -> Tensor:
-    """The nearest symmetric, positive semidefinite matrix (d, d) in the Frobenius norm (Higham 1988)."""
-    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
-    found: Tensor = (vectors * values.clamp(min=0)) @ vectors.T
+    """The nearest symmetric, positive semidefinite matrix (d, d) in the Frobenius norm (Higham 1988); of each, if many.
+
+    Args:
+        matrix: (..., d, d).
+    """
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
+    found: Tensor = (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT
     return found
 
 

@@ -65,7 +65,7 @@ class OrderConfig(Section):
         0.2, ge=0, lt=1, description="share of activations dropped in training"
     )
     negatives: int = Field(512, ge=0, description="of the sampled softmax, a user and round; 0: the whole catalogue")
-    lr: Annotated[float, Search(1e-4, 1e-2, log=True)] = Field(
+    lr: Annotated[float, Search(1e-4, 0.1, log=True)] = Field(
         0.001, gt=0, description="of the server's Adam; warmed up, then a cosine down to a twentieth"
     )
     weight: float = Field(1.0, ge=0, description="of the order scores beside the fold-in's, both standardised")
@@ -100,7 +100,7 @@ class GroupTablesConfig(Section):
     groups: int = Field(6, ge=1, le=64, description="G, tables of similar users; a client chooses by its embedding")
     clustering: int = Field(8, ge=1, description="rounds that find the groups' centres (k-means)")
     rounds: int = Field(5, ge=1, description="rounds of the groups' tables without the held-out items, and with them")
-    ridge: Annotated[float, Search(1e-4, 0.1, log=True)] = Field(
+    ridge: Annotated[float, Search(1e-4, 10, log=True)] = Field(
         0.005, ge=0, description="pull of T to Q; fedials: like λ; fedmf: like so many clients"
     )
     hold_out: int = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,18 @@ from fedem_flwr.config.section import Search
 from fedem_flwr.errors import InputError
 
 OPTIONS = "method.options."
+_MERGING = ("merge.lr", "merge.rho")  # of every method whose clients merge
+_ACTS: Mapping[str, Callable[[Config], bool]] = {
+    "merge.lr": lambda config: config.merge.mode in ("scalar", "elastic"),
+    "merge.rho": lambda config: config.merge.mode == "static",
+    "aggregate.alpha": lambda config: (
+        config.merge.mode != "none" and config.aggregate.weights in ("eq13", "released", "cvxpy")
+    ),
+    "order.lr": lambda config: config.order.rounds > 0,
+    "order.dropout": lambda config: config.order.rounds > 0,
+    "group_tables.ridge": lambda config: config.group_tables.merge != "none",
+}
+"""Settings that nothing looks at under some configurations: there they are not looked for."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +47,16 @@ class Range:
 
 
 def ranges_of(config: Config) -> list[Range]:
-    """Every setting of the configuration's method that has a range: those it names, then its own options."""
+    """Every setting that acts on the configuration's method and has a range: those it names, its own options, merging.
+
+    Whether one acts is asked of this configuration: one whose merging is given is another.
+    """
     kind = find("strategies", config.method.strategy)
     if not is_method(kind):
         return []
     own = [OPTIONS + name for name, field in kind.Options.model_fields.items() if _search(field)]
-    return [_range(config, path) for path in dict.fromkeys([*kind.TUNES, *own])]
+    asked = dict.fromkeys([*kind.TUNES, *own, *_MERGING])
+    return [_range(config, path) for path in asked if path not in _ACTS or _ACTS[path](config)]
 
 
 def space_of(config: Config, given: Mapping[str, Any]) -> list[Range]:

@@ -85,7 +85,7 @@ class MergeConfig(Section):
         "replace", description="how G and Q become one"
     )
     schedule: Literal["paper", "released"] = Field("paper", description="merge once a round, or again in every batch")
-    rho: float = Field(0.5, ge=0, le=1, description="ρ of `static`")
+    rho: Annotated[float, Search(0, 1)] = Field(0.5, ge=0, le=1, description="ρ of `static`")
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (16, 8), description="hidden widths of the adapter; L is one more; none: ρ is a logistic function of a row"
     )

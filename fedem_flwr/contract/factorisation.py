@@ -26,6 +26,7 @@ class Factorisation(Method):
     """
 
     UP: ClassVar[Up] = "sum"
+    TUNES = (*Method.TUNES, "local.ridge")
 
     @property
     def _written_out(self) -> bool:

@@ -29,7 +29,7 @@ class Guarded(Method):
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         if reason := self._objection():
-            raise InputError(f"[ldp] with {type(self).__name__}: {reason}")
+            raise InputError(f"[ldp] with {config.method.name}: {reason}")
 
     def _objection(self) -> str:
         """Why an ε would say nothing here, in words; empty if it does."""
@@ -40,7 +40,7 @@ class Guarded(Method):
         if any(task.weighs() is None and not (isinstance(task, LocalTraining) and up) for task in tasks):
             return (
                 "it sends sums that are no changes of trained parts (groups, pairs of items, similarities), which "
-                "clipping changes does not bound: ε would be infinite"
+                "clipping changes does not bound: ε would be infinite; use --method fedials or --method fedmf, say"
             )
         if ldp.clip is None:
             quantile = "ldp.epsilon_limit" if ldp.quantile is None else f"ldp.quantile = {ldp.quantile:g}"

@@ -66,7 +66,7 @@ class Method:
         EVALUATED: what users score with. `merged`: what they keep, merged with what they have just received, and what
             they received of the rest; `local`: item parts that they keep, as local training left them.
         EXPOSES: what the server learns beyond sums over users, in words; shown in the report and the threat model.
-        TUNES: settings outside its own options that `fedem tune` looks for; each field says where, see `config.search`.
+        TUNES: settings outside its own options that `fedem tune` looks for, where they act; see `config.search`.
         STRATEGY, CLIENT: dotted paths of the Flower strategy and the Flower client that carry it out.
     """
 

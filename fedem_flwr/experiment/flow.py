@@ -210,7 +210,7 @@ def _carry_out(run: PreparedRun, console: Console | None, *, resume: bool) -> Pa
     first, rounds = 1 if point is None else point.round + 1, config.run.rounds
     title = config.method.name
     shown = RoundProgress(rounds, first_round=first, description=title, quiet=quiet, console=console)
-    with tracked(run) as tracker:
+    with tracked(run, console) as tracker:
 
         def take(line: Line) -> None:
             progress.update(line["round"], line)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedem_flwr.config import Config, Tree, merge_trees, resolve
+from fedem_flwr.config.registry import find
 from fedem_flwr.config.search import paths
 from fedem_flwr.errors import InputError, suggest
 from fedem_flwr.experiment.rounds import check_run
@@ -82,7 +83,29 @@ def plan(
     for each in (config, *others):  # before anything is read or written
         check_run(each)
     given = tuple(frozenset(paths(merge_trees(each, options))) for each in (own, *beside))
+    check_search((config, *others), frozenset().union(*given))
     return Experiment(config, tuple(others), given, federation)
+
+
+def check_search(configs: Sequence[Config], given: frozenset[str]) -> None:
+    """Find out whether settings of the search inside a run are given to runs of which none searches.
+
+    Args:
+        given: dotted names of the settings that were asked for; the first configuration's method may be among them.
+
+    Raises:
+        InputError: they are.
+    """
+    asked = sorted(name for name in given if name.startswith("search.") and name != "search.presets")
+    if not asked or any(getattr(find("strategies", one.method.strategy), "SEARCHES", False) for one in configs):
+        return
+    name, data = configs[0].method.name, configs[0].data.dataset
+    named = {"method.name", "method.strategy"} & given
+    why, way = ("", "") if named else (f", as {data} comes with settings", " or --set search.presets=false")
+    raise InputError(
+        f"{asked[0]} is of the search for settings inside a run of auto, and this run is of {name}{why}: add --method "
+        f"auto{way}, or leave {asked[0]} out"
+    )
 
 
 def _variants(given: object, methods: Sequence[str], origin: str) -> Mapping[str | None, Tree]:

@@ -19,7 +19,7 @@ from fedem_flwr.experiment.tables_of_one import check_tables
 from fedem_flwr.experiment.tracking import check_tracking
 from fedem_flwr.nodes.answering import build_client_app
 from fedem_flwr.nodes.host import NodeHost
-from fedem_flwr.privacy.accounting import allowed
+from fedem_flwr.privacy.accounting import check_finite
 from fedem_flwr.runtime.cluster import check_address
 from fedem_flwr.runtime.inprocess import run_inprocess
 from fedem_flwr.runtime.inputs import check_method
@@ -33,12 +33,12 @@ def check_run(config: Config) -> None:
     """Find out before anything is read or written whether a run could be carried out.
 
     Raises:
-        InputError: no such device, strategy or client, options that do not fit, a limit of ε that lets nothing go, or a
-            network or Ray cluster that cannot be reached.
+        InputError: no such device, strategy or client, options that do not fit, an infinite ε, a limit of it that lets
+            nothing go, or a network or Ray cluster that cannot be reached.
     """
     resolve_device(config.run.device)
     check_method(config)
-    allowed(config.ldp)
+    check_finite(config.ldp, config.run.rounds)
     check_bottleneck(config)
     check_tables(config)
     trained_configs(config)

@@ -24,6 +24,7 @@ from fedem_flwr.config import Config, Tree, merge_trees, resolve
 from fedem_flwr.config.search import Range, paths, space_of, tree_of
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.evaluation.control_cache import split_hash
+from fedem_flwr.experiment.plan import check_search
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.files import own_folder, write_atomically
 from fedem_flwr.locking import in_turn
@@ -35,6 +36,7 @@ from fedem_flwr.runtime.inputs import adapted, check_method, split_into
 from fedem_flwr.runtime.lines import Line
 from fedem_flwr.runtime.prepared import PreparedRun
 
+COMPARED = 4  # trials with different settings and a value, below which importances would be made up
 RECORD, JOURNAL, LOCK = "study.json", "trials.journal", "lock"
 WHO, REASON, ROUND, SECONDS = "process", "reason", "round", "seconds"
 _QUICK = {"evaluation": {"controls": False, "local_only": False}, "run": {"checkpoint_every": 10**6}}
@@ -90,15 +92,15 @@ class Study:
             )
         if config.run.runtime != "inprocess" or config.network.superlink:
             raise InputError("fedem tune runs its trials in this process: leave --runtime and --superlink out")
-        space = space_of(config, tree)
+        space_of(config, tree)  # before anything is read
+        check_search([config], frozenset(paths(tree)))
         check_run(config)
+        _check_folder(folder)
         own_folder(folder, "the study")
-        question = {"settings": tree, "space": [asdict(each) for each in space]}
         with in_turn(folder / LOCK):
-            split = _opened(folder, config, question)
-        config = adapted(config, split, frozenset(paths(tree)))
+            split, config = _opened(folder, config, tree)
         check_method(config, split.items)
-        return cls(folder, tree, config, space, split)
+        return cls(folder, tree, config, space_of(config, tree), split)
 
     def trials(self) -> list[Trial]:
         """All, in their order."""
@@ -169,13 +171,16 @@ class Study:
         return merge_trees(self.tree, {"method": {"name": self.config.method.name}}, tree_of(params))
 
     def importances(self) -> dict[str, float]:
-        """How much of what trials differ by is each setting's (PED-ANOVA); empty where too few can be compared."""
+        """How much of what trials differ by is each setting's (PED-ANOVA); empty below `COMPARED` different trials."""
+        scored = [trial for trial in self.trials() if trial.value is not None]
+        if len({tuple(trial.params.values()) for trial in scored}) < COMPARED or len({t.value for t in scored}) < 2:
+            return {}
         try:
             evaluator = _optuna().importance.PedAnovaImportanceEvaluator()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that few trials say little: the report says so, too
                 found = _optuna().importance.get_param_importances(self._study(), evaluator=evaluator)
-        except (ValueError, RuntimeError):  # one trial, or no two that differ
+        except (ValueError, RuntimeError):  # none that PED-ANOVA can compare
             return {}
         return {name: float(share) for name, share in found.items() if math.isfinite(share)}
 
@@ -201,17 +206,32 @@ class Study:
                     shutil.rmtree(place, ignore_errors=True)
 
 
-def _opened(folder: Path, config: Config, question: Mapping[str, Any]) -> Split:
-    """The study's split; made, with the record of what is asked, where there is none."""
-    record = folder / RECORD
-    asked = json.loads(json.dumps(question))
+def _check_folder(folder: Path) -> None:
+    """Find out before a folder is touched whether it may become a study's: it is new, or empty, or one's already.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if not folder.exists() or (folder / RECORD).is_file():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: choose another --out")
+    names, making = {entry.name for entry in folder.iterdir()}, (f".{SPLIT_FOLDER}-", f".{RECORD}.")  # just now
+    others = [name for name in names - {LOCK, SPLIT_FOLDER} if not name.startswith(making)]
+    if others or (names and LOCK not in names):
+        raise InputError(f"{folder} is not empty, and holds no study: choose another --out")
+
+
+def _opened(folder: Path, config: Config, tree: Tree) -> tuple[Split, Config]:
+    """The split, and the configuration that fits it; made, with the record of what is asked, where there is none."""
+    record, asked = folder / RECORD, {"settings": json.loads(json.dumps(tree))}
     if not record.exists():
-        if any(entry.name != LOCK for entry in folder.iterdir()):
-            raise InputError(f"{folder} is not empty, and holds no study: choose another --out")
+        _check_folder(folder)
         split_into(folder / SPLIT_FOLDER, config)
         split = Split.load(folder / SPLIT_FOLDER)
-        write_atomically(record, json.dumps({**asked, "split": split_hash(split)}, indent=2) + "\n")
-        return split
+        config, space = _fitted(config, split, tree)
+        write_atomically(record, json.dumps({**asked, "space": space, "split": split_hash(split)}, indent=2) + "\n")
+        return split, config
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
@@ -224,12 +244,19 @@ def _opened(folder: Path, config: Config, question: Mapping[str, Any]) -> Split:
                     f"{folder} holds a study with {section}.{key} = {there.get(key, 'its default')!r}, not "
                     f"{here.get(key, 'its default')!r}: choose another --out, or ask for the same"
                 )
-    if known["space"] != asked["space"]:
-        raise InputError(f"{folder} holds a study of other ranges, of another version: choose another --out")
     split = Split.load(folder / SPLIT_FOLDER)
     if known["split"] != split_hash(split):
         raise InputError(f"{folder / SPLIT_FOLDER} is not the split that the study began with: choose another --out")
-    return split
+    config, space = _fitted(config, split, tree)
+    if known["space"] != space:
+        raise InputError(f"{folder} holds a study of other ranges, of another version: choose another --out")
+    return split, config
+
+
+def _fitted(config: Config, split: Split, tree: Tree) -> tuple[Config, list[dict[str, Any]]]:
+    """A configuration that fits the data, and what is looked for there, as it is written down."""
+    config = adapted(config, split, frozenset(paths(tree)))
+    return config, json.loads(json.dumps([asdict(each) for each in space_of(config, tree)]))
 
 
 def _me() -> str:

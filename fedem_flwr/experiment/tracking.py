@@ -7,11 +7,14 @@ figure of a single user, no checkpoint, no data. A server that cannot be reached
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
+
+from rich.console import Console
 
 from fedem_flwr.config import Config
 from fedem_flwr.config.search import leaves
@@ -26,6 +29,7 @@ RECORD: Final = "mlflow.json"  # in a run's directory: under what number MLflow 
 ARTEFACTS: Final = (CONFIG, METRICS, SUMMARY, REPORT)
 _AT_ONCE: Final = 100  # parameters that a request may hold
 _LONGEST: Final = 500  # characters of a parameter that every server takes
+_AT_FIRST: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # its own: minutes
 
 
 def check_tracking(config: Config) -> None:
@@ -97,8 +101,11 @@ class Tracker:
 
 
 @contextmanager
-def tracked(run: PreparedRun) -> Iterator[Tracker]:
+def tracked(run: PreparedRun, shown: Console | None = None) -> Iterator[Tracker]:
     """Tell a run to whom its configuration says; a run that is resumed goes on under its number.
+
+    Args:
+        shown: where it is said under which number, and where; None: nowhere.
 
     Raises:
         FedemError: there is nobody to tell.
@@ -106,13 +113,36 @@ def tracked(run: PreparedRun) -> Iterator[Tracker]:
     if run.config.tracking.to == "none":
         yield Tracker()
         return
-    tracker = _opened(run)
+    with _soon():
+        tracker = _opened(run)
+    if shown is not None:
+        at, experiment = _without_password(tracker.client.tracking_uri), run.config.tracking.experiment
+        shown.print(f"MLflow is told: run {tracker.number} of experiment '{experiment}' at {at}", soft_wrap=True)
     try:
         yield tracker
     except BaseException as error:
         tracker.ended("FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     tracker.ended("FINISHED")
+
+
+@contextmanager
+def _soon() -> Iterator[None]:
+    """Let MLflow's client find out in seconds that nobody answers, unless its user has said how long it may take."""
+    mine = {name: value for name, value in _AT_FIRST.items() if name not in os.environ}
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            os.environ.pop(name, None)
+
+
+def _without_password(uri: str) -> str:
+    """As much of an address as may be shown."""
+    scheme, mark, rest = uri.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{place.rpartition('@')[2]}{slash}{path}"
 
 
 def _opened(run: PreparedRun) -> Tracker:

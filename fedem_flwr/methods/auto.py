@@ -36,10 +36,14 @@ from fedem_flwr.protocol.splits import Split
 
 
 class Auto(FedialsOrder):
-    """`search.rounds` of search and table, then `FedialsOrder`'s rounds."""
+    """`search.rounds` of search and table, then `FedialsOrder`'s rounds.
 
-    NEEDS_TIMES = False
-    TUNES = ("ials.kappa",)
+    Attributes:
+        SEARCHES: that it has a use for `[search]`.
+    """
+
+    SEARCHES, NEEDS_TIMES = True, False
+    TUNES = ("ials.kappa", "order.lr", "order.dropout")  # the search finds ials.weight and ials.ridge
 
     def __init__(self, config: Config, items: int) -> None:
         order = min(config.order.rounds, max(0, config.run.rounds - config.search.rounds))

@@ -52,7 +52,7 @@ class FedEM(Merged, Factorisation):
     UP: ClassVar[Up] = "each"
     MERGES_ALONE = True
     FOLDS_ROWS = True
-    TUNES = ("local.epochs", "local.lr_user", "local.lr_item", "merge.lr", "aggregate.alpha")
+    TUNES = (*Factorisation.TUNES, "merge.lr", "aggregate.alpha")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)

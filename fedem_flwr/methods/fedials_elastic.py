@@ -29,6 +29,8 @@ from fedem_flwr.methods.tasks.groups import GroupMerging, WithGroups
 class FedialsElastic(WithGroups, Fedials):
     """`Fedials` with a table for each group of similar users."""
 
+    TUNES = (*Fedials.TUNES, "group_tables.ridge")
+
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         self.merging = GroupMerging(config, items, "table", stateless=True)

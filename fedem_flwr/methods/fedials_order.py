@@ -29,6 +29,7 @@ class FedialsOrder(Fedials):
     """`run.rounds - order.rounds` rounds of `Fedials`, one of the map where there is one, then those of the encoder."""
 
     NEEDS_TIMES = True
+    TUNES = (*Fedials.TUNES, "order.lr", "order.dropout")
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)

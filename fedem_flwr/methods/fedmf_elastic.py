@@ -32,6 +32,8 @@ from fedem_flwr.methods.tasks.groups import GroupMerging, WithGroups
 class FedMFElastic(WithGroups, FedMF):
     """`FedMF` with a table for each group of similar users."""
 
+    TUNES = (*FedMF.TUNES, "group_tables.ridge")
+
     def __init__(self, config: Config, items: int) -> None:
         if config.aggregate.weights != "rows":
             raise InputError("fedmf-elastic averages rows: aggregate.weights must be rows")

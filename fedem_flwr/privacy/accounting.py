@@ -100,11 +100,29 @@ def composed_of(uploads: Mapping[Mechanism, int], delta: float) -> tuple[float, 
     made = {one: count for one, count in uploads.items() if count}
     if not made:
         return 0.0, delta
-    rdp = np.sum([count * _rdp(one) for one, count in made.items()], axis=0)
-    found = _converted(rdp, delta)
+    with np.errstate(all="ignore"):  # next to no noise: infinite, and said where it is asked for
+        rdp = np.sum([count * _rdp(one) for one, count in made.items()], axis=0)
+        found = _converted(rdp, delta)
     pure = sum(count * one.pure for one, count in made.items())
     exact = found > 0.99 * pure  # then the sum of the rounds' is as good, and holds without δ
     return (pure, 0.0) if exact else (found, delta)
+
+
+def check_finite(ldp: LdpConfig, rounds: int) -> None:
+    """Find out whether noise is worth anything: in one upload, and in all that a user may send in a run.
+
+    Raises:
+        InputError: an ε that is no number, or the accountant is not installed.
+    """
+    if ldp.noise == "none":
+        return
+    whole = min(rounds, allowed(ldp) or rounds)
+    for releases, what in ((1, "one upload"), (whole, f"a user's uploads in {rounds:,} rounds")):
+        if not math.isfinite(composed(ldp, releases)[0]):
+            raise InputError(
+                f"ldp.multiplier = {ldp.multiplier:g} is so little {ldp.noise} noise that the ε of {what} is infinite: "
+                "raise it"
+            )
 
 
 @lru_cache(maxsize=16)
