@@ -7,7 +7,7 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from test_shared_structure import DIM, ITEMS, LISTS, USERS, asked, method, options, side, users
+from test_shared_structure import DIM, ITEMS, LISTS, USERS, asked, gathered, method, options, side, users
 from torch import Tensor
 
 from fedem_flwr.aggregation.alignment import Alignment, factor_of, factor_of_table
@@ -126,3 +126,33 @@ def test_the_presets_rate_lowers_the_loss_from_the_first_step(name: str) -> None
     task, device = GroupSimilarities(learner), side(learner, users())
     losses = [task.train(device, asked(round_))[1] for round_ in range(1, 9)]
     assert learner.config.model.dim == 512 and max(losses[1:]) < losses[0] and losses[-1] < 0.8 * losses[0]
+
+
+def of_rank(similar: Tensor, rank: int) -> Tensor:
+    """The best approximation of that rank."""
+    left, values, right = torch.linalg.svd(similar)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+@pytest.mark.parametrize(("rank", "up", "down"), [(0, DIM, DIM), (2, 2, 2), (9, DIM, 9), (1000, DIM, ITEMS)])
+def test_what_crosses_has_the_rank_that_was_asked_for(rank: int, up: int, down: int) -> None:
+    """Up no more than d, which is exact; down up to m, which is."""
+    learner: FedCIA = method("fedcia", model={"dim": DIM, "init_std": 0.3}, **options(rank=rank))
+    device, task, state = side(learner, users()), learner.phases()[0].task, learner.start()
+    upload = task.contribute(device, asked(1))
+    assert upload.arrays["factor"].shape == (ITEMS, up) == task.fields()["factor"].shape
+    table = device.cohort.state["items"][0].double()
+    mine = torch.from_numpy(task.opened(upload.arrays)["similar"])
+    torch.testing.assert_close(mine, of_rank(table @ table.T, up), rtol=1e-5, atol=1e-6)
+    another = torch.randn(ITEMS, ITEMS, generator=torch.manual_seed(6), dtype=torch.float64)  # S has full rank
+    total = mine + another @ another.T
+    state, mean = task.fold(state, gathered({"similar": total, "groups": torch.tensor([2])})), total / 2
+    assert state["factor"].shape == (ITEMS, down)
+    torch.testing.assert_close(state["factor"] @ state["factor"].T, of_rank(mean, down).float(), rtol=1e-4, atol=1e-5)
+    cut = float(torch.linalg.norm((state["factor"] @ state["factor"].T).double() - mean))
+    assert (cut < 1e-4) == (down == ITEMS)
+    before = device.cohort.state["items"].clone()
+    found = Alignment(5, 1e-3, 1e-6)(before.double(), factor_of(mean, down))
+    learner.align = Alignment(5, 1e-3, 1e-6)
+    aligned = learner.tables(device, asked(2, factor=state["factor"].numpy()))
+    torch.testing.assert_close(aligned.double(), found, rtol=1e-4, atol=1e-5)

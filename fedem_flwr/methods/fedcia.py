@@ -32,7 +32,7 @@ class FedCIAOptions(Section):
     """Of `FedCIA`."""
 
     group: Literal["node", "user"] = Option("node", description="who shares a table: a node's users, or nobody")
-    rank: int = Option(0, ge=0, description="r, of what crosses: at most m; 0: d")
+    rank: int = Option(0, ge=0, description="r, of S as it goes down: at most m; up goes rank min(r, d); 0: d")
     steps: int = Option(100, ge=0, description="of the alignment")
     rate: Annotated[float, Search(1e-3, 1, log=True)] = Option(0.1, gt=0, description="of the alignment")
     decay: float = Option(1e-6, ge=0, description="wd, in the loss and in the alignment")
