@@ -156,3 +156,13 @@ def test_what_crosses_has_the_rank_that_was_asked_for(rank: int, up: int, down: 
     learner.align = Alignment(5, 1e-3, 1e-6)
     aligned = learner.tables(device, asked(2, factor=state["factor"].numpy()))
     torch.testing.assert_close(aligned.double(), found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fedcia", "fedcia-released"])
+@pytest.mark.parametrize(
+    ("dataset", "n"), [("filmtrust", 1002), ("ml-100k", 943), ("ml-1m", 6040), ("lastfm-2k", 1600)]
+)
+def test_there_are_about_a_hundred_groups(name: str, dataset: str, n: int) -> None:
+    """As in the paper; n is of those with ten items or more."""
+    run = resolve({}, {"method": {"name": name}, "data": {"dataset": dataset}}).run
+    assert 95 <= -(-n // run.users_per_node) <= 101
