@@ -104,6 +104,16 @@ def test_at_full_rank_the_table_moves_as_fedmf_would_move_it() -> None:
     assert float(moved[seen].abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["colr", "fedmf-visits"])
+@pytest.mark.parametrize(
+    ("dataset", "n"), [("filmtrust", 1002), ("ml-100k", 943), ("ml-1m", 6040), ("lastfm-2k", 1600)]
+)
+def test_sixty_users_train_in_a_round(name: str, dataset: str, n: int) -> None:
+    """As in the program, whatever the data set; n is of those with ten items or more."""
+    run = resolve({}, {"method": {"name": name}, "data": {"dataset": dataset}}).run
+    assert run.participants * n == pytest.approx(60, abs=1)
+
+
 # ---- GPFedRec
 
 
