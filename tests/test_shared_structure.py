@@ -176,3 +176,11 @@ def test_rows_that_no_batch_touches_are_pulled_in_closed_form() -> None:
         kept = device.cohort.state["items"][user]
         still = torch.isclose(kept, closed, atol=1e-6).all(1)
         assert not bool(still[liked].any()) and int(still.sum()) >= ITEMS - 2 * len(liked)
+
+
+@pytest.mark.parametrize("name", ["gpfedrec", "gpfedrec-released", "fedrecgel", "fedncf", "mlp-central"])
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_network_has_layers_of_one_number_at_least(name: str, width: int) -> None:
+    with pytest.raises(InputError, match=r"hidden\.1.* 1") as refusal:
+        method(name, **options(hidden=[4, width]))
+    assert "\n" not in str(refusal.value)

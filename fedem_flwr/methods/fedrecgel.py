@@ -29,7 +29,7 @@ _SHARED, _BETA_2 = ("items", "items-wide", "network"), 0.999  # torch's default
 class FedRecGELOptions(Section):
     """Of `FedRecGEL`."""
 
-    hidden: tuple[int, ...] = Field(
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (128, 64, 32), min_length=1, description="widths of the network; its own vectors are as wide as the first"
     )
     chunk: int = Field(128, ge=1, description="samples whose loss is one mean; the means are added up")

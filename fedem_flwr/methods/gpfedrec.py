@@ -42,7 +42,7 @@ class GPFedRecOptions(Section):
     factor: Annotated[float, Search(2, 500, log=True)] = Field(
         80.0, gt=1, description="η of p over that of the network, + 1; of a row, for each item"
     )
-    hidden: tuple[int, ...] = Field((32, 16, 8), min_length=1, description="widths of the network's hidden layers")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 16, 8), min_length=1, description="hidden widths")
 
 
 class GPFedRec(Method):
