@@ -54,8 +54,8 @@ class FedCIA(Method):
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         o, dim = self.options, config.model.dim
-        if self.sharpness:
-            raise InputError(f"gradients.sharpness = {self.sharpness:g}: FedCIA trains its groups itself; set it to 0")
+        if config.gradients.sharp:
+            raise InputError(f"{config.gradients.sharp}: FedCIA trains its groups itself; set it to 0")
         if config.gradients.clip is not None:
             raise InputError("gradients.clip: FedCIA sends no trained part up, so no gradient of one is clipped")
         self.rank, self.single = min(o.rank or dim, items), o.group == "user"

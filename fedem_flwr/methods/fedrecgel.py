@@ -3,8 +3,8 @@
 Private: p (`user`) and a wider one for the network (`user-wide`), with the moments of an Adam that each user keeps. Up:
 the gradient of everything else, of one step on all samples of a round, as sums over users. Server: one Adam step on the
 mean gradient. Down: both item tables and the network. Loss: cross-entropy, the sum over chunks of samples of each
-chunk's mean, so that it grows with a user's history. Gradients: at θ + ρ g / ‖g‖, ρ = `gradients.sharpness`; see
-`engine.gradients.sharp`.
+chunk's mean, so that it grows with a user's history. Gradients: at θ + ρ g / ‖g‖, ρ = `gradients.sharpness`, or
+`gradients.sharpness_private`; see `engine.gradients.sharp`.
 """
 
 from __future__ import annotations
