@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from factorised import cohort_of
 from test_samples import histories_of
 from torch import Tensor
+from worlds import carry_out_watched, config_of
 
 from fedem_flwr.config import merge_trees, resolve
 from fedem_flwr.contract import Asked, Device, Gathered
@@ -130,10 +132,12 @@ def test_a_graphs_rows_sum_to_one() -> None:
     graph = alike.graph(tables())  # the mean of the sixteen cosines is about .127
     expected = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
     torch.testing.assert_close(graph, expected)
-    nearest = method("gpfedrec", **options(neighbours=2)).graph(torch.randn(6, 5, 3, generator=torch.manual_seed(0)))
+    six = torch.randn(6, 5, 3, generator=torch.manual_seed(0))
+    nearest = method("gpfedrec", **options(neighbours=2)).graph(six)
     assert ((nearest > 0).sum(1) == 2).all() and bool((nearest.diagonal() == 0.5).all())
-    twice = method("gpfedrec", **options(neighbours=2, layers=2)).graph(tables())
-    torch.testing.assert_close(twice.sum(1), torch.ones(4, dtype=torch.float64))
+    twice = method("gpfedrec", **options(neighbours=2, layers=2)).graph(six)
+    torch.testing.assert_close(twice, nearest @ nearest)  # r = A² Q
+    assert not torch.equal(twice, nearest)
     lonely = method("gpfedrec", **options(threshold=50.0)).graph(tables())
     torch.testing.assert_close(lonely, torch.eye(4, dtype=torch.float64))
 
@@ -157,6 +161,35 @@ def test_the_pull_halves_the_way_in_every_batch_at_the_papers_settings() -> None
     (update,) = learner.updates(1)
     assert update.rates["items"] == pytest.approx(13455.9) and update.rates["user"] == pytest.approx(7.9)
     assert 1 - update.rates["items"] * update.pulls["items"].strength == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("share", "rate"), [(1.0, 7.9), (0.5, 15.9), (0.1, 79.9)])
+def test_users_rates_grow_as_fewer_of_them_train(share: float, rate: float) -> None:
+    """The program's: η 80 / ratio − η."""
+    (update,) = method("gpfedrec", run={"participants": share}).updates(1)
+    assert update.rates["user"] == pytest.approx(rate) and update.rates["network"] == 0.1
+
+
+def test_where_some_train_the_graph_is_of_them_and_others_keep_the_mean_that_waits(tmp_path: Path) -> None:
+    """A whole run with .6 of the users a round: what crosses, against the graph of what was uploaded."""
+    world = {"data": {"synthetic": {"users": 12}}, "evaluation": {"every": 3}}
+    run = {"participants": 0.6, "engine": "torch"}
+    config = config_of("gpfedrec", **world, run=run, model={"dim": DIM}, local={"epochs": 1})
+    done, grid = carry_out_watched(tmp_path / "run", config)
+    learner: GPFedRec = method_of(config, len(done.server["common"]))
+    down, up = ([one for one in way if one.kind != "query"] for way in (grid.down, grid.up))
+    waiting: dict[int, Tensor] = {}
+    for asked_for, reply, later in zip(down[:-1], up[:-1], down[1:], strict=True):
+        np.testing.assert_array_equal(reply.arrays["users"], asked_for.arrays["uploaders"])
+        uploads = torch.from_numpy(reply.arrays["items"]).double()
+        assert len(uploads) == 7
+        means = torch.einsum("uv,vmd->umd", learner.graph(uploads.float()), uploads).float()
+        waiting |= dict(zip(reply.arrays["users"].tolist(), means, strict=True))
+        assert later.arrays["receivers"].tolist() == sorted(waiting)
+        expected = {"items": torch.stack([waiting[who] for who in sorted(waiting)]), "common": means.mean(0)}
+        for name, values in expected.items():
+            torch.testing.assert_close(torch.from_numpy(later.arrays[name]), values, rtol=1e-4, atol=1e-4)
+    assert len(waiting) > 7, "somebody's is of an earlier round"
 
 
 def test_rows_that_no_batch_touches_are_pulled_in_closed_form() -> None:
