@@ -52,6 +52,20 @@ def test_at_full_rank_factors_do_what_the_whole_matrix_does() -> None:
         torch.testing.assert_close(aligned, dense.detach(), rtol=1e-7, atol=1e-9)
 
 
+def test_steps_of_the_alignment_do_not_get_shorter() -> None:
+    """Near S, too: V goes to and fro there, so that roundings grow (docs/methods.md)."""
+    generator = torch.manual_seed(7)
+    table, other = (torch.randn(ITEMS, DIM, generator=generator, dtype=torch.float64) for _ in range(2))
+    target = other @ other.T  # which V Vᵀ can be
+
+    def after(steps: int) -> Tensor:
+        return Alignment(steps, 0.1)(table[None], factor_of(target, DIM))[0]
+
+    near = after(500)
+    assert float(distance(near, target)) < 0.1 * float(distance(table, target))
+    assert float(torch.linalg.norm(after(501) - near)) > 0.8 * float(torch.linalg.norm(after(1) - table))
+
+
 def test_factors_stand_for_similarities() -> None:
     generator = torch.manual_seed(4)
     table, target = torch.randn(ITEMS, DIM, generator=generator, dtype=torch.float64), similar(generator)
