@@ -118,3 +118,13 @@ def test_experiments_that_ship_can_be_carried_out(path: Path) -> None:
 def test_a_run_is_no_grid() -> None:
     with pytest.raises(InputError, match="'seeds' makes it a grid of runs: carry it out with `fedem compare here`"):
         plan({"methods": ["fedmf"], "seeds": 3}, {}, origin="here")
+
+
+@pytest.mark.parametrize("name", ["table1", "table3", "figure4"])
+def test_every_row_of_the_papers_tables_has_its_common_width(name: str) -> None:
+    """d = 16, as the files say; and what follows from d follows."""
+    tree, origin = experiment_tree(name)
+    for cell in cells_of(tree, {}, Axes(), origin=origin):
+        model = cell.config.model
+        assert model.dim == 16, cell.name
+        assert cell.name.method != "colr" or model.init_std == model.dim**-0.5

@@ -181,3 +181,10 @@ def test_the_methods_are_as_long_as_the_docs_say() -> None:
     files = (ROOT / "fedem_flwr" / "methods").rglob("[!_]*.py")
     expected = {file.stem: lines_of_code(file.read_text(encoding="utf-8")) for file in files}
     assert {name.replace("-", "_"): int(lines) for name, lines in told.items()} == expected
+
+
+def test_a_methods_own_file_has_under_a_hundred_lines_of_code() -> None:
+    """CONTRIBUTING.md's rule; a task that it brings or shares lies in `methods/tasks`."""
+    files = (ROOT / "fedem_flwr" / "methods").glob("[!_]*.py")
+    found = {file.stem: lines_of_code(file.read_text(encoding="utf-8")) for file in files}
+    assert len(found) > 15 and {name: lines for name, lines in found.items() if lines >= 100} == {}

@@ -204,7 +204,7 @@ def test_sharpness_does_not_go_through_the_merge_in_every_batch() -> None:
         merge = {"mode": "elastic", "schedule": schedule}
         return method_of(Subject("fedncf").config(merge=merge, gradients={"sharpness": 0.1}), M)
 
-    assert made("paper").sharpness == 0.1
+    assert made("paper").sharpness("items") == 0.1
     with pytest.raises(InputError, match="sharpness-aware"):
         made("released")
 

@@ -1,8 +1,8 @@
-"""CoLR, GPFedRec and FedCIA: low-rank changes, a graph of users, similarities of items; each by hand."""
+"""CoLR and GPFedRec: low-rank changes, and a graph of users; each by hand."""
 
 from __future__ import annotations
 
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import torch
 from factorised import cohort_of
 from test_samples import histories_of
 from torch import Tensor
+from worlds import carry_out_watched, config_of
 
-from fedem_flwr.aggregation.alignment import Alignment, factor_of, factor_of_table
 from fedem_flwr.config import merge_trees, resolve
 from fedem_flwr.contract import Asked, Device, Gathered
 from fedem_flwr.contract.finding import method_of
@@ -21,9 +21,7 @@ from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import InputError
 from fedem_flwr.methods.colr import CoLR
-from fedem_flwr.methods.fedcia import FedCIA
 from fedem_flwr.methods.gpfedrec import GPFedRec
-from fedem_flwr.methods.tasks.similarities import GroupSimilarities, UserSimilarities
 
 ITEMS, DIM = 14, 4
 LISTS = [[0, 1, 2], [2, 3], [4, 5, 6, 7], [1, 8]]
@@ -108,6 +106,16 @@ def test_at_full_rank_the_table_moves_as_fedmf_would_move_it() -> None:
     assert float(moved[seen].abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["colr", "fedmf-visits"])
+@pytest.mark.parametrize(
+    ("dataset", "n"), [("filmtrust", 1002), ("ml-100k", 943), ("ml-1m", 6040), ("lastfm-2k", 1600)]
+)
+def test_sixty_users_train_in_a_round(name: str, dataset: str, n: int) -> None:
+    """As in the program, whatever the data set; n is of those with ten items or more."""
+    run = resolve({}, {"method": {"name": name}, "data": {"dataset": dataset}}).run
+    assert run.participants * n == pytest.approx(60, abs=1)
+
+
 # ---- GPFedRec
 
 
@@ -124,10 +132,12 @@ def test_a_graphs_rows_sum_to_one() -> None:
     graph = alike.graph(tables())  # the mean of the sixteen cosines is about .127
     expected = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
     torch.testing.assert_close(graph, expected)
-    nearest = method("gpfedrec", **options(neighbours=2)).graph(torch.randn(6, 5, 3, generator=torch.manual_seed(0)))
+    six = torch.randn(6, 5, 3, generator=torch.manual_seed(0))
+    nearest = method("gpfedrec", **options(neighbours=2)).graph(six)
     assert ((nearest > 0).sum(1) == 2).all() and bool((nearest.diagonal() == 0.5).all())
-    twice = method("gpfedrec", **options(neighbours=2, layers=2)).graph(tables())
-    torch.testing.assert_close(twice.sum(1), torch.ones(4, dtype=torch.float64))
+    twice = method("gpfedrec", **options(neighbours=2, layers=2)).graph(six)
+    torch.testing.assert_close(twice, nearest @ nearest)  # r = A² Q
+    assert not torch.equal(twice, nearest)
     lonely = method("gpfedrec", **options(threshold=50.0)).graph(tables())
     torch.testing.assert_close(lonely, torch.eye(4, dtype=torch.float64))
 
@@ -153,6 +163,35 @@ def test_the_pull_halves_the_way_in_every_batch_at_the_papers_settings() -> None
     assert 1 - update.rates["items"] * update.pulls["items"].strength == pytest.approx(0.5, abs=1e-5)
 
 
+@pytest.mark.parametrize(("share", "rate"), [(1.0, 7.9), (0.5, 15.9), (0.1, 79.9)])
+def test_users_rates_grow_as_fewer_of_them_train(share: float, rate: float) -> None:
+    """The program's: η 80 / ratio − η."""
+    (update,) = method("gpfedrec", run={"participants": share}).updates(1)
+    assert update.rates["user"] == pytest.approx(rate) and update.rates["network"] == 0.1
+
+
+def test_where_some_train_the_graph_is_of_them_and_others_keep_the_mean_that_waits(tmp_path: Path) -> None:
+    """A whole run with .6 of the users a round: what crosses, against the graph of what was uploaded."""
+    world = {"data": {"synthetic": {"users": 12}}, "evaluation": {"every": 3}}
+    run = {"participants": 0.6, "engine": "torch"}
+    config = config_of("gpfedrec", **world, run=run, model={"dim": DIM}, local={"epochs": 1})
+    done, grid = carry_out_watched(tmp_path / "run", config)
+    learner: GPFedRec = method_of(config, len(done.server["common"]))
+    down, up = ([one for one in way if one.kind != "query"] for way in (grid.down, grid.up))
+    waiting: dict[int, Tensor] = {}
+    for asked_for, reply, later in zip(down[:-1], up[:-1], down[1:], strict=True):
+        np.testing.assert_array_equal(reply.arrays["users"], asked_for.arrays["uploaders"])
+        uploads = torch.from_numpy(reply.arrays["items"]).double()
+        assert len(uploads) == 7
+        means = torch.einsum("uv,vmd->umd", learner.graph(uploads.float()), uploads).float()
+        waiting |= dict(zip(reply.arrays["users"].tolist(), means, strict=True))
+        assert later.arrays["receivers"].tolist() == sorted(waiting)
+        expected = {"items": torch.stack([waiting[who] for who in sorted(waiting)]), "common": means.mean(0)}
+        for name, values in expected.items():
+            torch.testing.assert_close(torch.from_numpy(later.arrays[name]), values, rtol=1e-4, atol=1e-4)
+    assert len(waiting) > 7, "somebody's is of an earlier round"
+
+
 def test_rows_that_no_batch_touches_are_pulled_in_closed_form() -> None:
     learner: GPFedRec = method("gpfedrec", local={"epochs": 2}, **options(factor=8.0))
     device, generator = side(learner, users()), torch.manual_seed(1)
@@ -172,106 +211,9 @@ def test_rows_that_no_batch_touches_are_pulled_in_closed_form() -> None:
         assert not bool(still[liked].any()) and int(still.sum()) >= ITEMS - 2 * len(liked)
 
 
-# ---- FedCIA
-
-
-def similar(generator: torch.Generator) -> Tensor:
-    other = torch.randn(ITEMS, 6, generator=generator, dtype=torch.float64)
-    return other @ other.T
-
-
-def distance(table: Tensor, target: Tensor) -> Tensor:
-    return torch.linalg.norm(table @ table.T - target)
-
-
-def test_an_alignment_step_goes_along_the_gradient() -> None:
-    generator = torch.manual_seed(2)
-    table = torch.randn(ITEMS, DIM, generator=generator, dtype=torch.float64)
-    target, rate, h = similar(generator), 1e-3, 1e-6
-    step = (table - Alignment(1, rate)(table[None], factor_of(target, ITEMS))[0]) / rate
-    for i, j in ((0, 0), (3, 2), (9, 1)):
-        apart = torch.zeros_like(table)
-        apart[i, j] = h
-        slope = (distance(table + apart, target) - distance(table - apart, target)) / (2 * h)
-        torch.testing.assert_close(step[i, j], slope, rtol=1e-5, atol=1e-7)
-
-
-def test_at_full_rank_factors_do_what_the_whole_matrix_does() -> None:
-    generator = torch.manual_seed(3)
-    two, target = torch.randn(2, ITEMS, DIM, generator=generator, dtype=torch.float64), similar(generator)
-    found = Alignment(25, 0.1, 0.01)(two, factor_of(target, 6))  # S has rank 6
-    for table, aligned in zip(two, found, strict=True):
-        dense = table.clone().requires_grad_()
-        optimiser = torch.optim.SGD([dense], 0.1, weight_decay=0.01)
-        for _ in range(25):
-            optimiser.zero_grad()
-            distance(dense, target).backward()
-            optimiser.step()
-        torch.testing.assert_close(aligned, dense.detach(), rtol=1e-7, atol=1e-9)
-
-
-def test_factors_stand_for_similarities() -> None:
-    generator = torch.manual_seed(4)
-    table, target = torch.randn(ITEMS, DIM, generator=generator, dtype=torch.float64), similar(generator)
-    for factor, whole in ((factor_of_table(table, DIM), table @ table.T), (factor_of(target, 6), target)):
-        torch.testing.assert_close(factor @ factor.T, whole)
-    short = factor_of_table(table, 2)
-    squares = torch.linalg.svdvals(table)[2:].square()
-    torch.testing.assert_close(torch.linalg.norm(short @ short.T - table @ table.T), squares.square().sum().sqrt())
-
-
-def test_the_loss_is_of_scores_and_in_the_released_program_of_coordinates() -> None:
-    p, met, other = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[1.0, -1.0]]])
-    for name, error in (("fedcia", (1.5 - 1) ** 2 + 1), ("fedcia-released", ((0.5 - 1) ** 2 + 0 + 1 + 4) / 2)):
-        loss = method(name, **options(decay=0.1)).triple_loss(p, met, other, torch.ones(1, 1))
-        assert float(loss) == pytest.approx((error + 0.1 * (5 + 0.5 + 2)) / 2)
-
-
-@pytest.mark.parametrize("group", ["node", "user"])
-def test_groups_are_trained_by_an_adam_that_goes_on(group: str) -> None:
-    """Two rounds against torch's optimiser, one for each group."""
-    local = {"epochs": 2, "batch_size": 3, "lr_user": 0.02, "lr_item": 0.05}
-    learner: FedCIA = method("fedcia", local=local, model={"dim": DIM, "init_std": 0.3}, **options(group=group))
-    device, task = side(learner, users()), learner.phases()[0].task
-    assert isinstance(task, UserSimilarities if group == "user" else GroupSimilarities)
-    state, groups = device.cohort.state, [[0], [1], [2], [3]] if group == "user" else [[0, 1, 2, 3]]
-    params = [[state["user"][who].clone(), state["items"][at].clone()] for at, who in enumerate(groups)]
-    optimisers = []
-    for one in params:
-        user, items = (x.requires_grad_() for x in one)
-        optimisers.append(torch.optim.Adam([{"params": [user], "lr": 0.02}, {"params": [items], "lr": 0.05}]))
-    for round_ in (1, 2):
-        triples = task.triples(device, asked(round_), torch.arange(USERS))
-        for epoch in range(2):
-            order = triples.shuffled(round_, epoch)
-            for at, (user, items) in enumerate(params):
-                mine = order[at][triples.valid[at][order[at]] > 0]
-                for batch in mine.split(3):
-                    owner = triples.owner[at][batch] - (at if group == "user" else 0)
-                    rows = (user[owner], items[triples.met[at][batch]], items[triples.other[at][batch]])
-                    loss = learner.triple_loss(*(x[None] for x in rows), torch.ones(1, len(batch)))
-                    optimisers[at].zero_grad()
-                    loss.sum().backward()
-                    optimisers[at].step()
-        upload = task.contribute(device, asked(round_))
-        expected = sum(items.detach().double() @ items.detach().double().T for _, items in params)
-        opened = task.opened(upload.arrays)
-        np.testing.assert_allclose(opened["similar"], np.asarray(expected), atol=2e-4)
-        assert int(upload.arrays["groups"][0]) == len(groups)
-    for at, (user, items) in enumerate(params):
-        torch.testing.assert_close(state["user"][groups[at]], user.detach(), rtol=1e-3, atol=2e-5)
-        torch.testing.assert_close(state["items"][at], items.detach(), rtol=1e-3, atol=2e-5)
-
-
-def test_triples_are_drawn_once_and_never_hold_a_training_item_as_the_other() -> None:
-    learner: FedCIA = method("fedcia")
-    task, device = GroupSimilarities(learner), side(learner, users())
-    first, second = (task.triples(device, asked(round_), torch.arange(USERS)) for round_ in (1, 7))
-    assert torch.equal(first.other, second.other) and first.met.tolist()[0] == list(chain(*LISTS))
-    for owner, item in zip(first.owner[0].tolist(), first.other[0].tolist(), strict=True):
-        assert item not in LISTS[owner]
-
-
-def test_a_node_that_is_everybody_says_so() -> None:
-    assert any("one group" in line for line in method("fedcia", run={"users_per_node": 0}).caveats())
-    assert not any("one group" in line for line in method("fedcia").caveats())
+@pytest.mark.parametrize("name", ["gpfedrec", "gpfedrec-released", "fedrecgel", "fedncf", "mlp-central"])
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_network_has_layers_of_one_number_at_least(name: str, width: int) -> None:
+    with pytest.raises(InputError, match=r"hidden\.1.* 1") as refusal:
+        method(name, **options(hidden=[4, width]))
+    assert "\n" not in str(refusal.value)

@@ -31,11 +31,9 @@ RHO = 0.3
 class Quadratic:
     """½ θᵀ H θ over both parts together, for two users."""
 
-    sharpness = RHO
-
     def __init__(self, *groups: Sequence[str]) -> None:
         root = torch.randn(4, 4, generator=torch.manual_seed(0))
-        self.h, self.groups = root @ root.T, groups
+        self.h, self.groups, self.rho = root @ root.T, groups, {"a": RHO, "b": RHO}
 
     def gradients(self, batch: Any, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         theta = torch.cat([batch.block.parts[name] for name in ("a", "b")], 1)
@@ -44,6 +42,9 @@ class Quadratic:
 
     def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         return self.groups
+
+    def sharpness(self, name: str) -> float:
+        return self.rho[name]
 
 
 def batch_of(theta: Tensor) -> Any:
@@ -71,6 +72,22 @@ def test_groups_are_perturbed_in_turn() -> None:
         torch.testing.assert_close(found[name], (moved @ learner.h)[:, part])
 
 
+@pytest.mark.parametrize("rho", [(0.3, 0.0), (0.0, 0.3), (0.3, 0.1)])
+@pytest.mark.parametrize("groups", [(("a", "b"),), (("a",), ("b",))])
+def test_each_part_is_moved_as_far_as_its_own_rho_says(rho: tuple[float, float], groups: Any) -> None:
+    """By the one norm of its group; a group that stays is not looked at twice."""
+    theta, learner = torch.randn(2, 4, generator=torch.manual_seed(3)), Quadratic(*groups)
+    learner.rho = dict(zip(("a", "b"), rho, strict=True))
+    _, found = sharp(learner, batch_of(theta), ["a", "b"])  # type: ignore[arg-type]
+    parts, slope = {"a": slice(0, 3), "b": slice(3, 4)}, theta @ learner.h
+    for group in groups:
+        moved, norm = theta.clone(), torch.cat([slope[:, parts[name]] for name in group], 1).norm(dim=1, keepdim=True)
+        for name in group:
+            moved[:, parts[name]] += learner.rho[name] * slope[:, parts[name]] / norm
+        for name in group:
+            torch.testing.assert_close(found[name], (moved @ learner.h)[:, parts[name]])
+
+
 def block_of(learner: Any) -> tuple[Block, Batch]:
     cohort, draws = cohort_of(users(), learner), Draws(learner.seed)
     samples = draw_samples(cohort.data, cohort.everyone, learner.local.negatives, draws, 1)
@@ -79,9 +96,11 @@ def block_of(learner: Any) -> tuple[Block, Batch]:
     return block, Batch(block, samples.row, valid)
 
 
-@pytest.mark.parametrize(("rho", "passes"), [(0.0, 1), (0.1, 3)])
-def test_without_sharpness_nothing_is_done_twice(rho: float, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = method("fedmf", gradients={"sharpness": rho})
+@pytest.mark.parametrize(("rho", "private", "passes"), [(0.0, None, 1), (0.1, None, 3), (0.1, 0.0, 2), (0.0, 0.1, 2)])
+def test_without_sharpness_nothing_is_done_twice(
+    rho: float, private: float | None, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = method("fedmf", gradients={"sharpness": rho, "sharpness_private": private})
     assert list(learner.perturbed(["user", "items"])) == [["items"], ["user"]]
     block, batch = block_of(learner)
     asked: list[Sequence[str]] = []
@@ -114,10 +133,41 @@ def test_any_method_can_be_given_it_and_its_slow_twin_agrees(name: str) -> None:
     assert any(not torch.allclose(fast[part], plain[part]) for part in fast)
 
 
+@pytest.mark.parametrize("which", ["sharpness", "sharpness_private"])
+def test_shared_and_private_parts_have_a_rho_each(which: str) -> None:
+    """On both back ends, the other ρ being 0."""
+    found = []
+    for engine, rho in (("torch", 0.5), ("reference", 0.5), ("torch", 0.0)):
+        gradients = {"sharpness": 0.0, "sharpness_private": 0.0, which: rho}
+        learner = method("fedmf", gradients=gradients, run={"engine": engine}, local={"epochs": 1, "batch_size": 0})
+        block = cohort_of(users(), learner)
+        sums = block.train(block.everyone, {}, 1, sums=True).sums
+        found.append({"user": block.state["user"], "items": sums["items"].total})
+    fast, slow, plain = found
+    for part in fast:
+        torch.testing.assert_close(fast[part], slow[part], rtol=1e-3, atol=5e-5)
+    moved = "items" if which == "sharpness" else "user"
+    assert not torch.equal(fast[moved], plain[moved])
+
+
+def test_a_pull_is_added_where_the_table_is() -> None:
+    """What gpfedrec's table is pulled with is in neither the direction nor the gradient of the moved parts."""
+    found = []
+    for pull in (0.0, 3.0):
+        learner = method("gpfedrec", gradients={"sharpness": 0.2}, **options(pull=pull))
+        block, batch = block_of(learner)
+        block.parts["anchor"] = block.parts["items"] + 1
+        found.append(GradientStep(learner, block, 1).gradients(batch, ["network", "user", "items"])[1])
+    for name, values in found[0].items():
+        torch.testing.assert_close(values, found[1][name], rtol=0, atol=0)
+        assert float(values.abs().max()) > 0
+
+
 @pytest.mark.parametrize("name", ["fedials", "fedem-released", "fedcia"])
-def test_where_it_cannot_be_one_line_says_so(name: str) -> None:
-    with pytest.raises(InputError, match=r"gradients\.sharpness = 0\.1: ") as refusal:
-        method_of(resolve({}, {"method": {"name": name}, "gradients": {"sharpness": 0.1}}), ITEMS)
+@pytest.mark.parametrize("which", ["sharpness", "sharpness_private"])
+def test_where_it_cannot_be_one_line_says_so(name: str, which: str) -> None:
+    with pytest.raises(InputError, match=rf"gradients\.{which} = 0\.1: ") as refusal:
+        method_of(resolve({}, {"method": {"name": name}, "gradients": {which: 0.1}}), ITEMS)
     assert "\n" not in str(refusal.value)
 
 

@@ -67,12 +67,24 @@ class GradientsConfig(Section):
         description="ρ of sharpness-aware gradients (FedRecGEL), taken at θ + ρ g / ‖g‖, of shared and of private "
         "parts in turn; 0: plain ones",
     )
+    sharpness_private: float | None = Field(None, ge=0, description="ρ of the private parts; default: the same")
     clip: float | None = Field(
         None,
         gt=0,
         description="Z (Table 4): a user's gradient of what goes up, in each batch, is scaled down to this norm (l2); "
         "default: not",
     )
+
+    def rho(self, *, private: bool) -> float:
+        """ρ of shared or of private parts."""
+        return self.sharpness if self.sharpness_private is None or not private else self.sharpness_private
+
+    @property
+    def sharp(self) -> str:
+        """Which ρ is not 0, to be shown; empty: gradients are plain."""
+        name = "sharpness" if self.sharpness else "sharpness_private"
+        value = self.sharpness or self.sharpness_private
+        return f"gradients.{name} = {value:g}" if value else ""
 
 
 class MergeConfig(Section):

@@ -70,10 +70,9 @@ class Alone:
         """The method's."""
         return self.method.updates(round_)
 
-    @property
-    def sharpness(self) -> float:
+    def sharpness(self, name: str) -> float:
         """The method's."""
-        return self.method.sharpness
+        return self.method.sharpness(name)
 
     def clipped(self, name: str) -> float:
         """The method's."""

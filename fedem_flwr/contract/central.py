@@ -46,7 +46,7 @@ class Central(Method):
                 f"{config.method.name} is centralised, all data are in one place: leave run.runtime and "
                 "run.users_per_node out"
             )
-        if run.participants < 1 or config.merge.mode != "replace" or config.ldp.active or self.sharpness:
+        if run.participants < 1 or config.merge.mode != "replace" or config.ldp.active or config.gradients.sharp:
             raise InputError(
                 f"{config.method.name} is centralised: it has no participants, merge, ldp or sharpness; leave them out"
             )

@@ -90,7 +90,7 @@ class Factorisation(Method):
         here = (Factorisation.step, Factorisation.gradients, Factorisation.adapter_step)
         as_here = self._written_out and (own.step, own.gradients, own.adapter_step) == here
         written = [Update({"user": local.lr_user, "items": local.lr_item}, local.optimiser)]
-        if not as_here or self.sharpness or self.updates(round_) != written:
+        if not as_here or self.config.gradients.sharp or self.updates(round_) != written:
             return None
         return Products("user", "items", local.optimiser, local.lr_user, local.lr_item, local.ridge)
 

@@ -24,10 +24,8 @@ class FromHistory(Method):
 
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
-        if self.sharpness:
-            raise InputError(
-                f"gradients.sharpness = {self.sharpness:g}: {type(self).__name__} takes no local steps; set it to 0"
-            )
+        if config.gradients.sharp:
+            raise InputError(f"{config.gradients.sharp}: {type(self).__name__} takes no local steps; set it to 0")
 
         if config.gradients.clip is not None:
             raise InputError(

@@ -50,9 +50,9 @@ class Merged(Method):
         mode = config.merge.mode
         if mode == "none" and not self.MERGES_ALONE:
             raise InputError('merge.mode = "none" lets every client train alone: that is the method local-only')
-        if self.sharpness and self.merge.in_batches:
+        if (sharp := config.gradients.sharp) and self.merge.in_batches:
             raise InputError(
-                f"gradients.sharpness = {self.sharpness:g}: sharpness-aware gradients do not go through the merge in "
+                f"{sharp}: sharpness-aware gradients do not go through the merge in "
                 'every batch: set merge.schedule = "paper", or the sharpness to 0'
             )
         if self.merged not in self.sends():

@@ -136,10 +136,9 @@ class Method:
         """By automatic differentiation; a method may write them out, and is tested against this."""
         return automatic(self, batch, names)
 
-    @property
-    def sharpness(self) -> float:
-        """See `gradients.sharpness` of the configuration."""
-        return self.config.gradients.sharpness
+    def sharpness(self, name: str) -> float:
+        """See `gradients.sharpness` and `sharpness_private` of the configuration."""
+        return self.config.gradients.rho(private=self.parts()[name].private)
 
     def clipped(self, name: str) -> float:
         """See `gradients.clip` of the configuration: of what goes up; inf for the rest."""
@@ -159,7 +158,9 @@ class Method:
     def trains_as(self, kind: type[Method]) -> bool:
         """Whether what is minimised, and how, is what the class `kind` wrote, and no subclass's own."""
         hooks = ("score", "loss", "penalty", "gradients", "step")
-        return not self.sharpness and all(getattr(type(self), hook) == getattr(kind, hook) for hook in hooks)
+        return not self.config.gradients.sharp and all(
+            getattr(type(self), hook) == getattr(kind, hook) for hook in hooks
+        )
 
     def step(self, block: Block, round_: int) -> Step:
         """What takes a block's batches; through merged rows where the block has downloaded ones beside its own."""

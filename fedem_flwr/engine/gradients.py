@@ -39,9 +39,8 @@ class Differentiable(Protocol):
     def updates(self, round_: int) -> Sequence[Update]:
         """The updates of a batch, in their order."""
 
-    @property
-    def sharpness(self) -> float:
-        """ρ, how far from the parts their gradients are taken, see `sharp`; 0: where they are."""
+    def sharpness(self, name: str) -> float:
+        """ρ, how far from a part its gradient is taken, see `sharp`; 0: where it is."""
 
     def clipped(self, name: str) -> float:
         """The norm that a user's gradient by a part, and by others like it together, is scaled down to; inf: none."""
@@ -99,19 +98,22 @@ def sharp(method: Differentiable, batch: Batch, names: Sequence[str]) -> tuple[T
     """Sharpness-aware gradients (Foret et al., ICLR 2021), a group of parts at a time as in FedRecGEL.
 
     For each group θ of the parts, the others as they are: the gradient at θ + ρ g / ‖g‖, with g the gradient at θ and
-    one norm for the whole group of a user.
+    one norm for the whole group of a user. Pulls (see `engine.optimizer.Pull`) are in neither g nor what is found: a
+    step adds them where the part is.
 
     Returns:
         The loss at θ, and the gradients.
     """
     loss, plain = method.gradients(batch, names)
-    parts, found = batch.block.parts, dict[str, Tensor]()
+    parts, found = batch.block.parts, dict(plain)
     for group in method.perturbed(names):
+        rho = {name: method.sharpness(name) for name in group}
+        if not any(rho.values()):
+            continue
         there = {name: parts[name] for name in group}
-        norm = sum(plain[name].flatten(1).square().sum(1) for name in group)
-        scale = method.sharpness / torch.as_tensor(norm).sqrt().clamp(min=_TINY)  # (k,)
+        norm = torch.stack([plain[name].flatten(1).square().sum(1) for name in group]).sum(0).sqrt()  # (k,)
         for name, values in there.items():
-            parts[name] = values + plain[name] * scale.view(-1, *[1] * (values.ndim - 1))
+            parts[name] = values + plain[name] * (rho[name] / norm.clamp(min=_TINY)).view(-1, *[1] * (values.ndim - 1))
         moved = method.gradients(batch, group)[1]
         found |= {name: moved[name] for name in group}
         parts.update(there)
@@ -139,6 +141,7 @@ class GradientStep:
     def __init__(self, method: Differentiable, block: Block, round_: int) -> None:
         self.method, self.block = method, block
         self.updates = [(update, stepper_of(update, block)) for update in method.updates(round_)]
+        self.moved = any(method.sharpness(name) for update, _ in self.updates for name in update.rates)
 
     def __call__(self, row: Tensor, valid: Tensor) -> Tensor:
         """The loss is the one before the first update."""
@@ -155,7 +158,7 @@ class GradientStep:
 
     def gradients(self, batch: Batch, names: Sequence[str]) -> tuple[Tensor, Gradients]:
         """See `Differentiable.gradients`, and `sharp`."""
-        return sharp(self.method, batch, names) if self.method.sharpness else self.method.gradients(batch, names)
+        return sharp(self.method, batch, names) if self.moved else self.method.gradients(batch, names)
 
     def keep(self, index: Tensor) -> Block:
         """See `engine.epochs.Step.keep`."""

@@ -93,7 +93,7 @@ class Client:
             return dict(zip(names, found, strict=True)), entropy.detach()
 
         found, entropy = gradients(update.rates)
-        if self.learner.sharpness and ADAPTER not in found:
+        if ADAPTER not in found and any(map(self.learner.sharpness, found)):
             found = self.sharp(found, lambda names: gradients(names)[0])
         short = [name for name in found if self.learner.clipped(name) < math.inf]
         if short:
@@ -124,7 +124,7 @@ class Client:
             norm = torch.cat([plain[name].flatten() for name in group]).norm()
             there = {name: self.values[name] for name in group}
             for name, value in there.items():
-                moved = value.detach() + self.learner.sharpness * plain[name] / norm.clamp(min=1e-12)
+                moved = value.detach() + self.learner.sharpness(name) * plain[name] / norm.clamp(min=1e-12)
                 self.values[name] = moved.requires_grad_()
             found |= gradients(group)
             self.values.update(there)

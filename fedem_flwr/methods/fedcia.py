@@ -32,7 +32,7 @@ class FedCIAOptions(Section):
     """Of `FedCIA`."""
 
     group: Literal["node", "user"] = Option("node", description="who shares a table: a node's users, or nobody")
-    rank: int = Option(0, ge=0, description="r, of what crosses: at most m; 0: d")
+    rank: int = Option(0, ge=0, description="r, of S as it goes down: at most m; up goes rank min(r, d); 0: d")
     steps: int = Option(100, ge=0, description="of the alignment")
     rate: Annotated[float, Search(1e-3, 1, log=True)] = Option(0.1, gt=0, description="of the alignment")
     decay: float = Option(1e-6, ge=0, description="wd, in the loss and in the alignment")
@@ -54,8 +54,8 @@ class FedCIA(Method):
     def __init__(self, config: Config, items: int) -> None:
         super().__init__(config, items)
         o, dim = self.options, config.model.dim
-        if self.sharpness:
-            raise InputError(f"gradients.sharpness = {self.sharpness:g}: FedCIA trains its groups itself; set it to 0")
+        if config.gradients.sharp:
+            raise InputError(f"{config.gradients.sharp}: FedCIA trains its groups itself; set it to 0")
         if config.gradients.clip is not None:
             raise InputError("gradients.clip: FedCIA sends no trained part up, so no gradient of one is clipped")
         self.rank, self.single = min(o.rank or dim, items), o.group == "user"

@@ -3,8 +3,8 @@
 Private: p (`user`) and a wider one for the network (`user-wide`), with the moments of an Adam that each user keeps. Up:
 the gradient of everything else, of one step on all samples of a round, as sums over users. Server: one Adam step on the
 mean gradient. Down: both item tables and the network. Loss: cross-entropy, the sum over chunks of samples of each
-chunk's mean, so that it grows with a user's history. Gradients: at θ + ρ g / ‖g‖, ρ = `gradients.sharpness`; see
-`engine.gradients.sharp`.
+chunk's mean, so that it grows with a user's history. Gradients: at θ + ρ g / ‖g‖, ρ = `gradients.sharpness`, or
+`gradients.sharpness_private`; see `engine.gradients.sharp`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHARED, _BETA_2 = ("items", "items-wide", "network"), 0.999  # torch's default
 class FedRecGELOptions(Section):
     """Of `FedRecGEL`."""
 
-    hidden: tuple[int, ...] = Field(
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (128, 64, 32), min_length=1, description="widths of the network; its own vectors are as wide as the first"
     )
     chunk: int = Field(128, ge=1, description="samples whose loss is one mean; the means are added up")

@@ -40,9 +40,9 @@ class GPFedRecOptions(Section):
     pull: Annotated[float, Search(0, 3)] = Field(1.0, ge=0, description="λ, pull of a table to r_u")
     lr: Annotated[float, Search(1e-3, 1, log=True)] = Field(0.1, gt=0, description="η, of the network")
     factor: Annotated[float, Search(2, 500, log=True)] = Field(
-        80.0, gt=1, description="η of p over that of the network, + 1; of a row, for each item"
+        80.0, gt=1, description="η of p over the network's, + 1, where all users train; of a row, for each item"
     )
-    hidden: tuple[int, ...] = Field((32, 16, 8), min_length=1, description="widths of the network's hidden layers")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 16, 8), min_length=1, description="hidden widths")
 
 
 class GPFedRec(Method):
@@ -81,8 +81,8 @@ class GPFedRec(Method):
 
     def updates(self, round_: int) -> Sequence[Update]:
         """One backward pass, three rates."""
-        o, dim = self.options, self.config.model.dim
-        rates = {"network": o.lr, "user": o.lr * (o.factor - 1), "items": o.lr * (o.factor * self.items - 1)}
+        o, dim, share = self.options, self.config.model.dim, self.config.run.participants
+        rates = {"network": o.lr, "user": o.lr * (o.factor / share - 1), "items": o.lr * (o.factor * self.items - 1)}
         pull = Pull(2 * o.pull / (self.items * dim), "anchor")
         return [Update(rates, "sgd", {"items": pull})]
 
