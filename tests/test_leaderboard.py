@@ -173,6 +173,20 @@ def test_pictures_are_drawn_or_say_why(board: Path, tmp_path: Path, monkeypatch:
         convergence(strict)
 
 
+def test_controls_that_beat_the_methods_stay_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "image_bytes", lambda figure, _: drawn.append(figure) or b"")
+    convergence(tables_of(records_of([finished(tmp_path, "fedem", 0, 0.2)]))[0])  # EASE has three times as much
+    levels = {"popularity": 0.4 / 3, "EASE": 0.6 / 3}
+    for axis, share in zip(drawn[0].axes, (1, 0.5), strict=True):
+        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > share * levels["EASE"]
+        found = {text.get_text(): (text.xy[1], text.xyann[1]) for text in axis.texts}
+        assert {name: level for name, (level, _) in found.items()} == pytest.approx(
+            {name: share * level for name, level in levels.items()}
+        )
+        assert all(0 <= place <= axis.get_ylim()[1] for _, place in found.values())
+
+
 def test_published_figures_have_a_source_and_are_of_what_there_is() -> None:
     experiments = Path(fedem_flwr.__file__).parent.parent / "configs" / "experiments"
     variants = re.findall(r"^\[variants\.([\w-]+)", "\n".join(f.read_text() for f in experiments.glob("*.toml")), re.M)
