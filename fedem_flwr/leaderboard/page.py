@@ -21,13 +21,13 @@ from urllib.parse import quote
 from fedem_flwr.errors import FedemError
 from fedem_flwr.leaderboard import pictures
 from fedem_flwr.leaderboard.contrasts import Contrasts
-from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.leaderboard.gather import Privacy, Row, Spread, Table
 from fedem_flwr.leaderboard.group_pictures import by_group
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
 from fedem_flwr.leaderboard.setting_pictures import by_setting, sweep_of
-from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, title_of
+from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, privacy_text, title_of
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.html import PAPER_WARNING, Picture
 from fedem_flwr.report.sections import percent
@@ -153,6 +153,7 @@ def _heads(table: Table) -> list[tuple[str, str]]:
     figures = [(f"{metric.upper()} {LIST_TITLES[way]}", "1") for way, metric in SHOWN]
     compared = [("published HR@10", "1"), ("published NDCG@10", "1")] if rules_of(table.protocol).leaks else []
     costs = [("a round", "0"), ("up a user and round", "0"), ("down a user and round", "0"), ("peak memory", "0")]
+    costs += [("ε, all uploads of a user", "0")] if table.noised else []
     return [
         ("method", "0"),
         ("seeds (reports)", "1"),
@@ -180,6 +181,7 @@ def _cells(table: Table, row: Row, best: Mapping[tuple[str, str], float], folder
         _figure(row.alone.get((table.headline, "ndcg@10"))),
         _cost(row.costs.get("seconds_per_round"), lambda seconds: f"{seconds:.3g} s"),
         *(_cost(row.costs.get(name), bytes_text) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")),
+        *([_private(row.privacy)] if table.noised else []),
         *(_cost(row.lists.get(name), percent) for name in ("coverage", "popularity_recommended")),
     ]
 
@@ -197,6 +199,10 @@ def _figure(spread: Spread | None, best: float | None = None) -> PageCell:
 
 def _cost(spread: Spread | None, words: Callable[[float], str]) -> PageCell:
     return PageCell(ABSENT) if spread is None else PageCell(words(spread.mean), spread.mean)
+
+
+def _private(privacy: Privacy | None) -> PageCell:
+    return PageCell(privacy_text(privacy), None if privacy is None else privacy.epsilon)
 
 
 def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict[str, bytes]]:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 from fedem_flwr.leaderboard.contrasts import Contrasts
-from fedem_flwr.leaderboard.gather import COSTS, LISTS, METRIC_NAMES, Row, Table
+from fedem_flwr.leaderboard.gather import COSTS, LISTS, METRIC_NAMES, PRIVACY, Row, Table
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.published import METRICS, published
-from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, seconds_text, size_text, spread_text, title_of
+from fedem_flwr.leaderboard.tables import (
+    LIST_TITLES,
+    SHOWN,
+    privacy_text,
+    seconds_text,
+    size_text,
+    spread_text,
+    title_of,
+)
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.comparison import signed
 from fedem_flwr.report.tables import ABSENT
@@ -19,7 +28,15 @@ from fedem_flwr.text import visible
 Place = tuple[str, str]  # of a table: data set and protocol
 _TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$"},
+    **{
+        "ε": r"$\varepsilon$",
+        "δ": r"$\delta$",
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        "±": r"$\pm$",
+    },
 }
 
 
@@ -35,6 +52,7 @@ def cells_of(table: Table, row: Row) -> list[str]:
     compared = [published_text(table, row)] if rules_of(table.protocol).leaks else []
     costs = [seconds_text(row.costs.get("seconds_per_round"))]
     costs += [size_text(row.costs.get(name)) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")]
+    costs += [privacy_text(row.privacy)] if table.noised else []
     rounds = sorted({int(record.summary.get("rounds", 0)) for record in row.records}) if not row.is_control else []
     figures = [spread_text(row.figures.get(path)) for path in SHOWN]
     return [
@@ -53,7 +71,8 @@ def heads_of(table: Table) -> list[str]:
     figures = [f"{metric.upper()}, {LIST_TITLES[way]}" for way, metric in SHOWN]
     compared = ["published HR/NDCG@10"] if rules_of(table.protocol).leaks else []
     alone = f"NDCG@10 alone, {LIST_TITLES[table.headline]}"
-    return ["method", "seeds", "rounds", *figures, *compared, alone, "a round", "up", "down", "peak memory"]
+    costs = ["a round", "up", "down", "peak memory", *(["ε, all uploads of a user"] if table.noised else [])]
+    return ["method", "seeds", "rounds", *figures, *compared, alone, *costs]
 
 
 def markdown(tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], remarks: Sequence[str]) -> str:
@@ -108,7 +127,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
     figures = [f"{way}/{metric}" for way in LISTS for metric in METRIC_NAMES]
     spreads = [name for figure in figures for name in (figure, f"{figure} std")]
     beside = [f"published {metric}" for metric in METRICS]
-    writer.writerow(["protocol", "dataset", "method", "control", "seeds", *spreads, *COSTS, *beside])
+    writer.writerow(["protocol", "dataset", "method", "control", "seeds", *spreads, *COSTS, *PRIVACY, *beside])
     for table in tables:
         for row in table.rows:
             found: list[object] = []
@@ -118,6 +137,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
             known = [] if row.is_control else published(table.dataset, table.protocol, row.label)
             names = [table.protocol, _no_formula(table.dataset), _no_formula(row.label)]
             size = [int(row.is_control), len(row.records)]
+            costs += astuple(row.privacy) if row.privacy else [""] * len(PRIVACY)
             writer.writerow([*names, *size, *found, *costs, *(known[0].figures if known else ["", ""])])
     return text.getvalue()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table as Shown
 from rich.text import Text
 
-from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.leaderboard.gather import Privacy, Row, Spread, Table
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.tables import ABSENT, bytes_text
 
@@ -36,6 +36,13 @@ def size_text(spread: Spread | None) -> str:
     return bytes_text(None if spread is None else spread.mean)
 
 
+def privacy_text(privacy: Privacy | None) -> str:
+    """ε with its δ."""
+    if privacy is None:
+        return ABSENT
+    return f"{privacy.epsilon:.4g}" + (f" (δ {privacy.delta:g})" if privacy.delta else "")
+
+
 def terminal_table(table: Table) -> Shown:
     """A table for the terminal."""
     shown = Shown(title=Text(title_of(table), style="bold"), title_justify="left")
@@ -46,9 +53,12 @@ def terminal_table(table: Table) -> Shown:
         short = "all items" if way == "full" else "99 neg."
         shown.add_column(Text(f"{metric.upper()}\n{short}"), justify="right")
     shown.add_column(Text("a\nround"), justify="right")
+    if table.noised:
+        shown.add_column(Text("ε"), justify="right")
     for index, row in enumerate(table.rows):
         ends = not row.is_control and index + 1 < len(table.rows) and table.rows[index + 1].is_control
-        shown.add_row(*(Text(cell) for cell in _cells(row)), end_section=ends)
+        noised = [privacy_text(row.privacy).replace(" ", "\n", 1)] if table.noised else []
+        shown.add_row(*(Text(cell) for cell in (*_cells(row), *noised)), end_section=ends)
     return shown
 
 

@@ -94,5 +94,6 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
         "without_federation": {f"{way}/{metric}": spread(each) for (way, metric), each in row.alone.items()},
         "costs": {cost: spread(row.costs.get(cost)) for cost in COSTS},
         "lists": {name: spread(row.lists.get(name)) for name in BEYOND},
+        "privacy": asdict(row.privacy) if row.privacy else None,
         "published": [{"source": each.source, "hr@10": each.figures[0], "ndcg@10": each.figures[1]} for each in known],
     }
