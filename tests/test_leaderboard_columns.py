@@ -13,7 +13,8 @@ from boards import finished
 from fedem_flwr.leaderboard import writing
 from fedem_flwr.leaderboard.call import frame_of
 from fedem_flwr.leaderboard.compare import compare_runs
-from fedem_flwr.leaderboard.tables import terminal_table
+from fedem_flwr.leaderboard.gather import BEYOND
+from fedem_flwr.leaderboard.tables import BEYOND_HEADS, terminal_table
 from fedem_flwr.report.run_directory import RunDirectory
 
 FORMS = ("leaderboard.html", "leaderboard.md", "leaderboard.tex")
@@ -61,3 +62,19 @@ def test_without_noise_there_is_no_column_and_some_seeds_without_it_are_no_guara
     with_noise(runs[1], composed=2.0, delta=0.0)
     compare_runs(runs, tmp_path / "out")
     assert "| 3 |" in (tmp_path / "out" / "leaderboard.md").read_text()
+
+
+def test_what_lists_hold_stands_in_every_form(tmp_path: Path) -> None:
+    compared = compare_runs([finished(tmp_path, "fedmf", 0, 0.5)], tmp_path / "out")
+    board = (tmp_path / "out" / "leaderboard.md").read_text()
+    assert "| fedmf | 25 % | 0.912 | 4.25 | 15 % | 10 % |" in board and "Gini of exposure" in board
+    page = (tmp_path / "out" / "leaderboard.html").read_text()
+    assert all(head in page for head in BEYOND_HEADS.values()) and 'data-value="0.912">0.912<' in page
+    (line, *_) = csv.DictReader((tmp_path / "out" / "leaderboard-strict.csv").open())
+    frame = frame_of(compared).loc[("strict", "ml-100k", "fedmf")]
+    expected = {"coverage": 0.25, "gini": 0.912, "novelty": 4.25, "long_tail": 0.15, "popularity_recommended": 0.1}
+    assert {name: float(line[name]) for name in BEYOND} == {name: frame[name] for name in BEYOND} == expected
+    directory = RunDirectory(next(tmp_path.glob("*fedmf-0")))
+    directory.write_diagnostics({})  # as of a run that was made before
+    compare_runs([directory.path], tmp_path / "out")
+    assert "top 10" not in (tmp_path / "out" / "leaderboard.md").read_text()

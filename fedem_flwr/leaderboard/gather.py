@@ -20,7 +20,7 @@ from fedem_flwr.report.tables import selected_key, text_at
 LISTS = ("full", "sampled99")
 METRIC_NAMES = (*(f"{kind}@{cutoff}" for cutoff in (5, 10, 20) for kind in ("hr", "ndcg")), "mrr")
 COSTS = ("seconds_per_round", "bytes_up", "bytes_down", "peak_rss_bytes")
-BEYOND = ("coverage", "popularity_recommended")  # share of the catalogue in lists; mean share of users with an item
+BEYOND = ("coverage", "gini", "novelty", "long_tail", "popularity_recommended")  # as `list_diagnostics` has them
 PRIVACY = ("epsilon", "delta")  # `Privacy` as columns
 
 

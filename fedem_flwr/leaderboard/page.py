@@ -27,10 +27,9 @@ from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
 from fedem_flwr.leaderboard.setting_pictures import by_setting, sweep_of
-from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, privacy_text, title_of
+from fedem_flwr.leaderboard.tables import BEYOND_HEADS, LIST_TITLES, SHOWN, beyond_text, privacy_text, title_of
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.html import PAPER_WARNING, Picture
-from fedem_flwr.report.sections import percent
 from fedem_flwr.report.tables import ABSENT, bytes_text
 from fedem_flwr.report.tables_plot import tables_picture, tables_text
 from fedem_flwr.text import visible
@@ -42,6 +41,8 @@ CONTRAST_WORDS = (
     "standard deviation of the users' differences. What is compared is the model that a run serves: the best round's "
     "by validation where clients keep nothing, else the last round's."
 )
+
+_LESS = ("gini", "popularity_recommended")  # of what is no accuracy: the first click shows the least of these
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,7 @@ def _heads(table: Table) -> list[tuple[str, str]]:
         *compared,
         ("NDCG@10 without federation", "1"),
         *costs,
-        ("catalogue in lists", "1"),
-        ("mean popularity in lists", "0"),
+        *((text, "0" if name in _LESS else "1") for name, text in BEYOND_HEADS.items()),
     ]
 
 
@@ -182,7 +182,7 @@ def _cells(table: Table, row: Row, best: Mapping[tuple[str, str], float], folder
         _cost(row.costs.get("seconds_per_round"), lambda seconds: f"{seconds:.3g} s"),
         *(_cost(row.costs.get(name), bytes_text) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")),
         *([_private(row.privacy)] if table.noised else []),
-        *(_cost(row.lists.get(name), percent) for name in ("coverage", "popularity_recommended")),
+        *(_cost(row.lists.get(name), partial(beyond_text, name)) for name in BEYOND_HEADS),
     ]
 
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
 from fedem_flwr.leaderboard.contrasts import Contrasts
-from fedem_flwr.leaderboard.gather import COSTS, LISTS, METRIC_NAMES, PRIVACY, Row, Table
+from fedem_flwr.leaderboard.gather import BEYOND, COSTS, LISTS, METRIC_NAMES, PRIVACY, Row, Table
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.published import METRICS, published
 from fedem_flwr.leaderboard.tables import (
     LIST_TITLES,
     SHOWN,
+    beyond_table,
     privacy_text,
     seconds_text,
     size_text,
@@ -83,6 +84,8 @@ def markdown(tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], rema
         texts.append(_markdown_table(heads_of(table), [cells_of(table, row) for row in table.rows]))
         if groups := group_table(table):
             texts += ["### Who was asked", GROUP_WORDS, _markdown_table(*groups)]
+        if beyond := beyond_table(table):
+            texts += ["### What users' top 10 hold", _markdown_table(*beyond)]
         found = contrasts[table.dataset, table.protocol]
         if found.found:
             texts.append(f"### Differences in NDCG@10, {LIST_TITLES[table.headline]}, user by user")
@@ -127,7 +130,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
     figures = [f"{way}/{metric}" for way in LISTS for metric in METRIC_NAMES]
     spreads = [name for figure in figures for name in (figure, f"{figure} std")]
     beside = [f"published {metric}" for metric in METRICS]
-    writer.writerow(["protocol", "dataset", "method", "control", "seeds", *spreads, *COSTS, *PRIVACY, *beside])
+    writer.writerow(["protocol", "dataset", "method", "control", "seeds", *spreads, *COSTS, *PRIVACY, *BEYOND, *beside])
     for table in tables:
         for row in table.rows:
             found: list[object] = []
@@ -138,6 +141,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
             names = [table.protocol, _no_formula(table.dataset), _no_formula(row.label)]
             size = [int(row.is_control), len(row.records)]
             costs += astuple(row.privacy) if row.privacy else [""] * len(PRIVACY)
+            costs += [_or_empty(each.mean if each else None) for each in map(row.lists.get, BEYOND)]
             writer.writerow([*names, *size, *found, *costs, *(known[0].figures if known else ["", ""])])
     return text.getvalue()
 

@@ -7,10 +7,20 @@ from rich.text import Text
 
 from fedem_flwr.leaderboard.gather import Privacy, Row, Spread, Table
 from fedem_flwr.protocol.rules import rules_of
+from fedem_flwr.report.sections import percent
 from fedem_flwr.report.tables import ABSENT, bytes_text
 
 LIST_TITLES = {"full": "whole catalogue", "sampled99": "99 negatives"}
 SHOWN = tuple((way, metric) for way in ("full", "sampled99") for metric in ("hr@10", "ndcg@10"))
+
+
+BEYOND_HEADS = {
+    "coverage": "catalogue in lists",
+    "gini": "Gini of exposure",
+    "novelty": "novelty, bits",
+    "long_tail": "long tail in lists",
+    "popularity_recommended": "mean popularity in lists",
+}
 
 
 def spread_text(spread: Spread | None, digits: int = 4) -> str:
@@ -34,6 +44,21 @@ def seconds_text(spread: Spread | None) -> str:
 def size_text(spread: Spread | None) -> str:
     """Bytes."""
     return bytes_text(None if spread is None else spread.mean)
+
+
+def beyond_text(name: str, value: float) -> str:
+    """What of lists is no accuracy: shares as per cent, the others as they are."""
+    return f"{value:.3g}" if name in ("gini", "novelty") else percent(value)
+
+
+def beyond_table(table: Table) -> tuple[list[str], list[list[str]]] | None:
+    """The same as a table of the methods; None where no run has it."""
+    rows = [row for row in table.methods if any(row.lists.values())]
+    if not rows:
+        return None
+    found = [[(name, row.lists.get(name)) for name in BEYOND_HEADS] for row in rows]
+    texts = [[beyond_text(name, each.mean) if each else ABSENT for name, each in cells] for cells in found]
+    return ["method", *BEYOND_HEADS.values()], [[row.label, *cells] for row, cells in zip(rows, texts, strict=True)]
 
 
 def privacy_text(privacy: Privacy | None) -> str:
