@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boards import finished
 from compared import OPTIONS, small
+from dying import fedem
 from worlds import SYNTHETIC
 
 from fedem_flwr.errors import InputError
@@ -100,6 +102,16 @@ def test_a_folder_that_is_no_leaderboard_of_this_version(tmp_path: Path, name: s
     with pytest.raises(InputError, match=said):
         compare_cells(small(["fedmf"]), tmp_path, jobs=1)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == content
+
+
+def test_bad_input_gets_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert fedem("compare", "--methods=fedmf", f"--out={tmp_path}") == 2  # before a word on its cells
+    run = finished(tmp_path / "runs", "fedmf", 0, 0.5)
+    (run / "summary.json").write_text("{")
+    assert fedem("compare", str(run), f"--out={tmp_path / 'out'}") == 2
+    folder, summary = capsys.readouterr().err.splitlines()
+    assert "holds something else" in folder and "is damaged" in summary and "leave this run out" in summary
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -80,6 +80,11 @@ def test_a_file_goes_by_its_name(tmp_path: Path) -> None:
             r"unknown methods 'fedmff' \(did you mean 'fedmf'\?\), 'nope' .*; unknown data sets 'ml-100' "
             r"\(did you mean 'ml-100k'\?\); unknown protocols 'papr'",
         ),
+        (
+            {},
+            {"methods": ["nope", "fedmff", "zzz"]},
+            r"^here: unknown methods 'nope', 'fedmff' \(did you mean 'fedmf'\?\), 'zzz' \(valid: [^()]*\)$",
+        ),
         ({"variants": {"mine": {"method": {"base": "fedmff"}}}}, {"methods": ["mine"]}, "unknown methods 'fedmff'"),
         ({}, {"methods": ["fedmf", "fedials", "fedmf"]}, "methods named twice: fedmf"),
         ({}, {"methods": ["fedmf"], "seeds": [1, 1]}, "seeds named twice: 1"),

@@ -90,16 +90,21 @@ def records_of(paths: Iterable[Path]) -> list[Record]:
     """The records of runs that are given by their directories.
 
     Raises:
-        InputError: some have not finished (all of these are named), or two are of one name.
+        InputError: some have not finished (all of these are named), two are of one name, or one is damaged.
     """
     found: dict[Name, Record] = {}
     unfinished: list[str] = []
     for path in paths:
         directory = RunDirectory(path).open()
-        if not _is_finished(directory):
-            unfinished.append(f"{path} (round {_rounds_done(directory)})")
-            continue
-        record = Record.of(directory)
+        try:
+            if not _is_finished(directory):
+                unfinished.append(f"{path} (round {_rounds_done(directory)})")
+                continue
+            record = Record.of(directory)
+        except InputError:
+            raise
+        except FedemError as error:  # somebody gave this run: a file that is damaged is bad input
+            raise InputError(f"{error}; or leave this run out") from error
         other = found.setdefault(record.name, record)
         if other is not record:
             raise InputError(f"{other.directory.path} and {path} are both '{record.name}': leave one out")
