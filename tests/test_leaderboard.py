@@ -128,8 +128,12 @@ def test_differences_are_there_with_what_they_mean(board: Path) -> None:
 
 def test_each_row_links_to_its_runs(board: Path) -> None:
     page = Page((board / "leaderboard.html").read_text())
-    assert len(page.links) == len(HITS) + 2
-    assert all((board / unquote(link)).resolve().read_text() == "report" for link in page.links)
+    runs = {Path(unquote(link)).parent.name for link in page.links}
+    assert len(runs) == len(HITS) + 2
+    assert len(page.links) == len(HITS) + 2 + 2 * 4, "of the two rows of one run also their four figures"
+    links = re.findall(r"\[\d\]\(([^)]+)\)", (board / "leaderboard.md").read_text())
+    assert {Path(unquote(link)).parent.name for link in links} == runs and len(links) == len(runs)
+    assert all((board / unquote(link)).resolve().read_text() == "report" for link in (*links, *page.links))
 
 
 def test_the_page_needs_nothing_and_obeys_nobody(board: Path) -> None:

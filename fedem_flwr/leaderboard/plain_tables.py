@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
+from pathlib import Path
 
 from fedem_flwr.leaderboard.contrasts import Contrasts
 from fedem_flwr.leaderboard.gather import BEYOND, COSTS, LISTS, METRIC_NAMES, PRIVACY, Row, Table
@@ -15,6 +16,7 @@ from fedem_flwr.leaderboard.tables import (
     LIST_TITLES,
     SHOWN,
     beyond_table,
+    links_of,
     privacy_text,
     seconds_text,
     size_text,
@@ -76,12 +78,18 @@ def heads_of(table: Table) -> list[str]:
     return ["method", "seeds", "rounds", *figures, *compared, alone, *costs]
 
 
-def markdown(tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], remarks: Sequence[str]) -> str:
-    """A page of tables, each with its differences below it."""
+def markdown(
+    tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], remarks: Sequence[str], folder: Path
+) -> str:
+    """A page of tables, each with its differences below it.
+
+    Args:
+        folder: where it will lie: links are relative to it.
+    """
     texts = ["# Leaderboard", *(f"- {visible(remark)}" for remark in remarks)]
     for table in tables:
         texts.append(f"## {visible(title_of(table))}")
-        texts.append(_markdown_table(heads_of(table), [cells_of(table, row) for row in table.rows]))
+        texts.append(_markdown_table(heads_of(table), [_linked(table, row, folder) for row in table.rows]))
         if groups := group_table(table):
             texts += ["### Who was asked", GROUP_WORDS, _markdown_table(*groups)]
         if beyond := beyond_table(table):
@@ -92,6 +100,13 @@ def markdown(tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], rema
             texts.append(_markdown_table(CONTRAST_HEADS, contrast_cells(found)))
         texts += [f"- {visible(note)}" for note in found.notes]
     return "\n\n".join(texts) + "\n"
+
+
+def _linked(table: Table, row: Row, folder: Path) -> list[str]:
+    """A row's cells, with a link to each run's report at its seed."""
+    label, seeds, *others = cells_of(table, row)
+    links = " ".join(f"[{link.text}]({link.href})" for link in links_of(row, folder))
+    return [label, f"{seeds}: {links}" if links else seeds, *others]
 
 
 CONTRAST_HEADS = [

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
 from rich.table import Table as Shown
 from rich.text import Text
 
@@ -21,6 +26,23 @@ BEYOND_HEADS = {
     "long_tail": "long tail in lists",
     "popularity_recommended": "mean popularity in lists",
 }
+
+
+@dataclass(frozen=True)
+class Link:
+    """To a run's report."""
+
+    text: str
+    href: str
+
+
+def links_of(row: Row, folder: Path) -> tuple[Link, ...]:
+    """To the reports of a method's runs, by seed, from where a leaderboard lies; a control has none of its own."""
+    runs = () if row.is_control else row.records
+    return tuple(
+        Link(str(run.name.seed), quote(os.path.relpath(run.directory.report_path.absolute(), folder.absolute())))
+        for run in runs
+    )
 
 
 def spread_text(spread: Spread | None, digits: int = 4) -> str:

@@ -44,7 +44,7 @@ def write_leaderboard(
     for protocol in dict.fromkeys(table.protocol for table in tables):
         inside = [table for table in tables if table.protocol == protocol]
         write_atomically(folder.path / f"leaderboard-{protocol}.csv", comma_separated(inside))
-    write_atomically(folder.path / "leaderboard.md", markdown(tables, contrasts, remarks))
+    write_atomically(folder.path / "leaderboard.md", markdown(tables, contrasts, remarks, folder.path))
     write_atomically(folder.path / "leaderboard.tex", latex(tables))
     folder.write(RESULTS, plain(_record(tables, contrasts, remarks, command)))
     page = folder.path / "leaderboard.html"
