@@ -56,8 +56,8 @@ def frame_of(compared: Compared) -> pd.DataFrame:
     """A row for each protocol, data set and method or control.
 
     Columns: ``full/ndcg@10`` and so on, means over seeds, ``... std`` beside them where there are several; costs; what
-    users' top 10 hold;
-    epsilon and delta, where uploads are noised; seeds. ``attrs["folder"]`` is where the leaderboard lies.
+    users' top 10 hold; epsilon and delta, where uploads are noised; seeds. ``attrs["folder"]`` is where the leaderboard
+    lies.
     """
     import pandas as pd
 

@@ -87,7 +87,11 @@ def privacy_text(privacy: Privacy | None) -> str:
     """ε with its δ."""
     if privacy is None:
         return ABSENT
-    return f"{privacy.epsilon:.4g}" + (f" (δ {privacy.delta:g})" if privacy.delta else "")
+    return _epsilon(privacy) + (f" (δ {privacy.delta:g})" if privacy.delta else "")
+
+
+def _epsilon(privacy: Privacy, digits: int = 4) -> str:
+    return f"{privacy.epsilon:,.0f}" if privacy.epsilon >= 1000 else f"{privacy.epsilon:.{digits}g}"
 
 
 def terminal_table(table: Table) -> Shown:
@@ -100,18 +104,16 @@ def terminal_table(table: Table) -> Shown:
         short = "all items" if way == "full" else "99 neg."
         shown.add_column(Text(f"{metric.upper()}\n{short}"), justify="right")
     shown.add_column(Text("a\nround"), justify="right")
-    if table.noised:
-        shown.add_column(Text("ε"), justify="right")
     for index, row in enumerate(table.rows):
         ends = not row.is_control and index + 1 < len(table.rows) and table.rows[index + 1].is_control
-        noised = [privacy_text(row.privacy).replace(" ", "\n", 1)] if table.noised else []
-        shown.add_row(*(Text(cell) for cell in (*_cells(row), *noised)), end_section=ends)
+        shown.add_row(*(Text(cell) for cell in _cells(row)), end_section=ends)
     return shown
 
 
 def _cells(row: Row) -> list[str]:
     figures = [_short(row.figures.get(path)) for path in SHOWN]
-    return [row.label, str(len(row.records)), *figures, seconds_text(row.costs.get("seconds_per_round"))]
+    noise = f"\nε {_epsilon(row.privacy, 3)}" if row.privacy else ""  # below: 80 characters hold no other column
+    return [row.label, str(len(row.records)), *figures, seconds_text(row.costs.get("seconds_per_round")) + noise]
 
 
 def _short(spread: Spread | None) -> str:
