@@ -39,7 +39,7 @@ def finished(
         {"label": label, "users": 30, "mean_interactions": mean, "hr@10": hits * share, "ndcg@10": hits * share / 2}
         for label, mean, share in (("1 (sparsest)", 9, 0.5), ("2 (most active)", 80, 1.0))
     ]
-    lists = {"coverage": 0.25, "popularity_recommended": 0.1}
+    lists = {"coverage": 0.25, "gini": 0.912, "novelty": 4.25, "long_tail": 0.15, "popularity_recommended": 0.1}
     directory.write_diagnostics({"lists": lists, "groups": groups})
     ranks = np.random.default_rng([seed, int(100 * hits)]).integers(1, int(20 / hits), 60).astype(np.int32)
     metrics = {f"{way}/ndcg@10": np.full(60, 0.3, np.float32) for way in ("full", "sampled99")}

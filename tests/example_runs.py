@@ -116,6 +116,9 @@ def example_comparison(**changes: Any) -> Json:
 def example_lists() -> Json:
     return {
         "coverage": 0.341,
+        "gini": 0.9213,
+        "novelty": 3.456,
+        "long_tail": 0.015,
         "popularity_recommended": 0.213,
         "popularity_consumed": 0.0912,
         "popularity_histogram": {

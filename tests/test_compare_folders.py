@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boards import finished
 from compared import OPTIONS, small
+from dying import fedem
 from worlds import SYNTHETIC
 
 from fedem_flwr.errors import InputError
 from fedem_flwr.leaderboard import cells as cells_module
+from fedem_flwr.leaderboard import splits
 from fedem_flwr.leaderboard.cells import prepare, read_record
 from fedem_flwr.leaderboard.compare import compare_cells
 from fedem_flwr.leaderboard.folder import MARK, Folder
@@ -43,6 +46,26 @@ def test_a_key_holds_what_results_depend_on(tmp_path: Path, monkeypatch: pytest.
     assert len({key(), *others}) == 4
     config = small(["fedmf"])[0].config
     assert cell_key(config, "one split") != cell_key(config, "another")
+
+
+def test_data_that_a_protocol_cannot_cut_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "timeless.csv"
+    file.write_text("user,item\n" + "".join(f"u{u},i{(u + t) % 15}\n" for u in range(12) for t in range(11)))
+    axes = Axes(["fedmf", "fedials"], [str(file), "synthetic"], ["strict", "temporal"])
+    asked, cut = [], splits.split_into
+    monkeypatch.setattr(splits, "split_into", lambda *given: asked.append(given) or cut(*given))
+    cells = cells_of({}, OPTIONS, axes, origin="here")
+    ready, left_out = prepare(cells, Folder(tmp_path / "out"))
+    assert {str(name): why.split(":")[0] for name, why in left_out.items()} == dict.fromkeys(
+        (f"{method} on timeless, temporal, seed 0" for method in axes.methods),
+        "protocol 'temporal' cuts by time, and 'timeless' has no times",
+    )
+    assert len(ready) == 6 and len(asked) == 4  # what is refused once is not read again
+    file.unlink()
+    with pytest.raises(InputError, match="cannot read"):  # a file that has gone is nobody's wish
+        prepare(cells, Folder(tmp_path / "out"))
 
 
 def test_sources_count_by_what_they_say_to_python() -> None:
@@ -79,6 +102,16 @@ def test_a_folder_that_is_no_leaderboard_of_this_version(tmp_path: Path, name: s
     with pytest.raises(InputError, match=said):
         compare_cells(small(["fedmf"]), tmp_path, jobs=1)
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == content
+
+
+def test_bad_input_gets_one_line_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert fedem("compare", "--methods=fedmf", f"--out={tmp_path}") == 2  # before a word on its cells
+    run = finished(tmp_path / "runs", "fedmf", 0, 0.5)
+    (run / "summary.json").write_text("{")
+    assert fedem("compare", str(run), f"--out={tmp_path / 'out'}") == 2
+    folder, summary = capsys.readouterr().err.splitlines()
+    assert "holds something else" in folder and "is damaged" in summary and "leave this run out" in summary
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 
 from fedem_flwr.cli.options import experiment_tree
+from fedem_flwr.config import preset_names
 from fedem_flwr.errors import InputError
 from fedem_flwr.experiment.plan import plan
 from fedem_flwr.leaderboard.grid import Axes, Cell, Name, cells_of
+from fedem_flwr.leaderboard.published import published
+from fedem_flwr.report.labels import CENTRALISED
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "configs" / "experiments").glob("*.toml"))
 
@@ -77,6 +80,11 @@ def test_a_file_goes_by_its_name(tmp_path: Path) -> None:
             r"unknown methods 'fedmff' \(did you mean 'fedmf'\?\), 'nope' .*; unknown data sets 'ml-100' "
             r"\(did you mean 'ml-100k'\?\); unknown protocols 'papr'",
         ),
+        (
+            {},
+            {"methods": ["nope", "fedmff", "zzz"]},
+            r"^here: unknown methods 'nope', 'fedmff' \(did you mean 'fedmf'\?\), 'zzz' \(valid: [^()]*\)$",
+        ),
         ({"variants": {"mine": {"method": {"base": "fedmff"}}}}, {"methods": ["mine"]}, "unknown methods 'fedmff'"),
         ({}, {"methods": ["fedmf", "fedials", "fedmf"]}, "methods named twice: fedmf"),
         ({}, {"methods": ["fedmf"], "seeds": [1, 1]}, "seeds named twice: 1"),
@@ -113,6 +121,19 @@ def test_experiments_that_ship_can_be_carried_out(path: Path) -> None:
     assert len(cells) == len(tree["methods"]) * len(tree.get("datasets", [0])) * len(tree.get("protocols", [0]))
     two = cells_of(tree, {}, Axes(seeds=1, datasets=["filmtrust"], methods=tree["methods"][:2]), origin=origin)
     assert len(two) == len(tree["methods"][:2]) * len(tree.get("protocols", [0]))
+
+
+def test_both_honest_tables_have_every_method_and_table_1_its_centralised_ones() -> None:
+    strict, temporal, table = (experiment_tree(name)[0] for name in ("honest", "honest-temporal", "table1"))
+    assert strict["methods"] == temporal["methods"] and "filmtrust" not in temporal["datasets"]
+    central = {name for name in preset_names("methods") if name.endswith("-central")}
+    assert {"auto", *central} <= {*strict["methods"]}
+    listed = [name for name in table["methods"] if name in central]
+    assert len(listed) == 3 and all(table["variants"][name]["model"] == {"dim": 16} for name in listed)
+    for dataset in table["datasets"]:
+        for method in table["methods"]:
+            label = method + CENTRALISED if method in central else method
+            assert published(dataset, "paper", label)[0].source.startswith("FedEM"), (dataset, method)
 
 
 def test_a_run_is_no_grid() -> None:

@@ -128,8 +128,12 @@ def test_differences_are_there_with_what_they_mean(board: Path) -> None:
 
 def test_each_row_links_to_its_runs(board: Path) -> None:
     page = Page((board / "leaderboard.html").read_text())
-    assert len(page.links) == len(HITS) + 2
-    assert all((board / unquote(link)).resolve().read_text() == "report" for link in page.links)
+    runs = {Path(unquote(link)).parent.name for link in page.links}
+    assert len(runs) == len(HITS) + 2
+    assert len(page.links) == len(HITS) + 2 + 2 * 4, "of the two rows of one run also their four figures"
+    links = re.findall(r"\[\d\]\(([^)]+)\)", (board / "leaderboard.md").read_text())
+    assert {Path(unquote(link)).parent.name for link in links} == runs and len(links) == len(runs)
+    assert all((board / unquote(link)).resolve().read_text() == "report" for link in (*links, *page.links))
 
 
 def test_the_page_needs_nothing_and_obeys_nobody(board: Path) -> None:
@@ -171,6 +175,20 @@ def test_pictures_are_drawn_or_say_why(board: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(fedem_flwr.errors.FedemError, match="no round"):
         (runs[1] / "metrics.jsonl").write_text("")
         convergence(strict)
+
+
+def test_controls_that_beat_the_methods_stay_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(pictures, "image_bytes", lambda figure, _: drawn.append(figure) or b"")
+    convergence(tables_of(records_of([finished(tmp_path, "fedem", 0, 0.2)]))[0])  # EASE has three times as much
+    levels = {"popularity": 0.4 / 3, "EASE": 0.6 / 3}
+    for axis, share in zip(drawn[0].axes, (1, 0.5), strict=True):
+        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > share * levels["EASE"]
+        found = {text.get_text(): (text.xy[1], text.xyann[1]) for text in axis.texts}
+        assert {name: level for name, (level, _) in found.items()} == pytest.approx(
+            {name: share * level for name, level in levels.items()}
+        )
+        assert all(0 <= place <= axis.get_ylim()[1] for _, place in found.values())
 
 
 def test_published_figures_have_a_source_and_are_of_what_there_is() -> None:

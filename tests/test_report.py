@@ -189,6 +189,14 @@ class TestReport:
         assert "</html>" in render_report(run.path)
         assert lists_text({part: value}) == ""
 
+    def test_what_lists_hold_is_said(self) -> None:
+        said = lists_text({"lists": example_lists()})
+        assert (
+            "1.5 % of what is listed is among the least popular" in said
+            and "0.921 (0: " in said
+            and "3.46 bits" in said
+        )
+
     def test_nothing_is_marked_where_nothing_was_chosen(self) -> None:
         (grid,) = tunings_of({"tuning": example_tuning() | {"chosen": {"ridge": 7}}, "mixing": None})
         assert not any(chosen for _, chosen in grid.rows)

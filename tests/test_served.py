@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,13 @@ def test_diagnostics_are_the_brute_force(finished: Done) -> None:
     for name, counts in (("recommended", recommended.tolist()), ("consumed", bought)):
         expected = [sum(counts[i] for i in tenth) / sum(counts) for tenth in tenths]
         assert histogram[name] == pytest.approx(expected) and sum(histogram[name]) == pytest.approx(1)
+    counts = recommended.tolist()
+    apart = sum(abs(a - b) for a in counts for b in counts)
+    assert found["gini"] == pytest.approx(apart / (2 * split.items * sum(counts)))
+    bits = [-math.log2(max(share[i], 1 / USERS)) for i, times in enumerate(counts) for _ in range(times)]
+    assert found["novelty"] == pytest.approx(np.mean(bits))
+    tail = set(by_popularity[: split.items * 8 // 10])
+    assert found["long_tail"] == pytest.approx(sum(counts[i] for i in tail) / sum(counts))
     assert histogram["consumed"] == sorted(histogram["consumed"]), "from the least popular to the most"
     assert len(histogram["edges"]) == 11 and (histogram["edges"][0], histogram["edges"][-1]) == (min(share), max(share))
     json.dumps(found)
@@ -189,7 +197,7 @@ def test_a_small_catalogue_is_not_filled_up_with_what_is_known(tiny: Split) -> N
 
 def test_nobody_was_recommended_anything(tiny: Split) -> None:
     found = list_diagnostics(tiny, np.zeros(tiny.items, np.int64))
-    assert found["coverage"] == found["popularity_recommended"] == 0
+    assert found["coverage"] == found["popularity_recommended"] == found["gini"] == found["novelty"] == 0
     assert found["popularity_histogram"]["recommended"] == [0.0] * 10
 
 

@@ -137,6 +137,14 @@ def test_a_control_on_a_sample_takes_no_users_from_the_comparison_of_methods(tmp
     assert "EASE was measured on a sample" in found.notes[0] and found.found[0].difference.users == 20
 
 
+def test_a_table_without_controls_says_so(tmp_path: Path) -> None:
+    record = kept(tmp_path, 0, np.arange(1, 21), "one")
+    assert contrasts_of(tables_of([record])[0]).notes == ()
+    record.summary["controls"] = {}
+    found = contrasts_of(tables_of([record])[0])
+    assert found.found == () and [note.split(" (")[0] for note in found.notes] == ["no control was measured"]
+
+
 def test_figures_of_users_survive_the_file_and_are_what_sklearn_says(tmp_path: Path) -> None:
     ranks = np.array([1, 2, 10, 11, 0, -1], np.int32)
     made = PerUser("s", "p", 4, {"full": ranks, "sampled99": ranks}, {"ease": {"full/hr@10": np.ones(6, np.float32)}})

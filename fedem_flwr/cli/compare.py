@@ -130,7 +130,7 @@ def _compare_grid(
 ) -> None:
     from fedem_flwr.cli.options import experiment_tree
     from fedem_flwr.leaderboard.compare import compare_cells, default_jobs, dry_run
-    from fedem_flwr.leaderboard.folder import DEFAULT_ROOT
+    from fedem_flwr.leaderboard.folder import DEFAULT_ROOT, Folder
     from fedem_flwr.leaderboard.grid import cells_of
     from fedem_flwr.leaderboard.ray_cells import check_parallel
     from fedem_flwr.terminal import console
@@ -139,15 +139,20 @@ def _compare_grid(
     tree, origin = experiment_tree(experiment)
     cells = cells_of(tree, options, axes, origin=origin)
     path = out or DEFAULT_ROOT / (Path(experiment).stem if experiment else "comparison")
+    Folder(path).check()  # before anything is said or read
     at_a_time = jobs or default_jobs()
     shown = None if quiet else console(stderr=True)
     if dry:
         _show_estimates(*dry_run(cells, path, jobs=at_a_time, console=shown), at_a_time)
         return
     if shown is not None:
-        shown.print(f"{len(cells)} cells, up to {at_a_time} at a time, into {path}", soft_wrap=True)
+        shown.print(f"{_counted(len(cells))}, up to {at_a_time} at a time, into {path}", soft_wrap=True)
     command = shlex.join(["fedem", *sys.argv[1:]])
     _show(compare_cells(cells, path, jobs=at_a_time, command=command, console=shown, parallel=parallel))
+
+
+def _counted(cells: int) -> str:
+    return "1 cell" if cells == 1 else f"{cells} cells"
 
 
 def _show(compared: Compared) -> None:
@@ -165,7 +170,8 @@ def _show(compared: Compared) -> None:
     if compared.tables:
         out.print(f"leaderboard: {compared.folder.path / 'leaderboard.html'}", soft_wrap=True)
     if compared.failed:
-        raise FedemError(f"{len(compared.failed)} cells failed; the same command tries them again")
+        again = "it" if len(compared.failed) == 1 else "them"
+        raise FedemError(f"{_counted(len(compared.failed))} failed; the same command tries {again} again")
 
 
 def _show_estimates(found: Sequence[Estimate], left_out: Mapping[Name, str], jobs: int) -> None:
@@ -184,9 +190,9 @@ def _show_estimates(found: Sequence[Estimate], left_out: Mapping[Name, str], job
     for name, why in left_out.items():
         out.print(f"left out: {name}: {why}", soft_wrap=True)
     unknown = sum(each.seconds is None for each in found)
-    aside = f", and {unknown} cells of unknown time" if unknown else ""
+    aside = f", and {_counted(unknown)} of unknown time" if unknown else ""
     out.print(
-        f"{len(found)} cells, {sum(each.how == 'finished' for each in found)} finished; about "
+        f"{_counted(len(found))}, {sum(each.how == 'finished' for each in found)} finished; about "
         f"{clock_text(total_seconds(found, jobs))} with {jobs} at a time{aside}",
         soft_wrap=True,
     )

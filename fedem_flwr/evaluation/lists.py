@@ -21,6 +21,7 @@ from fedem_flwr.protocol.split import IntArray, Split
 
 TOP = 10
 DECILES = 10
+_TAIL = 8  # of the deciles: the long tail is the least popular four fifths of the catalogue
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,10 @@ def list_diagnostics(split: Split, recommended: IntArray) -> dict[str, Any]:
     """Coverage of the catalogue by the lists, and the popularity of what is recommended beside what was consumed.
 
     An item's popularity is its share of the users, in training. Deciles hold a tenth of the items each, from the least
-    popular to the most popular.
+    popular to the most popular. `gini` is that of exposure, the number of lists that each item of the catalogue is in:
+    0 where all are in as many, (m - 1) / m where one has all. `novelty` is the mean self-information of what is listed,
+    -log2 of its popularity, in bits (Zhou et al., 2010); an item that nobody trained on counts as one user's.
+    `long_tail` is the share of what is listed that is among the least popular four fifths of the catalogue.
 
     Args:
         recommended: (m,) how many lists hold an item.
@@ -95,10 +99,15 @@ def list_diagnostics(split: Split, recommended: IntArray) -> dict[str, Any]:
         found: list[float] = (np.bincount(decile, counts, minlength=DECILES) / max(1, counts.sum())).tolist()
         return found
 
+    listed = max(1, recommended.sum())
+    information = np.log2(split.users / consumed.clip(1, split.users))  # where rows repeat, not more than all users
     edges = np.quantile(popularity, np.linspace(0, 1, DECILES + 1))
     return {
         "coverage": float((recommended > 0).mean()),
-        "popularity_recommended": float(recommended @ popularity / max(1, recommended.sum())),
+        "gini": _gini(recommended),
+        "novelty": float(recommended @ information / listed),
+        "long_tail": sum(shares(recommended)[:_TAIL]),
+        "popularity_recommended": float(recommended @ popularity / listed),
         "popularity_consumed": float(consumed @ popularity / max(1, consumed.sum())),
         "popularity_histogram": {
             "edges": edges.tolist(),
@@ -106,3 +115,9 @@ def list_diagnostics(split: Split, recommended: IntArray) -> dict[str, Any]:
             "consumed": shares(consumed),
         },
     }
+
+
+def _gini(counts: IntArray) -> float:
+    """Mean absolute difference of two draws from (m,) counts, over twice their mean; 0 where all are 0."""
+    ordered, m = np.sort(counts), len(counts)
+    return float((2 * np.arange(1, m + 1) - m - 1) @ ordered / max(1, m * ordered.sum()))

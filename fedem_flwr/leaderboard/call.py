@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fedem_flwr.config import Tree
 from fedem_flwr.errors import FedemError
 from fedem_flwr.leaderboard.compare import Compared, compare_cells, compare_runs, default_jobs
 from fedem_flwr.leaderboard.folder import DEFAULT_ROOT
-from fedem_flwr.leaderboard.gather import COSTS, LISTS, METRIC_NAMES, Spread
+from fedem_flwr.leaderboard.gather import BEYOND, COSTS, LISTS, METRIC_NAMES, PRIVACY, Spread
 from fedem_flwr.leaderboard.grid import Axes, cells_of
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def compare_finished(runs: Sequence[Path], out: Path | None) -> pd.DataFrame:
 def frame_of(compared: Compared) -> pd.DataFrame:
     """A row for each protocol, data set and method or control.
 
-    Columns: ``full/ndcg@10`` and so on, means over seeds, ``... std`` beside them where there are several; costs;
-    seeds. ``attrs["folder"]`` is where the leaderboard lies.
+    Columns: ``full/ndcg@10`` and so on, means over seeds, ``... std`` beside them where there are several; costs; what
+    users' top 10 hold; epsilon and delta, where uploads are noised; seeds. ``attrs["folder"]`` is where the leaderboard
+    lies.
     """
     import pandas as pd
 
@@ -69,6 +71,8 @@ def frame_of(compared: Compared) -> pd.DataFrame:
                     found |= _columns(f"{way}/{metric}", row.figures.get((way, metric)))
             for cost in COSTS:
                 found[cost] = spread.mean if (spread := row.costs.get(cost)) else None
+            found |= {name: spread.mean if (spread := row.lists.get(name)) else None for name in BEYOND}
+            found |= dict.fromkeys(PRIVACY) if row.privacy is None else asdict(row.privacy)
             rows.append(found)
     frame = pd.DataFrame(rows).set_index(["protocol", "dataset", "method"])
     frame.attrs["folder"] = str(compared.folder.path)

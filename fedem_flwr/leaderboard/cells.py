@@ -97,21 +97,25 @@ def prepare(
         on_split: told how many cells have theirs.
 
     Returns:
-        The cells that can be carried out; and those that cannot, with the reason.
+        The cells that can be carried out; and those that cannot, with the reason: data that cannot be split as the
+        protocol wants it (they have no times), or that the method cannot work with.
 
     Raises:
-        InputError: data that will not do.
+        InputError: data that cannot be had.
     """
     splits = Splits(folder.splits)
     ready: list[Prepared] = []
     left_out: dict[Name, str] = {}
-    loaded: dict[Path, tuple[SplitFacts, str]] = {}
+    known: dict[Path, tuple[SplitFacts, str] | InputError] = {}  # what is split once, or refused once
     for number, cell in enumerate(cells, 1):
-        place, content = splits.of(cell.config)
-        if place not in loaded:
-            loaded[place] = Split.load(place), content
-        facts, content = loaded[place]
+        place = splits.place_of(cell.config)
+        if place not in known:
+            known[place] = _split_at(place, splits, cell.config)
+        found = known[place]
         try:
+            if isinstance(found, InputError):
+                raise found
+            facts, content = found
             config = adapted(cell.config, facts, cell.given)
         except InputError as error:
             left_out[cell.name] = str(error)
@@ -121,6 +125,15 @@ def prepare(
         if on_split is not None:
             on_split(number)
     return ready, left_out
+
+
+def _split_at(place: Path, splits: Splits, config: Config) -> tuple[SplitFacts, str] | InputError:
+    """What is known of a split and the digest of its content; or why there is none."""
+    try:
+        content = splits.content_of(config)
+    except InputError as error:
+        return error
+    return Split.load(place), content
 
 
 def _directory(folder: Folder, name: Name, key: str) -> RunDirectory:

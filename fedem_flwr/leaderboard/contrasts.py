@@ -60,6 +60,8 @@ def contrasts_of(table: Table, *, seed: int = 0) -> Contrasts:
         seed: of the draws.
     """
     notes: list[str] = []
+    if not table.controls:
+        notes.append("no control was measured (evaluation.controls = false): nothing to hold the methods against")
     kept = {row.label: _kept(row, notes) for row in table.methods}
     if len({run.people for runs in kept.values() for run in runs.values()}) > 1:
         return Contrasts((), (*notes, "runs have different users: they are not compared user by user"))

@@ -20,7 +20,8 @@ from fedem_flwr.report.tables import selected_key, text_at
 LISTS = ("full", "sampled99")
 METRIC_NAMES = (*(f"{kind}@{cutoff}" for cutoff in (5, 10, 20) for kind in ("hr", "ndcg")), "mrr")
 COSTS = ("seconds_per_round", "bytes_up", "bytes_down", "peak_rss_bytes")
-BEYOND = ("coverage", "popularity_recommended")  # share of the catalogue in lists; mean share of users with an item
+BEYOND = ("coverage", "gini", "novelty", "long_tail", "popularity_recommended")  # as `list_diagnostics` has them
+PRIVACY = ("epsilon", "delta")  # `Privacy` as columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,16 +90,21 @@ def records_of(paths: Iterable[Path]) -> list[Record]:
     """The records of runs that are given by their directories.
 
     Raises:
-        InputError: some have not finished (all of these are named), or two are of one name.
+        InputError: some have not finished (all of these are named), two are of one name, or one is damaged.
     """
     found: dict[Name, Record] = {}
     unfinished: list[str] = []
     for path in paths:
         directory = RunDirectory(path).open()
-        if not _is_finished(directory):
-            unfinished.append(f"{path} (round {_rounds_done(directory)})")
-            continue
-        record = Record.of(directory)
+        try:
+            if not _is_finished(directory):
+                unfinished.append(f"{path} (round {_rounds_done(directory)})")
+                continue
+            record = Record.of(directory)
+        except InputError:
+            raise
+        except FedemError as error:  # somebody gave this run: a file that is damaged is bad input
+            raise InputError(f"{error}; or leave this run out") from error
         other = found.setdefault(record.name, record)
         if other is not record:
             raise InputError(f"{other.directory.path} and {path} are both '{record.name}': leave one out")
@@ -147,6 +153,28 @@ class Spread:
         return cls(statistics.mean(found), statistics.stdev(found) if len(found) > 1 else None, found)
 
 
+@dataclass(frozen=True)
+class Privacy:
+    """What local differential privacy came to, of the user who sent the most.
+
+    Attributes:
+        epsilon: composed over all uploads of the run. delta: its δ; 0 where ε holds without exception.
+    """
+
+    epsilon: float
+    delta: float
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> Privacy | None:
+        """The weakest of the runs'; None where one of them has none."""
+        found = [
+            (number_at(record.summary, "ldp", "composed"), number_at(record.summary, "ldp", "delta") or 0.0)
+            for record in records
+        ]
+        known = [(epsilon, delta) for epsilon, delta in found if epsilon is not None]
+        return cls(*max(known)) if known and len(known) == len(found) else None
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """A method, or a control, in a table.
@@ -157,6 +185,7 @@ class Row:
         alone: the same for the method without federation.
         costs: `COSTS` to their spread over seeds.
         lists: `BEYOND` to their spread: what of the users' top 10 is no accuracy.
+        privacy: of the noise on uploads, where there is any.
     """
 
     label: str
@@ -166,6 +195,7 @@ class Row:
     alone: Mapping[tuple[str, str], Spread | None]
     costs: Mapping[str, Spread | None]
     lists: Mapping[str, Spread | None]
+    privacy: Privacy | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +215,11 @@ class Table:
     def methods(self) -> list[Row]:
         """Rows of methods."""
         return [row for row in self.rows if not row.is_control]
+
+    @property
+    def noised(self) -> bool:
+        """Whether a row has an ε."""
+        return any(row.privacy for row in self.rows)
 
     @property
     def controls(self) -> list[Row]:
@@ -231,6 +266,7 @@ def _method_row(method: str, records: Sequence[Record]) -> Row:
         {path: Spread.of(record.control("local_only", *path) for record in records) for path in _PATHS},
         {cost: Spread.of(number_at(record.summary, cost) for record in records) for cost in COSTS},
         {name: Spread.of(number_at(record.diagnostics, "lists", name) for record in records) for name in BEYOND},
+        Privacy.of(records),
     )
 
 

@@ -161,19 +161,23 @@ def _refuse_unknown(
         return "" if section.get("strategy") and not section.get("base") else str(section.get("base", name))
 
     names = [*KNOWN_DATASETS, SYNTHETIC]
-    wrong: dict[str, list[tuple[str, Iterable[str]]]] = {
-        "methods": [(name, known) for name in map(based, methods) if name and ":" not in name and name not in known],
-        "data sets": [(d, names) for d in datasets if d not in names and not Path(d).expanduser().exists()],
-        "protocols": [(p, get_args(Protocol)) for p in protocols if p not in get_args(Protocol)],
+    wrong: dict[str, tuple[list[str], Iterable[str]]] = {
+        "methods": ([name for name in map(based, methods) if name and ":" not in name and name not in known], known),
+        "data sets": ([d for d in datasets if d not in names and not Path(d).expanduser().exists()], names),
+        "protocols": ([p for p in protocols if p not in get_args(Protocol)], get_args(Protocol)),
     }
-    said = [f"unknown {kind} {', '.join(_told(*each) for each in found)}" for kind, found in wrong.items() if found]
+    said = [f"unknown {kind} {_told(found, valid)}" for kind, (found, valid) in wrong.items() if found]
     if said:
         raise InputError(f"{origin}: {'; '.join(said)}")
 
 
-def _told(name: str, valid: Iterable[str]) -> str:
-    hint = suggest(name, valid).removeprefix("; ")
-    return f"'{name}' ({hint})"
+def _told(unknown: Sequence[str], valid: Iterable[str]) -> str:
+    """Each with what may have been meant; what holds for several of them, such as all that is valid, stands once."""
+    hints = [suggest(name, valid).removeprefix("; ") for name in unknown]
+    last = [hint not in hints[place:] for place, hint in enumerate(hints, 1)]
+    return ", ".join(
+        f"'{name}' ({hint})" if here else f"'{name}'" for name, hint, here in zip(unknown, hints, last, strict=True)
+    )
 
 
 def _refuse_twice(kind: str, values: Sequence[Any], origin: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,21 +15,28 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from fedem_flwr.errors import FedemError
 from fedem_flwr.leaderboard import pictures
 from fedem_flwr.leaderboard.contrasts import Contrasts
-from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.leaderboard.gather import Privacy, Row, Spread, Table
 from fedem_flwr.leaderboard.group_pictures import by_group
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.plain_tables import CONTRAST_HEADS, Place, contrast_cells
 from fedem_flwr.leaderboard.published import Published, published
 from fedem_flwr.leaderboard.setting_pictures import by_setting, sweep_of
-from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, title_of
+from fedem_flwr.leaderboard.tables import (
+    BEYOND_HEADS,
+    LIST_TITLES,
+    SHOWN,
+    Link,
+    beyond_text,
+    links_of,
+    privacy_text,
+    title_of,
+)
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.html import PAPER_WARNING, Picture
-from fedem_flwr.report.sections import percent
 from fedem_flwr.report.tables import ABSENT, bytes_text
 from fedem_flwr.report.tables_plot import tables_picture, tables_text
 from fedem_flwr.text import visible
@@ -43,24 +49,19 @@ CONTRAST_WORDS = (
     "by validation where clients keep nothing, else the last round's."
 )
 
-
-@dataclass(frozen=True)
-class Link:
-    """To a run's report."""
-
-    text: str
-    href: str
+_LESS = ("gini", "popularity_recommended")  # of what is no accuracy: the first click shows the least of these
 
 
 @dataclass(frozen=True)
 class PageCell:
-    """A cell of a table on the page; `value` is what it is sorted by."""
+    """A cell of a table on the page; `value` is what it is sorted by, `href` what it is of, `links` stand beside it."""
 
     text: str
     value: float | None = None
     aside: str = ""
     best: bool = False
     links: tuple[Link, ...] = ()
+    href: str = ""
 
 
 def render(
@@ -153,6 +154,7 @@ def _heads(table: Table) -> list[tuple[str, str]]:
     figures = [(f"{metric.upper()} {LIST_TITLES[way]}", "1") for way, metric in SHOWN]
     compared = [("published HR@10", "1"), ("published NDCG@10", "1")] if rules_of(table.protocol).leaks else []
     costs = [("a round", "0"), ("up a user and round", "0"), ("down a user and round", "0"), ("peak memory", "0")]
+    costs += [("ε, all uploads of a user", "0")] if table.noised else []
     return [
         ("method", "0"),
         ("seeds (reports)", "1"),
@@ -161,42 +163,43 @@ def _heads(table: Table) -> list[tuple[str, str]]:
         *compared,
         ("NDCG@10 without federation", "1"),
         *costs,
-        ("catalogue in lists", "1"),
-        ("mean popularity in lists", "0"),
+        *((text, "0" if name in _LESS else "1") for name, text in BEYOND_HEADS.items()),
     ]
 
 
 def _cells(table: Table, row: Row, best: Mapping[tuple[str, str], float], folder: Path) -> list[PageCell]:
-    links = tuple(_link(record.name.seed, record.directory.report_path, folder) for record in row.records)
+    links = links_of(row, folder)
+    run = links[0].href if len(links) == 1 else ""
     rounds = {int(record.summary.get("rounds", 0)) for record in row.records}
     known: list[Published] = [] if row.is_control else published(table.dataset, table.protocol, row.label)
     compared = [PageCell(f"{f:.4f}", f) for f in known[0].figures] if known else [PageCell(ABSENT)] * 2
     return [
         PageCell(row.label),
-        PageCell(str(len(row.records)), len(row.records), links=() if row.is_control else links),
+        PageCell(str(len(row.records)), len(row.records), links=links),
         PageCell(ABSENT) if row.is_control else PageCell("/".join(map(str, sorted(rounds))), max(rounds, default=0)),
-        *(_figure(row.figures.get(path), best[path]) for path in SHOWN),
+        *(_figure(row.figures.get(path), best[path], run) for path in SHOWN),
         *(compared if rules_of(table.protocol).leaks else []),
         _figure(row.alone.get((table.headline, "ndcg@10"))),
         _cost(row.costs.get("seconds_per_round"), lambda seconds: f"{seconds:.3g} s"),
         *(_cost(row.costs.get(name), bytes_text) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")),
-        *(_cost(row.lists.get(name), percent) for name in ("coverage", "popularity_recommended")),
+        *([_private(row.privacy)] if table.noised else []),
+        *(_cost(row.lists.get(name), partial(beyond_text, name)) for name in BEYOND_HEADS),
     ]
 
 
-def _link(seed: int, report: Path, folder: Path) -> Link:
-    return Link(str(seed), quote(os.path.relpath(report.absolute(), folder.absolute())))
-
-
-def _figure(spread: Spread | None, best: float | None = None) -> PageCell:
+def _figure(spread: Spread | None, best: float | None = None, run: str = "") -> PageCell:
     if spread is None:
         return PageCell(ABSENT)
     aside = "" if spread.deviation is None else f"{spread.deviation:.4f}"
-    return PageCell(f"{spread.mean:.4f}", spread.mean, aside, best is not None and 0 < best == spread.mean)
+    return PageCell(f"{spread.mean:.4f}", spread.mean, aside, best is not None and 0 < best == spread.mean, href=run)
 
 
 def _cost(spread: Spread | None, words: Callable[[float], str]) -> PageCell:
     return PageCell(ABSENT) if spread is None else PageCell(words(spread.mean), spread.mean)
+
+
+def _private(privacy: Privacy | None) -> PageCell:
+    return PageCell(privacy_text(privacy), None if privacy is None else privacy.epsilon)
 
 
 def pictures_of(tables: Sequence[Table]) -> tuple[dict[str, list[Picture]], dict[str, bytes]]:

@@ -48,9 +48,11 @@ def convergence(table: Table) -> bytes:
                 drawn = drawn or bool(rounds)
                 style = _STYLES[number // len(RUN_COLOURS) % len(_STYLES)]
                 axis.plot(rounds, values, style, color=colour, marker=marker_for(len(rounds)), ms=3, label=row.label)
-            axis.set(title=f"{metric.upper()} on the {part_of(table)} set", xlabel="round", ylim=(0, None))
+            axis.set(title=f"{metric.upper()} on the {part_of(table)} set", xlabel="round")
             if part_of(table) == "test":
-                draw_controls(axis, _controls(table, metric), metric)
+                draw_controls(axis, _controls(table, metric), metric)  # which makes room for their levels
+            else:
+                axis.set_ylim(0, None)
             axis.grid(axis="y")
             axis.locator_params(axis="x", integer=True)
         if not drawn:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
 
 from fedem_flwr.leaderboard.contrasts import Contrasts
-from fedem_flwr.leaderboard.gather import COSTS, LISTS, METRIC_NAMES, Row, Table
+from fedem_flwr.leaderboard.gather import BEYOND, COSTS, LISTS, METRIC_NAMES, PRIVACY, Row, Table
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.published import METRICS, published
-from fedem_flwr.leaderboard.tables import LIST_TITLES, SHOWN, seconds_text, size_text, spread_text, title_of
+from fedem_flwr.leaderboard.tables import (
+    LIST_TITLES,
+    SHOWN,
+    beyond_table,
+    links_of,
+    privacy_text,
+    seconds_text,
+    size_text,
+    spread_text,
+    title_of,
+)
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.comparison import signed
 from fedem_flwr.report.tables import ABSENT
@@ -19,7 +31,15 @@ from fedem_flwr.text import visible
 Place = tuple[str, str]  # of a table: data set and protocol
 _TEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$"},
+    **{
+        "ε": r"$\varepsilon$",
+        "δ": r"$\delta$",
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "–": "--",
+        "±": r"$\pm$",
+    },
 }
 
 
@@ -35,6 +55,7 @@ def cells_of(table: Table, row: Row) -> list[str]:
     compared = [published_text(table, row)] if rules_of(table.protocol).leaks else []
     costs = [seconds_text(row.costs.get("seconds_per_round"))]
     costs += [size_text(row.costs.get(name)) for name in ("bytes_up", "bytes_down", "peak_rss_bytes")]
+    costs += [privacy_text(row.privacy)] if table.noised else []
     rounds = sorted({int(record.summary.get("rounds", 0)) for record in row.records}) if not row.is_control else []
     figures = [spread_text(row.figures.get(path)) for path in SHOWN]
     return [
@@ -53,23 +74,39 @@ def heads_of(table: Table) -> list[str]:
     figures = [f"{metric.upper()}, {LIST_TITLES[way]}" for way, metric in SHOWN]
     compared = ["published HR/NDCG@10"] if rules_of(table.protocol).leaks else []
     alone = f"NDCG@10 alone, {LIST_TITLES[table.headline]}"
-    return ["method", "seeds", "rounds", *figures, *compared, alone, "a round", "up", "down", "peak memory"]
+    costs = ["a round", "up", "down", "peak memory", *(["ε, all uploads of a user"] if table.noised else [])]
+    return ["method", "seeds", "rounds", *figures, *compared, alone, *costs]
 
 
-def markdown(tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], remarks: Sequence[str]) -> str:
-    """A page of tables, each with its differences below it."""
+def markdown(
+    tables: Sequence[Table], contrasts: Mapping[Place, Contrasts], remarks: Sequence[str], folder: Path
+) -> str:
+    """A page of tables, each with its differences below it.
+
+    Args:
+        folder: where it will lie: links are relative to it.
+    """
     texts = ["# Leaderboard", *(f"- {visible(remark)}" for remark in remarks)]
     for table in tables:
         texts.append(f"## {visible(title_of(table))}")
-        texts.append(_markdown_table(heads_of(table), [cells_of(table, row) for row in table.rows]))
+        texts.append(_markdown_table(heads_of(table), [_linked(table, row, folder) for row in table.rows]))
         if groups := group_table(table):
             texts += ["### Who was asked", GROUP_WORDS, _markdown_table(*groups)]
+        if beyond := beyond_table(table):
+            texts += ["### What users' top 10 hold", _markdown_table(*beyond)]
         found = contrasts[table.dataset, table.protocol]
         if found.found:
             texts.append(f"### Differences in NDCG@10, {LIST_TITLES[table.headline]}, user by user")
             texts.append(_markdown_table(CONTRAST_HEADS, contrast_cells(found)))
         texts += [f"- {visible(note)}" for note in found.notes]
     return "\n\n".join(texts) + "\n"
+
+
+def _linked(table: Table, row: Row, folder: Path) -> list[str]:
+    """A row's cells, with a link to each run's report at its seed."""
+    label, seeds, *others = cells_of(table, row)
+    links = " ".join(f"[{link.text}]({link.href})" for link in links_of(row, folder))
+    return [label, f"{seeds}: {links}" if links else seeds, *others]
 
 
 CONTRAST_HEADS = [
@@ -108,7 +145,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
     figures = [f"{way}/{metric}" for way in LISTS for metric in METRIC_NAMES]
     spreads = [name for figure in figures for name in (figure, f"{figure} std")]
     beside = [f"published {metric}" for metric in METRICS]
-    writer.writerow(["protocol", "dataset", "method", "control", "seeds", *spreads, *COSTS, *beside])
+    writer.writerow(["protocol", "dataset", "method", "control", "seeds", *spreads, *COSTS, *PRIVACY, *BEYOND, *beside])
     for table in tables:
         for row in table.rows:
             found: list[object] = []
@@ -118,6 +155,8 @@ def comma_separated(tables: Sequence[Table]) -> str:
             known = [] if row.is_control else published(table.dataset, table.protocol, row.label)
             names = [table.protocol, _no_formula(table.dataset), _no_formula(row.label)]
             size = [int(row.is_control), len(row.records)]
+            costs += astuple(row.privacy) if row.privacy else [""] * len(PRIVACY)
+            costs += [_or_empty(each.mean if each else None) for each in map(row.lists.get, BEYOND)]
             writer.writerow([*names, *size, *found, *costs, *(known[0].figures if known else ["", ""])])
     return text.getvalue()
 

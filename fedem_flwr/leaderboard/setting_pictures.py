@@ -14,9 +14,8 @@ from typing import Any
 
 from fedem_flwr.config.search import leaves
 from fedem_flwr.errors import FedemError
-from fedem_flwr.leaderboard.gather import Row, Spread, Table
+from fedem_flwr.leaderboard.gather import Row, Table
 from fedem_flwr.report.drawing import BLUE, GREY, ORANGE, NothingToDrawError, image_bytes, panels
-from fedem_flwr.report.run_directory import number_at
 
 FEWEST = 3  # rows that make a curve
 _ASIDE = {"method.name", "method.base", "method.title", "run.seed", "run.threads"}  # a name, and what changes no figure
@@ -100,10 +99,10 @@ def by_setting(table: Table) -> bytes:
 def _tick(setting: str, value: float, row: Row) -> str:
     """A value; under noise what it comes to: the composed ε of the user who sent the most."""
     text = f"{value:g}"
-    if not setting.startswith("ldp."):
+    if not setting.startswith("ldp.") or row.privacy is None:
         return text
-    spent = Spread.of(number_at(record.summary, "ldp", "composed") for record in row.records)
-    return text if spent is None else f"{text}\nε {spent.mean:,.{0 if spent.mean >= 100 else 1}f}"
+    spent = row.privacy.epsilon
+    return f"{text}\nε {spent:,.{0 if spent >= 100 else 1}f}"
 
 
 def _settings(row: Row) -> dict[str, Any]:

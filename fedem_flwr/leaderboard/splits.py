@@ -38,16 +38,24 @@ class Splits:
     folder: Path
     _content: dict[str, str] = field(default_factory=dict)  # of data sets, by name: read once
 
-    def of(self, config: Config, on_progress: Callable[[int, int], None] | None = None) -> tuple[Path, str]:
-        """The folder of a configuration's split, which is made where it is not there yet, and its content's digest.
+    def place_of(self, config: Config) -> Path:
+        """The folder of a configuration's split, whether it is there or not.
 
         Raises:
-            InputError: the data will not do.
+            InputError: the data cannot be had.
         """
-        place = self.folder / self._name(config)
+        return self.folder / self._name(config)
+
+    def content_of(self, config: Config, on_progress: Callable[[int, int], None] | None = None) -> str:
+        """The digest of what is in the split, which is made where it is not there yet.
+
+        Raises:
+            InputError: the data cannot be had, or cannot be split like this.
+        """
+        place = self.place_of(config)
         content = place.with_name(f"{place.name}.{_CONTENT}")
         with suppress(OSError):
-            return place, _checked(content.read_text(encoding="ascii").strip(), place)
+            return _checked(content.read_text(encoding="ascii").strip(), place)
         private_folder(self.folder)
         try:
             split = split_into(place, config, on_progress)
@@ -57,7 +65,7 @@ class Splits:
         if (second := place / SECOND).is_dir():
             digest = hashlib.sha256((digest + split_hash(Split.load(second))).encode()).hexdigest()
         write_atomically(content, digest + "\n", private=True)  # last: now all is there
-        return place, digest
+        return digest
 
     def _name(self, config: Config) -> str:
         data = config.data.model_dump(mode="json", exclude={"data_dir"})

@@ -44,7 +44,7 @@ def write_leaderboard(
     for protocol in dict.fromkeys(table.protocol for table in tables):
         inside = [table for table in tables if table.protocol == protocol]
         write_atomically(folder.path / f"leaderboard-{protocol}.csv", comma_separated(inside))
-    write_atomically(folder.path / "leaderboard.md", markdown(tables, contrasts, remarks))
+    write_atomically(folder.path / "leaderboard.md", markdown(tables, contrasts, remarks, folder.path))
     write_atomically(folder.path / "leaderboard.tex", latex(tables))
     folder.write(RESULTS, plain(_record(tables, contrasts, remarks, command)))
     page = folder.path / "leaderboard.html"
@@ -94,5 +94,6 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
         "without_federation": {f"{way}/{metric}": spread(each) for (way, metric), each in row.alone.items()},
         "costs": {cost: spread(row.costs.get(cost)) for cost in COSTS},
         "lists": {name: spread(row.lists.get(name)) for name in BEYOND},
+        "privacy": asdict(row.privacy) if row.privacy else None,
         "published": [{"source": each.source, "hr@10": each.figures[0], "ndcg@10": each.figures[1]} for each in known],
     }

@@ -21,6 +21,7 @@ def lists_text(diagnostics: Mapping[str, object]) -> str:
     section = diagnostics.get("lists")
     coverage = number_at(section, "coverage")
     listed, own = (number_at(section, f"popularity_{name}") for name in ("recommended", "consumed"))
+    gini, novelty, tail = (number_at(section, name) for name in ("gini", "novelty", "long_tail"))
     said = []
     if coverage is not None:
         said.append(f"{percent(coverage)} of the catalogue is in at least one user's top 10.")
@@ -28,6 +29,11 @@ def lists_text(diagnostics: Mapping[str, object]) -> str:
         said.append(
             f"An item in a list was used by {percent(listed)} of the users in training, "
             f"one of the users' own training items by {percent(own)}."
+        )
+    if gini is not None and novelty is not None and tail is not None:
+        said.append(
+            f"{percent(tail)} of what is listed is among the least popular four fifths of the catalogue; the Gini of "
+            f"exposure is {gini:.3g} (0: every item is in as many lists), novelty {novelty:.3g} bits."
         )
     return " ".join(said)
 
