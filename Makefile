@@ -3,6 +3,7 @@
 #     make test    set up .venv with the developers' tools and run the tests (ARGS="..." is passed to pytest;
 #                  WORKERS=0 runs them in one process)
 #     make lock | sbom | audit       lock files with hashes; what is in them as CycloneDX; known vulnerabilities of it
+#     make test-kernels              a GPU's kernels in Triton's interpreter (installs Triton: 1 GB)
 #     make test-flower FLOWER=1.41   the tests that touch Flower, on any of its admitted releases
 # Set-up happens once; it is repeated when pyproject.toml or the pins change.
 
@@ -30,11 +31,11 @@ FLOWER_TESTS = $(shell grep -lE '^(from|import) flwr\b' tests/test_*.py)
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help run test attacks test-flower test-flower-here lint format typecheck compose-config docker-lint docker-pins \
+.PHONY: help run test attacks test-kernels test-flower test-flower-here lint format typecheck compose-config docker-lint docker-pins \
     lock sbom audit ci clean
 
 help:
-	@echo "make run | test | attacks | test-flower | lint | format | typecheck | compose-config | docker-lint |"
+	@echo "make run | test | attacks | test-kernels | test-flower | lint | format | typecheck | compose-config | docker-lint |"
 	@echo "     docker-pins | lock | sbom | audit | ci | clean"
 
 run: $(VENV)/.installed
@@ -52,6 +53,10 @@ test-flower:
 # What is tried against a run, and docs/security.md tells of; part of `make test`, too.
 attacks: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m attacks $(ARGS)
+
+# Without a GPU. Where Triton is, `make test` runs them, too.
+test-kernels: $(VENV)/.installed-kernels
+	@$(BIN)/python -m pytest tests/test_kernel*.py $(ARGS)
 
 test-flower-here: $(VENV)/.installed-dev
 	@$(BIN)/python -c 'import flwr; print("Flower", flwr.__version__)'
@@ -133,6 +138,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-kernels: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@$(INSTALL) -e '.[dev,kernels]'
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
 $(TOOLS)/.installed: requirements-tools.lock | $(VENV)/.installed-dev
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(TOOLS)

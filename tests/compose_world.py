@@ -158,6 +158,7 @@ def process(compose: Mapping[str, Any], name: str, world: Path) -> Process:
     told = {**image().environment, **(service.get("environment") or {})}
     environment = {key: here(value) for key, value in told.items()}
     environment["PATH"] = PATH
+    del environment["NUMBA_CACHE_DIR"]  # it is in the image, as what PATH names is
     entrypoint = service.get("entrypoint") or image().entrypoint
     test = (service.get("healthcheck") or {}).get("test") or []
     return Process(

@@ -66,6 +66,14 @@ def test_sums_of_merged_tables(schedule: Schedule) -> None:
     same(method("elastic", schedule, name="fedmf", aggregate={"weights": "average"}), world(), tables())
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "frequency-sgd"])
+def test_another_optimiser_where_the_adapter_alone_passes_the_merge(optimiser: str) -> None:
+    """Eq. 11 has Adam for Θ; Eq. 12 sees rows as they lie."""
+    local = {"optimiser": optimiser}
+    for mode, weights in (("elastic", "rows"), ("scalar", "average")):
+        same(method(mode, name="fedmf", local=local, aggregate={"weights": weights}), world(), tables())
+
+
 @pytest.mark.parametrize("hidden", [(), (1,), (8,), (3, 11, 2)])
 def test_adapters_of_any_shape(hidden: tuple[int, ...]) -> None:
     for schedule in SCHEDULES:
@@ -146,7 +154,15 @@ def test_what_compiled_functions_do_not_know_is_said() -> None:
     assert why(method("elastic", run={"engine": "torch"})) == "run.engine = 'torch'"
     assert why(learner("fedrecgel", M, "replace")) == "its steps are not known to compiled functions"
     assert why(method("replace", gradients={"sharpness": 0.1})) == "its steps are not known to compiled functions"
-    assert why(method("static", "released", local={"ridge": 0.1})).startswith("its steps through merged rows")
+    decay, steps = "its weight decay passes merged rows", "its steps through merged rows are not by Adam"
+    assert (
+        why(method("elastic", local={"ridge": 0.1})) == why(method("static", "released", local={"ridge": 0.1})) == decay
+    )
+    for optimiser in ("sgd", "frequency-sgd"):
+        local = {"optimiser": optimiser}
+        assert why(method("scalar", "released", local=local)) == why(method("static", "released", local=local)) == steps
+        assert why(method("elastic", "released", local=local, merge={"gate_data": "heldout"})) == steps
+        assert why(method("elastic", local=local)) == why(method("static", local=local | {"ridge": 0.1})) == ""
 
     class More(type(method("elastic"))):  # type: ignore[misc]
         def parts(self) -> Any:

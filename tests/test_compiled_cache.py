@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import runpy
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fedem_flwr.engine.fused import compiled
-from fedem_flwr.engine.fused.compiled import _Entry, folder_for_compiled
+from fedem_flwr.engine.fused.compiled import _Entry, folder_compiled_ahead, folder_for_compiled
 
 
 def doubled(x: int) -> int:
@@ -47,15 +48,14 @@ def test_it_is_compiled_once_and_says_so(home: Path, caplog: pytest.LogCaptureFi
 
 def test_it_does_not_matter_where_the_sources_lie(home: Path) -> None:
     """Flower unpacks an app into a folder of each version's own; what was compiled is found from all of them."""
-    found = []
+    entries = []  # kept: of a file that was only run, the compiler finds what is alive
     for name in ("one", "other"):
         file = home / name / "tripling.py"
         file.parent.mkdir()
         file.write_text("def tripled(x):\n    return 3 * x\n")
-        entry = _Entry(runpy.run_path(str(file))["tripled"])
-        assert entry(4) == 12
-        found.append(hits(entry))
-    assert found == [0, 1]
+        entries.append(_Entry(runpy.run_path(str(file))["tripled"]))
+        assert entries[-1](4) == 12
+    assert list(map(hits, entries)) == [0, 1]
 
 
 def test_of_several_that_want_it_at_once_one_compiles(home: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,6 +107,72 @@ def test_the_compilers_own_setting_comes_first(home: Path, monkeypatch: pytest.M
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "chosen"))
     found = folder_for_compiled()
     assert found is not None and found.is_relative_to(home / "chosen" / "fedem-flwr")
+
+
+@pytest.fixture
+def ahead(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that was filled, and that lies on a file system which is now only to be read."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(home / "ahead"))
+    first = _Entry(doubled)
+    assert first(4) == 8 and first.folder is not None and folder_compiled_ahead() is None
+    can = os.access
+
+    def only_read(path: Path, mode: int) -> bool:
+        return not Path(path).is_relative_to(home / "ahead") and can(path, mode)
+
+    monkeypatch.setattr(os, "access", only_read)
+    return first.folder
+
+
+def test_what_was_compiled_ahead_is_read(home: Path, ahead: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And what is not there is kept in one's own folder."""
+    there = {file: file.stat().st_mtime_ns for file in ahead.iterdir()}
+    with caplog.at_level(logging.WARNING):
+        entry = _Entry(doubled)
+        assert entry(4) == 8 and hits(entry) == 1 and not caplog.messages
+        assert entry(4.5) == 9.0 and hits(entry) == 1  # type: ignore[arg-type]
+        again = _Entry(doubled)
+        assert again(4) == 8 and again(4.5) == 9.0 and hits(again) == 2  # type: ignore[arg-type]
+    assert len(caplog.messages) == 1 and "compiling 'doubled' for this machine" in caplog.messages[0]
+    assert entry.folder is not None and entry.folder.is_relative_to(home / "cache") and entry._files()
+    assert there == {file: file.stat().st_mtime_ns for file in ahead.iterdir()}
+
+
+def test_it_is_read_also_where_nothing_can_be_written(home: Path, ahead: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "cache").write_text("")
+    monkeypatch.setattr(tempfile, "tempdir", str(home / "cache"))
+    entry = _Entry(doubled)
+    assert entry(4) == 8 and entry.folder is None and hits(entry) == 1
+    assert entry(4.5) == 9.0  # type: ignore[arg-type]
+
+
+def test_where_it_is_damaged_it_costs_time(ahead: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for file in ahead.glob("*.nb?"):
+        file.write_bytes(b"nonsense")
+    with caplog.at_level(logging.WARNING):
+        assert _Entry(doubled)(4) == 8
+        again = _Entry(doubled)
+        assert again(4) == 8 and hits(again) == 1
+    assert sum("ahead cannot be read" in line for line in caplog.messages) == 2
+
+
+@pytest.mark.parametrize("what", ["root's", "somebody else's", "writable by others", "in such a folder", "a link"])
+def test_it_is_read_where_nobody_else_can_have_written_it(
+    what: str, home: Path, ahead: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there is executed."""
+    place = home / "ahead" / "fedem-flwr"
+    assert folder_compiled_ahead() == ahead
+    monkeypatch.setattr(compiled, "_ROOT", os.getuid() if what == "root's" else os.getuid() + 2)
+    monkeypatch.setattr(compiled, "_account", lambda: os.getuid() + (what in ("root's", "somebody else's")))
+    if what == "writable by others":
+        (place / "compiled").chmod(0o775)
+    elif what == "in such a folder":
+        place.parent.chmod(0o1777)
+    elif what == "a link":
+        place.rename(home / "moved")
+        place.symlink_to(home / "moved")
+    assert folder_compiled_ahead() == (ahead if what == "root's" else None)
 
 
 def test_a_compiler_that_keeps_things_otherwise_costs_time(

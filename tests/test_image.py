@@ -48,6 +48,20 @@ def test_image_runs_fedem_as_nobody_in_particular() -> None:
     assert quiet.items() <= image().environment.items()
 
 
+def test_what_is_compiled_ahead_is_where_containers_look() -> None:
+    """And it is root's, and nobody else's to write, as it has to be to be read."""
+    found = re.search(r'RUN export NUMBA_CACHE_DIR="\$VIRTUAL_ENV(/\S+)"(.*?)\n\n', DOCKERFILE, re.DOTALL)
+    home = re.search(r"VIRTUAL_ENV=(\S+)", DOCKERFILE)
+    assert found and home and image().environment["NUMBA_CACHE_DIR"] == home[1] + found[1]
+    assert f"\nCOPY --from=build {home[1]} {home[1]}\n" in DOCKERFILE
+    assert 'chmod -R u=rwX,go=rX "$NUMBA_CACHE_DIR"' in found[2]
+    assert "for method in fedem fedncf" in found[2] and "for mode in replace elastic" in found[2]
+    sources = [file.read_text() for file in (ROOT / "fedem_flwr" / "engine" / "fused").glob("*.py")]
+    entries = {name for text in sources for name in re.findall(r"^@entry\ndef (\w+)", text, re.MULTILINE)}
+    by_these = {"train_plain", "train_through_merge", "merge_tables", "train_layers", "train_merged_layers"}
+    assert entries == by_these, "let a run in the Dockerfile use what is new"
+
+
 def test_installer_knows_the_options() -> None:
     done = subprocess.run(
         [PROGRAMS / "uv", "pip", "install", "--help"], capture_output=True, text=True, timeout=60, check=True

@@ -80,6 +80,14 @@ def test_sums_of_one_table_for_all(weights: str, local: dict[str, Any], determin
     same(one, small(), got, engine="triton")
 
 
+def test_another_optimiser_where_the_adapter_alone_passes_the_merge() -> None:
+    """Eq. 11 has Adam for Θ; Eq. 12 sees rows as they lie."""
+    local = {"optimiser": "sgd"}
+    same(
+        method("elastic", name="fedmf", local=local, aggregate={"weights": "rows"}), small(), tables(), engine="triton"
+    )
+
+
 def test_decoys_secrets_and_items_for_the_adapter_alone() -> None:
     """And sums of whole tables that users keep, whose rows before the round are looked at."""
     secret = with_decoys(small(), bytes(range(16)), 1.5)

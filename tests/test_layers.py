@@ -156,13 +156,17 @@ def test_gradients_are_those_of_automatic_differentiation(
 
 
 def test_what_is_not_known_is_trained_by_torch() -> None:
-    def why(changed: Sequence[Update] | None = None, **sections: Any) -> str:
-        one = method("gpfedrec", **sections)
+    def why(changed: Sequence[Update] | None = None, name: str = "gpfedrec", change: str = "", **sections: Any) -> str:
+        one = method(name, **sections)
 
         class Other(type(one)):  # type: ignore[misc]
             def updates(self, round_: int) -> Sequence[Update]:
                 found: Sequence[Update] = super().updates(round_)
                 return found if changed is None else changed
+
+            def parts(self) -> Mapping[str, Part]:
+                parts = super().parts()
+                return {**parts, change: replace(parts[change], change=True)} if change else parts
 
         return method_fallback(Other(one.config, M))
 
@@ -172,6 +176,14 @@ def test_what_is_not_known_is_trained_by_torch() -> None:
     assert why([Update({"items": 1.0}, "kept-adam")]) == unknown
     assert why([Update({"anchor": 1.0}, "sgd")]) == unknown
     assert why([Update({"user": 1.0}, "sgd", {"user": Pull(0.1, "network")})]) == unknown
+    both = {"own": 1.0, "shared": 1.0}
+    assert why([Update(both, "sgd", dict.fromkeys(both, Pull(0.1)))], "fedrap") == why([Update(both)], "fedrap") == ""
+    for to in ("shared", "third"):
+        assert why([Update(both, "sgd", {"own": Pull(0.1, to)})], "fedrap") == unknown
+    assert why(name="fedrap", change="shared") == unknown == why([Update({"items": 1.0}, "adam", {"items": Pull(0.1)})])
+    for often in both:
+        by = dict.fromkeys(both, "sgd") | {often: "frequency-sgd"}
+        assert why([Update(both, by)], "fedrap") == unknown  # type: ignore[arg-type]
     assert why(merge={"mode": "elastic"}) == why(merge={"mode": "static"}) == ""
     assert why(gradients={"clip": 1.0}) == "its gradients are clipped"
     unseen = method("gpfedrec", merge={"mode": "elastic"})

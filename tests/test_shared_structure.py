@@ -20,6 +20,7 @@ from fedem_flwr.engine.downloads import Download
 from fedem_flwr.engine.history import History
 from fedem_flwr.engine.samples import TrainingItems
 from fedem_flwr.errors import InputError
+from fedem_flwr.methods import gpfedrec
 from fedem_flwr.methods.colr import CoLR
 from fedem_flwr.methods.gpfedrec import GPFedRec
 
@@ -140,6 +141,19 @@ def test_a_graphs_rows_sum_to_one() -> None:
     assert not torch.equal(twice, nearest)
     lonely = method("gpfedrec", **options(threshold=50.0)).graph(tables())
     torch.testing.assert_close(lonely, torch.eye(4, dtype=torch.float64))
+
+
+def test_a_graph_is_made_on_the_runs_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: no step of it meets a tensor that lies elsewhere."""
+    there = torch.device("meta")
+
+    def alike(tables: Tensor, block_items: int | None, place: torch.device) -> Tensor:
+        return torch.empty(len(tables), len(tables), dtype=torch.float64, device=place)
+
+    monkeypatch.setattr(gpfedrec, "resolve_device", {"cuda": there}.__getitem__)
+    monkeypatch.setattr(gpfedrec, "cosines", alike)
+    for how in ({}, {"neighbours": 2, "layers": 2}, {"similarity": "cosine-distance"}):
+        assert method("gpfedrec", run={"device": "cuda"}, **options(**how)).graph(tables()).device == there
 
 
 def test_the_released_program_takes_a_distance_for_a_similarity() -> None:

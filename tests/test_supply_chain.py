@@ -59,6 +59,12 @@ def test_the_lock_has_the_tested_versions_of_all_that_is_needed() -> None:
     assert set(needed()) - {"torch"} <= ours.keys()
 
 
+def test_kernels_are_tested_with_the_triton_of_torchs_gpu_build() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"]["kernels"] == [f"triton=={locked(TORCH)['triton']}"]
+    assert "triton" not in pinned(), "the image would bring it"
+
+
 def test_the_tools_are_locked_too() -> None:
     assert {"cyclonedx-bom", "pip-audit"} <= locked(TOOLS).keys()
 

@@ -62,8 +62,11 @@ def method_fallback(learner: Learner, round_: int = 1, *, kernels: bool = False)
         return found
     if through_merge and isinstance(products, Layers) and (products.basis or merged not in products.items):
         return "its network does not see the rows that are merged"
-    if through_merge and isinstance(products, Products) and (products.ridge or products.optimiser != "adam"):
-        return "its steps through merged rows are not those of plain Adam"
+    if through_merge and isinstance(products, Products):
+        if products.ridge:
+            return "its weight decay passes merged rows"
+        if learner.merge.in_batches and products.optimiser != "adam":
+            return "its steps through merged rows are not by Adam"
     return ""
 
 

@@ -83,8 +83,8 @@ def plan_of(learner: Learner, layers: Layers, round_: int) -> Plan | None:
         or any(update.kind(name) not in _KNOWN for update in updates for name in update.rates)
         or len(others) > 1
         or any(move.to and (name != first or not parts[name].own) for name, move in pulled)
-        or any(parts[name].change for name, _ in pulled)
-        or (len(layers.items) > 1 and moves.get(first, Move()).often)
+        or any(parts[name].change or (move.adam and parts[name].axis == "item") for name, move in pulled)
+        or (len(layers.items) > 1 and any(moves.get(name, Move()).often for name in layers.items))
     ):
         return None
     names = (layers.weights, layers.user, first, *(others or [""]))

@@ -22,6 +22,7 @@ from fedem_flwr.config import Config
 from fedem_flwr.config.section import Search, Section
 from fedem_flwr.contract import Asked, Device, Gathered, Layers, Method, Part, Phase, Pull, State, Update, weights_of
 from fedem_flwr.contract.training import LocalTraining
+from fedem_flwr.engine.device import resolve_device
 from fedem_flwr.engine.downloads import Download, Downloads
 from fedem_flwr.models.mf import initial_table
 from fedem_flwr.models.mlp import Mlp
@@ -118,13 +119,17 @@ class GPFedRec(Method):
         return [Phase("train", self.config.run.rounds, Neighbours(self))]
 
     def graph(self, tables: Tensor) -> Tensor:
-        """(a, a) weights of tables (a, m, d) in each r, float64: rows sum to 1; who has no neighbour is its own."""
-        o, alike = self.options, cosines(tables, self.config.aggregate.block_items)
+        """(a, a) weights of tables (a, m, d) in each r, float64: rows sum to 1; who has no neighbour is its own.
+
+        They are on the run's device; tables come there block by block.
+        """
+        o, place = self.options, resolve_device(self.config.run.device)
+        alike = cosines(tables, self.config.aggregate.block_items, place=place)
         alike = 1 - alike if o.similarity == "cosine-distance" else alike
         near = alike > o.threshold * alike.mean()
         if o.neighbours:
             near = torch.zeros_like(near).scatter_(1, alike.topk(min(o.neighbours, len(alike))).indices, True)
-        near |= torch.eye(len(near), dtype=torch.bool) & ~near.any(1, keepdim=True)
+        near |= torch.eye(len(near), dtype=torch.bool, device=place) & ~near.any(1, keepdim=True)
         weights: Tensor = near / near.sum(1, keepdim=True, dtype=torch.float64)
         found: Tensor = torch.linalg.matrix_power(weights, o.layers)
         return found

@@ -4,7 +4,8 @@ Compiling takes seconds, once: what comes of it is kept in the user's cache (bel
 own setting, else `$XDG_CACHE_HOME`, else `~/.cache`: `fedem-flwr/compiled`), or where that cannot be written in a
 folder of this account below the system's temporary one. The folder's name stands for the sources here and the
 compiler's version, so that none is ever taken for another's; the processor's kind is in numba's own index. A cache
-that cannot be read or written costs time, and nothing else.
+that cannot be read or written costs time, and nothing else. What was compiled ahead below `$NUMBA_CACHE_DIR`, and is
+only to be read (as in the image for containers), is looked at first.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numba.core import caching
+from numba.core import caching, config
 
 from fedem_flwr.locking import in_turn
 
 
 def _version() -> str:
-    """Stands for the sources here, for those beside that have constants of theirs, and for what compiles them."""
-    digest = hashlib.blake2b(numba.__version__.encode(), digest_size=8)
+    """Stands for the sources here, for those beside that have constants of theirs, and for what compiles them how."""
+    digest = hashlib.blake2b(f"{numba.__version__} {config.BOUNDSCHECK}".encode(), digest_size=8)
     for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 _VERSION = _version()  # now: later they could be others than those that were loaded
+_ROOT = 0  # its number
 F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger("fedem.engine")
@@ -86,6 +88,33 @@ def _kept_in(folder: Path, function: Callable[..., Any]) -> Any:
     return Cache(function)
 
 
+class _Caches:
+    """The compiler's caches of a function: `ahead` is read, `own` is written, too; either may be None."""
+
+    def __init__(self, name: str, ahead: Any, own: Any) -> None:
+        self.name, self.ahead, self.own = name, ahead, own
+        self.cache_path = None if own is None else own.cache_path  # the compiler asks for it
+
+    def load_overload(self, kinds: Any, target: Any) -> Any:
+        """What was compiled for these kinds of arguments; else None, and a line: the compiler is at work next."""
+        found = None
+        if self.ahead is not None:
+            try:
+                found = self.ahead.load_overload(kinds, target)
+            except Exception as problem:  # damaged; one's own is left
+                log.warning("what was compiled of '%s' ahead cannot be read (%s)", self.name, problem)
+        if found is None and self.own is not None:
+            found = self.own.load_overload(kinds, target)
+        if found is None:
+            log.warning("compiling '%s' for this machine: once, ten seconds to a minute", self.name)
+        return found
+
+    def save_overload(self, kinds: Any, result: Any) -> None:
+        """Keep it, where there is a place."""
+        if self.own is not None:
+            self.own.save_overload(kinds, result)
+
+
 class _Entry:
     """A function that is compiled, or loaded, for the kinds of arguments that it is first called with."""
 
@@ -112,8 +141,6 @@ class _Entry:
         try:
             # Of several processes that want it at once, one compiles; to the others it is there then.
             with nullcontext() if self.folder is None else in_turn(self.folder / f"{name}.lock"):
-                if not self._files():
-                    log.warning("compiling '%s' for this machine: once, ten seconds to a minute", name)
                 self.compiled.compile(kinds)
         except Exception as problem:  # whatever a damaged, full or forbidden folder leads to
             log.warning("what was compiled of '%s' cannot be kept or read (%s): compiling it anew", name, problem)
@@ -121,22 +148,23 @@ class _Entry:
                 with suppress(OSError):
                     file.unlink()
             self.folder = None
-            self.compiled = self._made()
+            self.compiled = numba.njit(**_OPTIONS)(self.function)
             self.compiled.compile(kinds)
 
     def _files(self) -> list[Path]:
         return [] if self.folder is None else sorted(self.folder.rglob(f"*.{self.function.__name__}-*.nb?"))
 
     def _made(self) -> Any:
-        made = numba.njit(**_OPTIONS)(self.function)
+        made, places = numba.njit(**_OPTIONS)(self.function), (folder_compiled_ahead(), self.folder)
+        caches: list[Any] = [None, None]
         try:
-            if self.folder is not None:
-                made._cache = _kept_in(self.folder, self.function)
+            caches = [None if folder is None else _kept_in(folder, self.function) for folder in places]
         except AttributeError as unlike:
             log.warning(
                 "this numba keeps what it compiles in a way of its own (%s): each process compiles anew", unlike
             )
             self.folder = None
+        made._cache = _Caches(self.function.__name__, *caches)
         return made
 
 
@@ -154,8 +182,7 @@ def folder_for_compiled() -> Path | None:
     """
     root = os.environ.get("XDG_CACHE_HOME")
     name = Path("compiled") / _VERSION
-    account = os.getuid() if hasattr(os, "getuid") else 0
-    places = [Path(tempfile.gettempdir()) / f"fedem-flwr-{account}"]
+    places = [Path(tempfile.gettempdir()) / f"fedem-flwr-{_account()}"]
     with suppress(RuntimeError):  # no home
         places.insert(0, (Path(root) if root else Path.home() / ".cache") / "fedem-flwr")
     if chosen := os.environ.get("NUMBA_CACHE_DIR"):
@@ -171,8 +198,31 @@ def folder_for_compiled() -> Path | None:
     return None
 
 
+def folder_compiled_ahead() -> Path | None:
+    """The one below `$NUMBA_CACHE_DIR` for these sources that root, or this account, has filled, and nobody else can.
+
+    None where there is none, and where it is what `folder_for_compiled` finds.
+    """
+    if not (chosen := os.environ.get("NUMBA_CACHE_DIR")):
+        return None
+    place = Path(chosen) / "fedem-flwr"
+    folders = (Path(chosen), place, place / "compiled", place / "compiled" / _VERSION)
+    with suppress(OSError):
+        if all(_closed(folder, _ROOT, _account()) for folder in folders) and not all(map(_own, folders[1:])):
+            return folders[-1]
+    return None
+
+
 def _own(folder: Path) -> bool:
+    return _closed(folder, _account()) and os.access(folder, os.W_OK)
+
+
+def _closed(folder: Path, *accounts: int) -> bool:
+    """Whether it is a folder of one of the accounts, that others cannot write to."""
     found = folder.lstat()
-    ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    writable_by_others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISDIR(found.st_mode) and ours and not writable_by_others and os.access(folder, os.W_OK)
+    ours = not hasattr(os, "getuid") or found.st_uid in accounts
+    return stat.S_ISDIR(found.st_mode) and ours and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _account() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0

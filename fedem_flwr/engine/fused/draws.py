@@ -104,8 +104,9 @@ def draw(data: Items, client: int, negatives: int, keys: Keys, at: int, room: Dr
         count += 1
         of_positive = keyed(state, p)
         for j in range(negatives):
-            given = keys.offsets[at] + j * positives + p
-            bits: Any = keys.drawn[given] if keys.secret else keyed(of_positive, j) >> _ONE
+            bits: Any = keyed(of_positive, j) >> _ONE
+            if keys.secret:  # else there are no offsets either
+                bits = keys.drawn[keys.offsets[at] + j * positives + p]
             rank: Any = np.int64(bits % _u(max(allowed - j, 1)))
             for earlier in range(j):
                 if rank >= room.taken[earlier]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import config, types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.datamodel import models
 from numba.core.extending import intrinsic, lower_builtin, register_model
@@ -60,9 +60,23 @@ for _symbol, _build in (
     _arithmetic(_symbol, _build)
 
 
+def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any, count: int) -> Any:
+    """The address of one of an array's numbers, from where `count` are read or written.
+
+    Where the compiler is told to look at bounds (`NUMBA_BOUNDSCHECK=1`), as it then does at every other index, all of
+    them have to be in the array; else an IndexError is raised.
+    """
+    there = context.make_array(kind)(context, builder, array)
+    if config.BOUNDSCHECK:
+        last = builder.add(index, index.type(count))
+        below, beyond = builder.icmp_signed("<", index, index.type(0)), builder.icmp_signed(">", last, there.nitems)
+        with builder.if_then(builder.or_(below, beyond), likely=False):
+            context.call_conv.return_user_exc(builder, IndexError, ("lanes lie outside of an array",))
+    return builder.gep(there.data, [index])
+
+
 def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _FLOATS.as_pointer())
+    return builder.bitcast(_place(context, builder, kind, array, index, LANES), _FLOATS.as_pointer())
 
 
 def _spread(builder: Any, vector: Any, value: Any) -> Any:
@@ -107,8 +121,7 @@ def _store(typing: Any, array: Any, index: Any, value: Any) -> Any:
 
 def _spread_at(typing: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return _spread(builder, _FLOATS, builder.load(builder.gep(data, [args[1]])))
+        return _spread(builder, _FLOATS, builder.load(_place(context, builder, sig.args[0], args[0], args[1], 1)))
 
     return LANES_TYPE(array, types.intp), generate
 
