@@ -148,8 +148,7 @@ class Method:
     def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         """Shared parts, then private ones; see `engine.gradients.sharp`."""
         parts = self.parts()
-        groups = ([name for name in names if parts[name].private == private] for private in (False, True))
-        return [group for group in groups if group]
+        return [g for g in ([n for n in names if parts[n].private == own] for own in (False, True)) if g]
 
     def products(self, round_: int) -> Products | Layers | None:
         """What a batch does, where compiled functions know it; None: `step` does it."""
