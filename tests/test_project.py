@@ -50,9 +50,9 @@ def pins(path: Path = ROOT / "constraints.txt") -> dict[str, Version]:
 
 
 def direct_dependencies() -> list[Requirement]:
-    """What pyproject.toml asks for, extras included."""
+    """What pyproject.toml asks for, extras included but for `kernels`, which pins what is not to be in an image."""
     project = PYPROJECT["project"]
-    extras = [line for group in project["optional-dependencies"].values() for line in group]
+    extras = [x for name, group in project["optional-dependencies"].items() if name != "kernels" for x in group]
     return [Requirement(line) for line in project["dependencies"] + extras]
 
 
