@@ -71,7 +71,7 @@ class OrderConfig(Section):
     weight: float = Field(1.0, ge=0, description="of the order scores beside the fold-in's, both standardised")
     tune: bool = Field(True, description="choose the weights on validation sums; off where one is given")
     weights: list[Annotated[float, Field(ge=0)]] = Field(
-        [0.0, 1.0, 2.0, 3.0, 5.0], min_length=1, description="grid of the weight"
+        [0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0], min_length=1, description="grid of the weight"
     )
     map: int = Field(
         0, ge=0, description="entries kept in a row of a directional item map beside the encoder; 0: no map"
