@@ -28,6 +28,10 @@ class InputError(FedemError):
     """Bad input: a file, an option or a configuration value. The command line exits with code 2."""
 
 
+class NotForTheseData(InputError):
+    """What was asked for cannot be had of data that are right in themselves, say an order of data without times."""
+
+
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest valid name, or the first few valid names if none is near."""
     names = sorted(valid)

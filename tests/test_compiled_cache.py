@@ -156,7 +156,9 @@ def test_where_it_is_damaged_it_costs_time(ahead: Path, caplog: pytest.LogCaptur
     assert sum("ahead cannot be read" in line for line in caplog.messages) == 2
 
 
-@pytest.mark.parametrize("what", ["root's", "somebody else's", "writable by others", "in such a folder", "a link"])
+@pytest.mark.parametrize(
+    "what", ["root's", "somebody else's", "writable by others", "a file so", "in such a folder", "a link"]
+)
 def test_it_is_read_where_nobody_else_can_have_written_it(
     what: str, home: Path, ahead: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +169,8 @@ def test_it_is_read_where_nobody_else_can_have_written_it(
     monkeypatch.setattr(compiled, "_account", lambda: os.getuid() + (what in ("root's", "somebody else's")))
     if what == "writable by others":
         (place / "compiled").chmod(0o775)
+    elif what == "a file so":
+        next(ahead.glob("*.nbi")).chmod(0o666)
     elif what == "in such a folder":
         place.parent.chmod(0o1777)
     elif what == "a link":

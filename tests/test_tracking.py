@@ -126,7 +126,12 @@ def test_where_a_run_is_told_is_said_without_passwords(store: tuple[Any, str], t
     with only_told(tmp_path / "said", store[1], Console(file=words, width=20)):
         number = json.loads((tmp_path / "said" / RECORD).read_text())["run"]
     assert words.getvalue() == f"MLflow is told: run {number} of experiment 'honest' at {store[1]}\n"
-    assert tracking._without_password("https://me:secret@host:5/x@y") == "https://host:5/x@y"
+    shown = tracking._without_password
+    for uri in ("https://me:secret@host:5/x", "https://me:se/cret@host:5/x?token=abc"):
+        assert shown(uri) == "https://host:5/x"
+    for uri, seen in {"me:secret@host/x": "host/x", "postgresql://me:secret@host/x": "postgresql://host/x"}.items():
+        assert shown(uri) == seen
+    assert shown("sqlite:////home/me/mlflow.db") == "sqlite:////home/me/mlflow.db"
 
 
 def test_a_server_that_goes_away_stops_the_telling_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,16 @@ _ACTS: Mapping[str, Callable[[Config], bool]] = {
     "order.lr": lambda config: config.order.rounds > 0,
     "order.dropout": lambda config: config.order.rounds > 0,
     "group_tables.ridge": lambda config: config.group_tables.merge != "none",
+    "local.ridge": lambda config: (
+        config.merge.mode not in ("scalar", "elastic")
+        and not (config.merge.mode == "static" and config.merge.schedule == "released")
+    ),
 }
-"""Settings that nothing looks at under some configurations: there they are not looked for."""
+"""Settings that nothing looks at under some configurations: there they are not looked for.
+
+Nor is a weight decay that passes merged rows, which compiled functions do not know: its trials would take many times
+as long as others, of the same budget.
+"""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class _SampledSoftmax(torch.autograd.Function):
         hidden, own, others, wrong, right = ctx.saved_tensors
         right = right.unsqueeze(-1) * gradient
         of_hidden = torch.baddbmm(right * own, wrong, others * gradient)
+        if not any(ctx.needs_input_grad[1:3]):  # rows that do not learn
+            return of_hidden, None, None, None, None, None
         return of_hidden, right * hidden, torch.bmm(wrong.mT, hidden * gradient), None, None, None
 
 

@@ -139,10 +139,12 @@ def _soon() -> Iterator[None]:
 
 
 def _without_password(uri: str) -> str:
-    """As much of an address as may be shown."""
+    """As much of an address as may be shown: neither what stands before its host nor what is asked of it."""
     scheme, mark, rest = uri.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{mark}{place.rpartition('@')[2]}{slash}{path}"
+    shown = (rest if mark else uri).partition("?")[0].partition("#")[0]
+    if scheme not in ("file", "sqlite"):  # these name files
+        shown = shown.rpartition("@")[2]  # a password may have a slash; a path with an @ loses what is before it
+    return f"{scheme}{mark}{shown}" if mark else shown
 
 
 def _opened(run: PreparedRun) -> Tracker:

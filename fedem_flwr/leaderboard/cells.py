@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedem_flwr.config import Config
-from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.errors import FedemError, InputError, NotForTheseData
 from fedem_flwr.files import write_atomically
 from fedem_flwr.leaderboard.folder import Folder
 from fedem_flwr.leaderboard.grid import Cell, Name
@@ -128,10 +128,10 @@ def prepare(
 
 
 def _split_at(place: Path, splits: Splits, config: Config) -> tuple[SplitFacts, str] | InputError:
-    """What is known of a split and the digest of its content; or why there is none."""
+    """What is known of a split and the digest of its content; or why the protocol cannot cut these data."""
     try:
         content = splits.content_of(config)
-    except InputError as error:
+    except NotForTheseData as error:
         return error
     return Split.load(place), content
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedem_flwr.data.interactions import Interactions, Source, first_appearance, gather
-from fedem_flwr.errors import InputError
+from fedem_flwr.errors import InputError, NotForTheseData
 from fedem_flwr.protocol.account import Account
 from fedem_flwr.protocol.histories import NEW_ITEM, NOT_ASKED, Histories
 from fedem_flwr.protocol.instants import DEFAULT_INSTANTS, instants_of
@@ -97,7 +97,7 @@ def stages_of(
     """
     data = gather(source)
     if data.time is None:
-        raise InputError(
+        raise NotForTheseData(
             f"protocol 'temporal' cuts by time, and '{data.name}' has no times: use --protocol strict, or name their "
             "column (--set data.time_column=...)"
         )

@@ -201,6 +201,8 @@ def folder_for_compiled() -> Path | None:
 def folder_compiled_ahead() -> Path | None:
     """The one below `$NUMBA_CACHE_DIR` for these sources that root, or this account, has filled, and nobody else can.
 
+    Folders and files are looked at from `$NUMBA_CACHE_DIR` on; who may write above it could put another in its place.
+
     None where there is none, and where it is what `folder_for_compiled` finds.
     """
     if not (chosen := os.environ.get("NUMBA_CACHE_DIR")):
@@ -208,8 +210,10 @@ def folder_compiled_ahead() -> Path | None:
     place = Path(chosen) / "fedem-flwr"
     folders = (Path(chosen), place, place / "compiled", place / "compiled" / _VERSION)
     with suppress(OSError):
-        if all(_closed(folder, _ROOT, _account()) for folder in folders) and not all(map(_own, folders[1:])):
-            return folders[-1]
+        closed = all(_closed(folder, _ROOT, _account()) for folder in folders)
+        if closed and not all(map(_own, folders[1:])):
+            files = folders[-1].glob("*.nb?")  # what is in them is executed
+            return folders[-1] if all(_closed(file, _ROOT, _account(), kind=stat.S_ISREG) for file in files) else None
     return None
 
 
@@ -217,11 +221,11 @@ def _own(folder: Path) -> bool:
     return _closed(folder, _account()) and os.access(folder, os.W_OK)
 
 
-def _closed(folder: Path, *accounts: int) -> bool:
-    """Whether it is a folder of one of the accounts, that others cannot write to."""
-    found = folder.lstat()
+def _closed(path: Path, *accounts: int, kind: Callable[[int], bool] = stat.S_ISDIR) -> bool:
+    """Whether it is a folder, or what `kind` says, of one of the accounts, that others cannot write to."""
+    found = path.lstat()
     ours = not hasattr(os, "getuid") or found.st_uid in accounts
-    return stat.S_ISDIR(found.st_mode) and ours and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return kind(found.st_mode) and ours and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _account() -> int:
