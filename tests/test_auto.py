@@ -21,7 +21,7 @@ from fedem_flwr.evaluation.controls import popularity_control
 from fedem_flwr.evaluation.ranking import evaluate_scores
 from fedem_flwr.experiment.plan import plan
 from fedem_flwr.methods.tasks.search_tables import TRIED, stages_of
-from fedem_flwr.methods.tasks.serving_mixtures import mixtures, weights_of
+from fedem_flwr.methods.tasks.serving_mixtures import mixture_weights, mixtures
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.search import families_of, search_of, search_text
 from fedem_flwr.runtime.inputs import adapted
@@ -223,5 +223,5 @@ def test_mixtures_hold_each_kind() -> None:
         "popularity",
     }
     assert all(row.keys() == rows[0].keys() for row in rows)
-    assert weights_of(rows, [1, 2], 4) == {1: [1.0, 2.0, 0.5, 0.0], 2: [0.0, 0.0, 0.0, 1.0]}
-    assert weights_of(rows, [0], 2) == {0: [1.0, 0.0]}, "where there is no order"
+    assert mixture_weights(rows, [1, 2], 4) == {1: [1.0, 2.0, 0.5, 0.0], 2: [0.0, 0.0, 0.0, 1.0]}
+    assert mixture_weights(rows, [0], 2) == {0: [1.0, 0.0]}, "where there is no order"

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedem_flwr.config.section import Search, Section
+from fedem_flwr.config.section import Search, Section, Widths
 
 
 class IalsConfig(Section):
@@ -115,6 +115,4 @@ class GroupTablesConfig(Section):
     )
     steps: int = Field(10, ge=1, description="of `item`: rounds that fit the adapter Θ, after one for a common ρ")
     lr: float = Field(0.01, gt=0, description="of `item`: of the server's Adam")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (16, 8), min_length=1, description="of `item`: hidden widths of the adapter"
-    )
+    hidden: Widths = Field((16, 8), min_length=1, description="of `item`: hidden widths of the adapter")

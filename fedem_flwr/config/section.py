@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+Widths = tuple[Annotated[int, Field(ge=1)], ...]
+"""Of a network's hidden layers."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from fedem_flwr.config.section import NoOptions, Search, Section
+from fedem_flwr.config.section import NoOptions, Search, Section, Widths
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -98,7 +98,7 @@ class MergeConfig(Section):
     )
     schedule: Literal["paper", "released"] = Field("paper", description="merge once a round, or again in every batch")
     rho: Annotated[float, Search(0, 1)] = Field(0.5, ge=0, le=1, description="ρ of `static`")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    hidden: Widths = Field(
         (16, 8), description="hidden widths of the adapter; L is one more; none: ρ is a logistic function of a row"
     )
     bias: float = Field(0.0, description="added to the adapter's output at the start; > 0 favours the global table")

@@ -148,7 +148,8 @@ class Method:
     def perturbed(self, names: Sequence[str]) -> Sequence[Sequence[str]]:
         """Shared parts, then private ones; see `engine.gradients.sharp`."""
         parts = self.parts()
-        return [g for g in ([n for n in names if parts[n].private == own] for own in (False, True)) if g]
+        groups = ([name for name in names if parts[name].private == private] for private in (False, True))
+        return [group for group in groups if group]
 
     def products(self, round_: int) -> Products | Layers | None:
         """What a batch does, where compiled functions know it; None: `step` does it."""
@@ -157,9 +158,8 @@ class Method:
     def trains_as(self, kind: type[Method]) -> bool:
         """Whether what is minimised, and how, is what the class `kind` wrote, and no subclass's own."""
         hooks = ("score", "loss", "penalty", "gradients", "step")
-        return not self.config.gradients.sharp and all(
-            getattr(type(self), hook) == getattr(kind, hook) for hook in hooks
-        )
+        as_there = all(getattr(type(self), hook) == getattr(kind, hook) for hook in hooks)
+        return as_there and not self.config.gradients.sharp
 
     def step(self, block: Block, round_: int) -> Step:
         """What takes a block's batches; through merged rows where the block has downloaded ones beside its own."""

@@ -21,6 +21,7 @@ from fedem_flwr.engine.sampled_softmax import sampled_softmax
 from fedem_flwr.models.encoder import Dropout, Encoder
 
 _BLOCK = 16  # users whose activations are held at a time, in one worker
+_SCORED = 256  # users that are scored at a time
 _LEAST = 2  # items of a sequence: one to predict from, one to predict
 
 
@@ -145,7 +146,7 @@ class OrderScores:
         if not items.shape[1]:
             return self.rows.new_zeros(len(who), m), None
         items = items.to(self.rows.device)
-        last = torch.cat([self._last(part, m) for part in items.split(_BLOCK * 16)])
+        last = torch.cat([self._last(part, m) for part in items.split(_SCORED)])
         return (last @ self.rows.T) * (counts > 0).to(last).unsqueeze(1), None
 
     def _last(self, items: Tensor, m: int) -> Tensor:

@@ -30,7 +30,7 @@ from fedem_flwr.methods.tasks.search_tables import (
     stages_of,
     told,
 )
-from fedem_flwr.methods.tasks.serving_mixtures import ALONE, FOLD_IN, POPULAR, mixtures, weights_of
+from fedem_flwr.methods.tasks.serving_mixtures import ALONE, FOLD_IN, POPULAR, mixture_weights, mixtures
 from fedem_flwr.protocol.split import SplitFacts
 from fedem_flwr.protocol.splits import Split
 
@@ -136,7 +136,7 @@ class Auto(FedialsOrder):
 
     def _mixtures(self, device: Device, asked: Asked, split: Split, wanted: Wanted) -> Sums:
         scorer, rows = self.scorer(device, asked), self.tunings()[-1].rows
-        weights = weights_of(rows, wanted.rows, len(scorer.components))
+        weights = mixture_weights(rows, wanted.rows, len(scorer.components))
         return mixture_sums(scorer, weights, split, "order", wanted.who)
 
     def components(self, asked: Asked) -> list[tuple[float, Component]]:

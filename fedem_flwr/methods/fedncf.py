@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Search, Section
+from fedem_flwr.config.section import Search, Section, Widths
 from fedem_flwr.contract import Layers, Method, Part, Pull, Update, weights_of
 from fedem_flwr.engine.block import Batch
 from fedem_flwr.engine.gradients import Gradients, by_rows
@@ -28,7 +28,7 @@ from fedem_flwr.models.mlp import Mlp
 class FedNCFOptions(Section):
     """Of `FedNCF`."""
 
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((16, 8), description="hidden widths, behind 2d inputs")
+    hidden: Widths = Field((16, 8), description="hidden widths, behind 2d inputs")
     lr: Annotated[float, Search(1e-4, 1, log=True)] = Field(0.01, gt=0, description="Adam's rate for the network")
     decay: float = Field(1e-3, ge=0, description="weight decay of the network")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedem_flwr.aggregation.adam import ServerAdam
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Search, Section
+from fedem_flwr.config.section import Search, Section, Widths
 from fedem_flwr.contract import Gathered, Method, Part, Phase, State, Update, moments
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.models.neumf import NeuMF
@@ -29,7 +29,7 @@ _SHARED, _BETA_2 = ("items", "items-wide", "network"), 0.999  # torch's default
 class FedRecGELOptions(Section):
     """Of `FedRecGEL`."""
 
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    hidden: Widths = Field(
         (128, 64, 32), min_length=1, description="widths of the network; its own vectors are as wide as the first"
     )
     chunk: int = Field(128, ge=1, description="samples whose loss is one mean; the means are added up")

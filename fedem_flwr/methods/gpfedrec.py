@@ -19,7 +19,7 @@ from torch import Tensor
 from fedem_flwr.aggregation.combine import combine_tables
 from fedem_flwr.aggregation.similarity import cosines
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Search, Section
+from fedem_flwr.config.section import Search, Section, Widths
 from fedem_flwr.contract import Asked, Device, Gathered, Layers, Method, Part, Phase, Pull, State, Update, weights_of
 from fedem_flwr.contract.training import LocalTraining
 from fedem_flwr.engine.device import resolve_device
@@ -43,7 +43,7 @@ class GPFedRecOptions(Section):
     factor: Annotated[float, Search(2, 500, log=True)] = Field(
         80.0, gt=1, description="η of p over the network's, + 1, where all users train; of a row, for each item"
     )
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((32, 16, 8), min_length=1, description="hidden widths")
+    hidden: Widths = Field((32, 16, 8), min_length=1, description="hidden widths")
 
 
 class GPFedRec(Method):

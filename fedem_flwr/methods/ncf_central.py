@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
 from fedem_flwr.config import Config
-from fedem_flwr.config.section import Section
+from fedem_flwr.config.section import Section, Widths
 from fedem_flwr.contract import Part
 from fedem_flwr.contract.central import Central
 from fedem_flwr.models.mlp import Mlp
@@ -26,9 +26,7 @@ class NCFCentralOptions(Section):
     """Of `NCFCentral`."""
 
     network: Literal["mlp", "neumf"] = Field("neumf", description="the network alone, or with the product beside it")
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (64, 32, 16), min_length=1, description="widths of the network, behind [p; q] of width 2 d"
-    )
+    hidden: Widths = Field((64, 32, 16), min_length=1, description="widths of the network, behind [p; q] of width 2 d")
 
 
 class NCFCentral(Central):

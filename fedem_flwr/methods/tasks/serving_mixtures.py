@@ -19,7 +19,7 @@ def mixtures(grid: Sequence[Row]) -> list[Row]:
     return [*({**row, **ALONE} for row in grid), {**dict.fromkeys(grid[0], 0.0), FOLD_IN: 0.0, POPULAR: 1.0}]
 
 
-def weights_of(rows: Sequence[Row], wanted: Iterable[int], parts: int) -> Mapping[int, list[float]]:
+def mixture_weights(rows: Sequence[Row], wanted: Iterable[int], parts: int) -> Mapping[int, list[float]]:
     """The weights of a scorer's parts in the rows that are wanted: the fold-in, what there is of order, popularity."""
     names = [*(FOLD_IN, "order_weight", "map_weight")[: parts - 1], POPULAR]
     return {row: [rows[row][name] for name in names] for row in wanted}
