@@ -71,6 +71,8 @@ def test_a_forward_pass_is_that_of_torchs_modules(shape: Encoder) -> None:
     rows, real = rows_of(*lengths, dim=shape.dim)
     found, twin = shape.hidden(weights, rows, real), Twin(shape, weights)
     assert found.shape == rows.shape
+    newest = shape.hidden(weights, rows, real, newest=True)
+    torch.testing.assert_close(newest, found[:, -1:], rtol=0, atol=1e-9)
     for user, length in enumerate(lengths):
         torch.testing.assert_close(found[user, -length:], twin(rows[user, -length:]), rtol=0, atol=1e-9)
 

@@ -15,7 +15,7 @@ from fedem_flwr.contract.phases import Task, Upload
 from fedem_flwr.engine.contribution import Contribution, Stage, staged
 from fedem_flwr.engine.history import IntArray
 
-DENSE = 10_000**2  # rows of a sum that are kept in full; of more, those that anybody sends (sparse tensors)
+DENSE = 5_000**2  # rows of a sum that are kept in full; of more, those that anybody sends (sparse tensors)
 _WAITING = 1 << 22  # rows that are sent before they are added up
 
 

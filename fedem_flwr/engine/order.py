@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.history import History, IntArray
-from fedem_flwr.engine.parallel import in_parallel
+from fedem_flwr.engine.parallel import budget, in_parallel
 from fedem_flwr.engine.sampled_softmax import sampled_softmax
 from fedem_flwr.models.encoder import Dropout, Encoder
 
 _BLOCK = 16  # users whose activations are held at a time, in one worker
-_SCORED = 256  # users that are scored at a time
+_SCORED = 128  # users whose activations are held at a time in scoring
 _LEAST = 2  # items of a sequence: one to predict from, one to predict
 
 
@@ -141,14 +141,12 @@ class OrderScores:
 
     def scores(self, history: History, who: IntArray) -> tuple[Tensor, None]:
         """(k', m); zeros for users without history."""
-        items, counts = history.padded(who, self.encoder.window)
-        m = len(self.rows)
-        if not items.shape[1]:
-            return self.rows.new_zeros(len(who), m), None
-        items = items.to(self.rows.device)
-        last = torch.cat([self._last(part, m) for part in items.split(_SCORED)])
-        return (last @ self.rows.T) * (counts > 0).to(last).unsqueeze(1), None
-
-    def _last(self, items: Tensor, m: int) -> Tensor:
-        hidden = self.encoder.hidden(self.weights, self.rows[items.clamp(max=m - 1)], items < m)
-        return hidden[:, -1]
+        m, rows = len(self.rows), self.rows
+        found, counts = rows.new_zeros(len(who), rows.shape[1]), np.minimum(history.counts()[who], self.encoder.window)
+        alike = np.argsort(counts, kind="stable")[np.count_nonzero(counts == 0) :]  # by length: little is padding
+        size = budget(_SCORED, rows.device)
+        for part in (alike[at : at + size] for at in range(0, len(alike), size)):
+            items = history.padded(who[part], self.encoder.window)[0].to(rows.device)
+            hidden = self.encoder.hidden(self.weights, rows[items.clamp(max=m - 1)], items < m, newest=True)
+            found[torch.from_numpy(part).to(rows.device)] = hidden[:, -1]
+        return found @ rows.T, None

@@ -7,6 +7,7 @@ its score is strictly lower, so ties and NaN scores rank ahead, and a target wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -126,6 +127,48 @@ def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     return (1 + ahead.sum(1)).where(torch.isfinite(target_scores[:, 0]), 0)
 
 
+class HeldOut:
+    """What some users are asked for and what that is ranked among, made once for any scores of theirs.
+
+    Args:
+        split: gives the targets, exclusions and negatives.
+        users: (k,) user codes, one for each row of scores.
+        device: of the scores.
+        which: the held-out item to rank.
+    """
+
+    def __init__(self, split: Split, users: IntArray, device: torch.device, *, which: Part) -> None:
+        def tensor(values: IntArray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device)  # int32 in a loaded split
+
+        targets, rows, excluded = targets_of(split, users, which)
+        self._wanted, self._rows, self._excluded = (tensor(x) for x in (np.maximum(targets, 0), rows, excluded))
+        self._new = None if split.histories is None else tensor(targets) < 0
+        self._split, self._users = split, users
+
+    @cached_property
+    def _negatives(self) -> Tensor:
+        found = self._split.negatives[self._split.rows(self._users)]
+        return torch.from_numpy(np.ascontiguousarray(found, np.int64)).to(self._wanted.device)
+
+    def ranks(self, scores: Tensor) -> dict[str, Tensor]:
+        """Both, by their lists' names."""
+        return {"full": self.full(scores), "sampled99": self.sampled99(scores)}
+
+    def full(self, scores: Tensor) -> Tensor:
+        """(k,) ranks in the whole catalogue, see `held_out_ranks`, by (k, m) scores."""
+        return self._marked(full_ranks(scores, self._wanted, self._rows, self._excluded), scores)
+
+    def sampled99(self, scores: Tensor) -> Tensor:
+        """(k,) ranks among 99 negatives."""
+        return self._marked(sampled_ranks(scores, self._wanted, self._negatives), scores)
+
+    def _marked(self, ranks: Tensor, scores: Tensor) -> Tensor:
+        if self._new is None:
+            return ranks
+        return ranks.masked_fill(scores.isnan().all(1), UNSERVED).masked_fill(self._new, NEW)
+
+
 def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, Tensor]:
     """Rank each user's held-out item both ways.
 
@@ -134,27 +177,13 @@ def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part
     have one target, `NEW` stands for those that are new items, and `UNSERVED` where a user's scores are all NaN.
 
     Args:
-        split: gives the targets, exclusions and negatives.
-        users: (k,) user codes, one for each row of ``scores``.
+        split, users, which: see `HeldOut`.
         scores: (k, m) floats, on any device.
-        which: the held-out item to rank.
 
     Returns:
         ``{"full": ..., "sampled99": ...}``: (k,) ranks as in `full_ranks`.
     """
-
-    def tensor(values: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(scores.device)  # int32 in a loaded split
-
-    targets, rows, excluded = targets_of(split, users, which)
-    wanted = tensor(np.maximum(targets, 0))
-    full = full_ranks(scores, wanted, tensor(rows), tensor(excluded))
-    sampled = sampled_ranks(scores, wanted, tensor(split.negatives[split.rows(users)]))
-    if split.histories is None:
-        return {"full": full, "sampled99": sampled}
-    unserved, new = scores.isnan().all(1), tensor(targets) < 0
-    ranks = {"full": full, "sampled99": sampled}
-    return {way: found.masked_fill(unserved, UNSERVED).masked_fill(new, NEW) for way, found in ranks.items()}
+    return HeldOut(split, users, scores.device, which=which).ranks(scores)
 
 
 def targets_of(split: Split, users: IntArray, which: Part) -> tuple[IntArray, IntArray, IntArray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedem_flwr.engine.cohort import Cohort
 from fedem_flwr.engine.downloads import Downloads
 from fedem_flwr.engine.history import History, IntArray
+from fedem_flwr.engine.parallel import budget
 from fedem_flwr.evaluation.ranking import Part
 
 
@@ -47,7 +49,8 @@ class CohortScorer:
         return self.cohort.scores(who, self.downloads)
 
 
-SCORES = 1 << 22  # scores of a block: 16 MiB
+SCORES = 1 << 19  # scores of a block: 2 MiB, which stay in a core's cache, and blocks enough for all cores
+LEAST = 32  # users of a block, so that products are of matrices
 
 
 class Component(Protocol):
@@ -107,9 +110,10 @@ class HistoryScorer:
         return self.history.counts()
 
     def blocks(self) -> list[Tensor]:
-        """Positions in chunks that fit `SCORES`."""
+        """Positions in chunks of about one size that fit `SCORES`."""
         everyone = torch.arange(len(self.users), device=self.device)
-        return list(everyone.split(max(1, SCORES // self.history.items))) if len(everyone) else []
+        size = max(LEAST, budget(SCORES, self.device) // self.history.items)
+        return list(everyone.chunk(-(-len(everyone) // size))) if len(everyone) else []
 
     def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
         """(k', m), and the first component's ρ."""
@@ -125,10 +129,8 @@ class HistoryScorer:
         rho = weighted[0][2]
         if len(weighted) == 1:
             return weighted[0][1], rho
-        total = sum(
-            (weight * _standard(found) for weight, found, _ in weighted[1:]), weighted[0][0] * _standard(weighted[0][1])
-        )
-        return total, rho
+        weights, parts = [weight for weight, *_ in weighted], [_standard(found) for _, found, _ in weighted]
+        return added_up(weights, parts), rho
 
     def standardised(self, who: Tensor, part: Part) -> list[Tensor]:
         """Each component's (k', m) scores as they are added up; also of those whose weight is 0."""
@@ -140,7 +142,17 @@ class HistoryScorer:
         return self.history.with_newest(self.newest) if later and self.newest is not None else self.history
 
 
+def added_up(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:
+    """(k', m) standardised scores of several components, each times its weight; those of weight 0 are not looked at."""
+    total: Tensor | None = None
+    for weight, part in zip(weights, parts, strict=True):
+        if weight:
+            total = weight * part if total is None else total.add_(part, alpha=weight)
+    return torch.zeros_like(parts[0]) if total is None else total
+
+
 def _standard(scores: Tensor) -> Tensor:
     """Each row brought to mean 0 and standard deviation 1."""
-    deviation, mean = torch.std_mean(scores, dim=1, keepdim=True)
-    return (scores - mean) / deviation.clamp(min=1e-12)
+    centred = scores - scores.mean(1, keepdim=True)
+    deviation = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / math.sqrt(max(1, scores.shape[1] - 1))
+    return centred.div_(deviation.clamp(min=1e-12))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.cohort import Scorer, Sums
-from fedem_flwr.evaluation.ranking import evaluate_scores
-from fedem_flwr.evaluation.scorers import HistoryScorer
+from fedem_flwr.evaluation.ranking import HeldOut, MetricSums
+from fedem_flwr.evaluation.scorers import HistoryScorer, added_up
 from fedem_flwr.evaluation.some import OfSome, asked_only
 from fedem_flwr.evaluation.stages import around, coarse
 from fedem_flwr.protocol.split import IntArray
@@ -37,7 +38,8 @@ def grid_sums(scorers: Mapping[int, Scorer], split: Split, prefix: str, who: Int
         scorer = asked_only(whole, split) if who is None else OfSome(whole, who)
 
         def evaluate(part: Tensor, scorer: Scorer = scorer) -> float:
-            return _validation(split, scorer.users[np.asarray(part.cpu())], scorer.scores(part, "validation")[0])
+            scores = scorer.scores(part, "validation")[0]
+            return _gains(split, scorer.users[np.asarray(part.cpu())], [scores])[0]
 
         blocks, what = list(scorer.blocks()), f"trying settings, {done} of {len(scorers)}"
         totals[row] = sum(in_parallel(evaluate, blocks, scorer.device, what), 0.0)
@@ -53,9 +55,7 @@ def mixture_sums(
 
     def evaluate(part: Tensor) -> list[float]:
         users, found = whole.users[np.asarray(part.cpu())], whole.standardised(part, "validation")
-        zero = found[0].new_zeros(())
-        mixed = (sum((w * scores for w, scores in zip(row, found, strict=True)), zero) for row in weights.values())
-        return [_validation(split, users, scores) for scores in mixed]
+        return _gains(split, users, (added_up(row, found) for row in weights.values()))
 
     totals, blocks = np.zeros(len(weights)), list(scorer.blocks())
     for found in in_parallel(evaluate, blocks, scorer.device, "trying settings"):
@@ -63,9 +63,14 @@ def mixture_sums(
     return _named(prefix, dict(zip(weights, totals.tolist(), strict=True)), sum(map(len, blocks)))
 
 
-def _validation(split: Split, users: np.ndarray, scores: Tensor) -> float:
-    way = "sampled99" if split.protocol == "paper" else "full"
-    return evaluate_scores(split, users, scores.cpu(), which="validation")[way].sums[METRIC]
+def _gains(split: Split, users: IntArray, scored: Iterable[Tensor]) -> list[float]:
+    """Sums over users (k,) of the NDCG@10 of the validation item, for each of several (k, m) scores of theirs."""
+    held_out: HeldOut | None = None
+    ranks = []
+    for scores in scored:
+        held_out = held_out or HeldOut(split, users, scores.device, which="validation")
+        ranks.append((held_out.sampled99 if split.protocol == "paper" else held_out.full)(scores))
+    return [sums.sums[METRIC] for sums in MetricSums.of_each(torch.stack(ranks))]
 
 
 def _named(prefix: str, totals: Mapping[int, float], users: int) -> Sums:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from fedem_flwr.evaluation.linear import AgedItems, Linear, blocks
-from fedem_flwr.evaluation.ranking import MetricSums, held_out_ranks
+from fedem_flwr.evaluation.ranking import HeldOut, MetricSums
 from fedem_flwr.evaluation.stages import around, coarse
 from fedem_flwr.protocol.split import IntArray, Split
 from fedem_flwr.pulse import tell
@@ -41,8 +42,9 @@ def validation_gains(
     sums = [dict.fromkeys(LISTS, MetricSums.empty()) for _ in half_lives]
     for block in blocks(len(users), split.items):
         some = users[block]
+        held_out = HeldOut(split, some, torch.device("cpu"), which="validation")
         for half_life, found in zip(half_lives, sums, strict=True):
-            ranks = held_out_ranks(split, some, model(histories.rows(some, half_life)), which="validation")
+            ranks = held_out.ranks(model(histories.rows(some, half_life)))
             for way in LISTS:
                 found[way] += MetricSums.from_ranks(ranks[way])
         tell(what, block.stop, len(users))

@@ -75,15 +75,18 @@ class Encoder:
         sizes = [math.prod(shape) for shape in shapes.values()]
         return {name: part.view(shapes[name]) for name, part in zip(shapes, weights.split(sizes), strict=True)}
 
-    def hidden(self, weights: Tensor, rows: Tensor, real: Tensor, drop: Dropout | None = None) -> Tensor:
+    def hidden(
+        self, weights: Tensor, rows: Tensor, real: Tensor, drop: Dropout | None = None, *, newest: bool = False
+    ) -> Tensor:
         """Hidden vectors after each position, which see that position and what is older.
 
         Args:
             weights: (W,). rows: (k, l, d) item rows, right-aligned, l <= L. real: (k, l) which positions hold an item.
             drop: in training; None drops nothing.
+            newest: only after the last position, so that the last layer is computed there alone.
 
         Returns:
-            (k, l, d).
+            (k, l, d); (k, 1, d) of the newest.
         """
         k, length, dim = rows.shape
         w = self.named(weights)
@@ -94,10 +97,12 @@ class Encoder:
             length, dtype=torch.bool, device=rows.device
         )  # padding: itself
         for layer in range(self.layers):
+            first = length - 1 if newest and layer == self.layers - 1 else 0  # position whose state is wanted
             mixed = _norm(state, w[f"in-{layer}"]) @ w[f"qkv-{layer}"]
             query, key, value = mixed.view(k, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-            found = scaled_dot_product_attention(query, key, value, attn_mask=seen)
-            state = state + _drop(found.transpose(1, 2).reshape(k, length, dim) @ w[f"out-{layer}"], drop)
+            query, state = query[:, :, first:], state[:, first:]
+            found = scaled_dot_product_attention(query, key, value, attn_mask=seen[:, :, first:])
+            state = state + _drop(found.transpose(1, 2).reshape(state.shape) @ w[f"out-{layer}"], drop)
             inner = gelu(_norm(state, w[f"mid-{layer}"]) @ w[f"up-{layer}"] + w[f"bias-{layer}"])
             state = state + _drop(inner @ w[f"down-{layer}"], drop)
         return _norm(state, w["last"])
