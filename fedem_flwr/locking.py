@@ -236,3 +236,15 @@ def _holder(handle: int) -> Holder | None:
             return holder
         time.sleep(_PAUSE)
     return None
+
+
+def born(pid: int) -> str | None:
+    """When a process started, in the kernel's words; None if it does not run (or is a zombie), or nobody can say.
+
+    With it a process is told from a later one that was given its number.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else fields[19]

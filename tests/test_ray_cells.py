@@ -17,7 +17,7 @@ from fedem_flwr.leaderboard.cells import Prepared, prepare
 from fedem_flwr.leaderboard.compare import compare_cells
 from fedem_flwr.leaderboard.folder import Folder
 from fedem_flwr.leaderboard.ray_cells import RayCell, check_parallel, ray_of_this_machine
-from fedem_flwr.network.deployment import _born
+from fedem_flwr.locking import born
 from fedem_flwr.network.processes import stop_all, wait_until
 from fedem_flwr.runtime.checkpoint import Checkpoint, Checkpoints
 
@@ -74,7 +74,7 @@ def test_cells_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         waiting.start()
         assert wait_until(lambda: told.exists() and told.read_text() != "", 60) and waiting.alive
         stop_all([waiting])
-        assert waiting.ended() and wait_until(lambda: _born(int(told.read_text())) is None, 60)
+        assert waiting.ended() and wait_until(lambda: born(int(told.read_text())) is None, 60)
         assert "Ray lost the cell's task" in waiting.reason()
     assert {str(cell.name): results(cell.directory.path) for cell in ready[:2]} == expected
     (failed,) = carrying.failed.items()

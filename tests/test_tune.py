@@ -22,7 +22,8 @@ from fedem_flwr.errors import InputError
 from fedem_flwr.experiment import study as studies
 from fedem_flwr.experiment.study import Study
 from fedem_flwr.experiment.tune import carry_out, from_anywhere
-from fedem_flwr.network.processes import FEDEM
+from fedem_flwr.locking import born
+from fedem_flwr.network.processes import FEDEM, wait_until
 
 TREE: dict[str, Any] = merge_trees(TINY, {"method": {"name": "fedmf"}, "run": {"rounds": 2}})
 TREE = {**TREE, "local": {}}  # whose epochs are looked for
@@ -108,13 +109,17 @@ def test_a_killed_study_goes_on_as_if_nothing_had_been(
         if lines == 6:
             raise Killed
 
-    gone = subprocess.run(["true"], check=True) and subprocess.Popen(["true"])
-    gone.wait()
-    monkeypatch.setattr(studies, "_me", lambda: f"{studies.socket.gethostname()}:{gone.pid}")
+    gone = subprocess.Popen(["sleep", "60"])
+    who = f"{studies.socket.gethostname()}/{gone.pid}/{born(gone.pid)}"
+    monkeypatch.setattr(studies, "_me", lambda: who)
     with pytest.raises(Killed):
         while study.one_more(4, die):
             pass
     monkeypatch.undo()
+    assert Study.open(tmp_path / "study", TREE).one_more(0, lambda _: None) is None
+    assert not any(trial.lost for trial in study.trials()), "its process is there"
+    gone.kill()  # and nobody asks how it ended: a zombie
+    assert wait_until(lambda: born(gone.pid) is None, 60)
     (study.folder / f".trial-{gone.pid}-x").mkdir()
     again = Study.open(tmp_path / "study", TREE)
     found = carry_out(again, 4, None, silent)

@@ -27,7 +27,7 @@ from fedem_flwr.evaluation.control_cache import split_hash
 from fedem_flwr.experiment.plan import check_search
 from fedem_flwr.experiment.rounds import carry_out_rounds, check_run
 from fedem_flwr.files import own_folder, write_atomically
-from fedem_flwr.locking import in_turn
+from fedem_flwr.locking import born, in_turn
 from fedem_flwr.nodes.host import SPLIT_FOLDER
 from fedem_flwr.protocol.split import Split
 from fedem_flwr.report.run_directory import RunDirectory
@@ -199,8 +199,8 @@ class Study:
         """Trials whose process is not there any more count as never begun."""
         states = _optuna().trial.TrialState
         for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            host, _, number = str(trial.user_attrs.get(WHO, "")).rpartition(":")
-            if host == socket.gethostname() and not Path(f"/proc/{number}").exists():
+            host, number, since = [*str(trial.user_attrs.get(WHO, "")).split("/"), "", ""][:3]
+            if host == socket.gethostname() and since and born(int(number)) != since:
                 study.tell(trial.number, state=states.FAIL)  # without a reason: see `_trial`
                 for place in self.folder.glob(f".trial-{number}-*"):
                     shutil.rmtree(place, ignore_errors=True)
@@ -260,7 +260,7 @@ def _fitted(config: Config, split: Split, tree: Tree) -> tuple[Config, list[dict
 
 
 def _me() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return f"{socket.gethostname()}/{os.getpid()}/{born(os.getpid()) or ''}"
 
 
 def _trial(found: Any, space: list[Range]) -> Trial:

@@ -27,7 +27,7 @@ from typing import Any
 from fedem_flwr.config import resolve
 from fedem_flwr.errors import FedemError, InputError
 from fedem_flwr.files import own_folder, private_folder, quoted, refuse_links, write_atomically
-from fedem_flwr.locking import lock_beside
+from fedem_flwr.locking import born, lock_beside
 from fedem_flwr.network.certificates import general_name
 from fedem_flwr.network.commands import Trusted, node_command, superlink_command
 from fedem_flwr.network.control import control_client, register_nodes, remedy, shut_out
@@ -190,7 +190,7 @@ class Deployment:
             if child.name == _SUPERLINK:
                 free_port(self.address.port, self.address.host)
             child.start(outlive=True)
-            write_atomically(self._pid_file(child.name), json.dumps({"pid": child.pid, "born": _born(child.pid)}))
+            write_atomically(self._pid_file(child.name), json.dumps({"pid": child.pid, "born": born(child.pid)}))
             started.append(child.name)
             if child.name == _SUPERLINK:
                 await_listening(child, self.local)
@@ -263,18 +263,9 @@ class Deployment:
         try:
             told = json.loads(self._pid_file(name).read_text(encoding="utf-8"))
             pid = int(told["pid"])
-            return pid if told["born"] is not None and _born(pid) == told["born"] else 0
+            return pid if told["born"] is not None and born(pid) == told["born"] else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
-
-
-def _born(pid: int) -> str | None:
-    """When a process started, in the kernel's words; None if it does not run (or is a zombie)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
 
 
 def _memory(pid: int) -> int:
