@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import Done, carry_out, config_of
 
+from fedem_flwr.aggregation.newton import Newton, newton_step
 from fedem_flwr.config import Config, merge_trees, resolve
 from fedem_flwr.engine.history import History
-from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency
+from fedem_flwr.engine.ials import FoldIn, FoldInScores, Objective, Recency, table_sums
 from fedem_flwr.errors import InputError
 from fedem_flwr.evaluation.controls import popularity_control
 from fedem_flwr.evaluation.ranking import evaluate_scores
@@ -28,6 +29,7 @@ from fedem_flwr.runtime.inputs import adapted
 
 WEIGHTS, RIDGES, AGES = [0.3, 0.05], [0.01, 0.1], [0.0, 4.0]
 SEARCH: dict[str, Any] = {"weights": WEIGHTS, "ridges": RIDGES, "half_lives": AGES, "rounds": 6, "learn": 2}
+SEARCH["refine"] = False
 BASE: dict[str, Any] = {"model": {"dim": 8}, "order": {"rounds": 0}, "evaluation": {"every": 1}, "run": {"rounds": 6}}
 
 
@@ -82,6 +84,35 @@ def test_the_table_that_is_left_is_that_of_fedials_with_its_settings(found: Done
     np.testing.assert_allclose(found.server["popularity"], np.log1p(twin.server["counts"]))
 
 
+def test_tables_near_the_best_go_on_from_it(tmp_path: Path) -> None:
+    run = carry_out(tmp_path / "run", auto(search={"refine": True}))
+    tried = [dict(zip(TRIED, row, strict=True)) for row in run.server["tried"].tolist()]
+    best = max(tried[:4], key=lambda row: row["ndcg@10"])
+    split, everybody = run.run.split, np.arange(run.run.split.users)
+    table = torch.from_numpy(alone(tmp_path / "best", best["weight"], best["ridge"], 3).server["table"])
+    history = History(everybody, split.items, split.train_offsets, split.train_items)
+    asked = [(best["weight"], best["ridge"] / 3**0.5), (best["weight"], best["ridge"] * 3**0.5)]
+    assert [(row["weight"], row["ridge"]) for row in tried[6:]] == asked, "two of four have room"
+    for row, (weight, ridge) in zip(tried[6:], asked, strict=True):
+        objective, kappa = Objective(weight, ridge), run.run.config.ials.kappa
+        sums = table_sums(table.float(), history, everybody, objective)
+        own = (sums.gradient.float().double(), sums.counts, sums.gram.float().double())
+        step = newton_step(table, *own, split.users, Newton(weight, ridge, kappa, 1.0))
+        values = [validation(split, step.numpy(), objective, age) for age in AGES]
+        assert row["ndcg@10"] == pytest.approx(max(values), abs=1e-6)
+    assert search_of(run.lines, run.outcome.diagnostics)["tables"] == 6, "settings, however often they were compared"
+
+
+def test_half_a_step_of_what_is_searched() -> None:
+    def near(**search: Any) -> list[tuple[float, float]]:
+        return resolve({}, {"search": search}).search.near(3.0, 0.03)
+
+    half = 3**0.5
+    assert near() == [(3, 0.03 / half), (3, 0.03 * half), (3 / half, 0.03), (3 * half, 0.03)]
+    assert near(weights=[0.3]) == near()[:2] and near(ridges=[0.3]) == near()[2:]
+    assert near(weights=[0.3], ridges=[0.1]) == near(refine=False) == []
+
+
 def test_where_nobody_measures_the_first_tables_stay(tmp_path: Path) -> None:
     """As where all nodes hold their metrics back."""
     from fedem_flwr.contract import Gathered
@@ -95,16 +126,22 @@ def test_where_nobody_measures_the_first_tables_stay(tmp_path: Path) -> None:
     assert first == [[0.3, 0.01], [0.3, 0.1]]
     measured = replace(gathered, measured={"search-1": [0.1, 0.2, 0.1, 0.1, 0.3, 0.1, 0.2, 0.2]})
     assert task.fold(state, measured)["candidates"].tolist() == [[0.05, 0.01], [0.3, 0.01]]
+    method = method_of(auto(search={"refine": True}), 60)
+    folded = method.schedule.phases[0].task.fold(state, measured)
+    assert folded["candidates"].tolist()[:2] == [[0.05, 0.01], [0.3, 0.01]]
+    parts = folded["table"].split(8, dim=1)
+    assert len(parts) == 4 and torch.equal(parts[2], parts[0]) and torch.equal(parts[3], parts[0])
 
 
-@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 6))
-def test_stages_fill_the_rounds_and_end_with_one_table(tables: int, rounds: int, learn: int) -> None:
-    stages = stages_of(tables, rounds, learn)
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 6), st.integers(0, 4))
+def test_stages_fill_the_rounds_and_end_with_one_table(tables: int, rounds: int, learn: int, near: int) -> None:
+    stages = stages_of(tables, rounds, learn, near)
     assert sum(stage.rounds for stage in stages) == rounds
     assert [stage.first for stage in stages] == list(np.cumsum([1, *(stage.rounds for stage in stages)])[:-1])
     sizes = [stage.tables for stage in stages]
     assert sizes == sorted(sizes, reverse=True) and stages[-1].kept == 1
-    assert [stage.kept for stage in stages[:-1]] == sizes[1:]
+    assert [stage.kept + stage.near for stage in stages[:-1]] == sizes[1:]
+    assert all(stage.near <= near for stage in stages) and all(stage.kept >= 1 for stage in stages)
     for stage in stages:
         assert stage.searches == (stage.tables > 1) and (not stage.searches or stage.first <= stage.compared)
     if tables > 1 and rounds > learn:

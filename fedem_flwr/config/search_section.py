@@ -9,6 +9,7 @@ from pydantic import Field
 
 from fedem_flwr.config.section import Section
 
+_HALF = 3**0.5  # the grids go by factors of about 3
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -33,8 +34,19 @@ class SearchConfig(Section):
     half_lives: list[Annotated[float, Field(ge=0)]] = Field(
         [0.0, 3.0, 10.0], min_length=1, description="grid of h that tables are compared under, each with its best"
     )
+    refine: bool = Field(
+        True,
+        description="tables that go on from the best of the first comparison, half a step of the grids away, join "
+        "those that stay",
+    )
     order: bool = Field(True, description="also train the encoder and the map, where the data have times")
 
     def grid(self) -> list[tuple[float, float]]:
         """(a, λ) of the tables, at most `budget`."""
         return list(product(self.weights, self.ridges))[: self.budget]
+
+    def near(self, weight: float, ridge: float) -> list[tuple[float, float]]:
+        """(a, λ) half a step of the grids from these; what is given, or not searched, stays."""
+        ridges = [(weight, ridge / _HALF), (weight, ridge * _HALF)] if len(self.ridges) > 1 else []
+        weights = [(weight / _HALF, ridge), (weight * _HALF, ridge)] if len(self.weights) > 1 else []
+        return [*ridges, *weights] if self.refine else []

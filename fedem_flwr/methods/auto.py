@@ -51,7 +51,7 @@ class Auto(FedialsOrder):
         super().__init__(config.changed("order", rounds=order if room else 0), items)
         search, fold_in = config.search, config.fold_in
         self.half_lives = search.half_lives if fold_in.tune else [fold_in.half_life]
-        self.search = stages_of(len(search.grid()), self.table_rounds, search.learn)
+        self.search = stages_of(len(search.grid()), self.table_rounds, search.learn, len(search.near(1.0, 1.0)))
         searches = any(stage.searches for stage in self.search)
         self.candidates = search.grid() if searches else [(config.ials.weight, config.ials.ridge)]
 

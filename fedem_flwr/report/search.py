@@ -38,7 +38,7 @@ def search_of(lines: Sequence[Json], diagnostics: Mapping[str, Any]) -> dict[str
     if section := diagnostics.get("search"):
         own = [line for line in lines if line["round"] <= section["rounds"]]
         spent = {name: sum(number_at(line, name) or 0.0 for line in own) for name in _SPENT}
-        tables = sum(row["stage"] == 1 for row in section["rows"])
+        tables = len({(row["weight"], row["ridge"]) for row in section["rows"]})
         found |= {"tables": tables, "rounds": section["rounds"], "chosen": section["chosen"], **spent}
     if families := families_of(diagnostics.get("mixing")):
         found |= {"families": families, "served": family_of(diagnostics["mixing"]["chosen"])}

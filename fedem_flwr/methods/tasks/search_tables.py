@@ -43,6 +43,7 @@ class Stage:
     Attributes:
         name: of the phase, and of its sums. tables: C. rounds: how many. kept: tables that stay.
         first: number of its first round. searches: whether tables are compared.
+        near: tables that then go on from the best one, with settings near its own, beside those that stay.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Stage:
     kept: int
     first: int
     searches: bool
+    near: int = 0
 
     @property
     def compared(self) -> int:
@@ -58,29 +60,34 @@ class Stage:
         return self.first + self.rounds - 2
 
 
-def stages_of(tables: int, rounds: int, learn: int) -> list[Stage]:
+def stages_of(tables: int, rounds: int, learn: int, near: int = 0) -> list[Stage]:
     """Successive halving (Jamieson and Talwalkar 2016): all tables, then a quarter of them, then one.
 
     Where rounds are few there is one comparison, or none.
 
     Args:
         tables: at first. rounds: of the search and the table. learn: rounds before the first comparison.
+        near: tables near the best one that join the quarter, as far as no stage has more tables than the first.
     """
-    few = max(2, -(-tables // 4))
-    plans = [[(tables, learn + 1), (few, max(1, learn - 1) + 1)], [(tables, learn + 1)]]
-    fits = (plan for plan in plans if plan[-1][0] < tables or len(plan) == 1)
-    plan = next((plan for plan in fits if tables > 1 and sum(length for _, length in plan) <= rounds), [])
+    few, wide, short = max(2, -(-tables // 4)), learn + 1, max(1, learn - 1) + 1
+    near = max(0, min(near, tables - few))
+    plans = [[(tables, wide, few, near), (few + near, short, 1, 0)]] if few < tables else []
+    plans += [[(tables, wide, 1, 0)]] if tables > 1 else []
+    plan = next((plan for plan in plans if sum(length for _, length, *_ in plan) <= rounds), [])
     found, done = list[Stage](), 0
-    for at, (size, length) in enumerate(plan):
-        kept = plan[at + 1][0] if at + 1 < len(plan) else 1
-        found.append(Stage(f"{GRID}-{at + 1}", size, length, kept, done + 1, searches=True))
+    for at, (size, length, kept, more) in enumerate(plan, 1):
+        found.append(Stage(f"{GRID}-{at}", size, length, kept, done + 1, searches=True, near=more))
         done += length
     left = [Stage("table", 1, rounds - done, 1, done + 1, searches=False)] if rounds > done else []
     return [*found, *left]
 
 
 class SideBySide(TableStep):
-    """Row sums and P of every table; a Newton-like step each; in the stage's last round the best stay."""
+    """Row sums and P of every table; a Newton-like step each; in the stage's last round the best stay.
+
+    From the best one others go on, with settings near its own, where the stage says so: a step of Newton's finds its
+    way from there, and no table has to begin anew.
+    """
 
     method: Auto
 
@@ -157,7 +164,7 @@ class SideBySide(TableStep):
         return [slice(at * self.dim, (at + 1) * self.dim) for at in range(self.stage.tables)]
 
     def _best(self, state: State, gathered: Gathered) -> State:
-        """Keep the best tables, best first; where nobody has measured any, the first ones."""
+        """Keep the best tables, best first, and those near it; where nobody has measured any, the first ones."""
         half_lives = self.method.half_lives
         means = gathered.measured.get(self.stage.name, [float("nan")] * (self.stage.tables * len(half_lives)))
         values = torch.tensor(means, dtype=torch.float64).view(self.stage.tables, len(half_lives))
@@ -168,11 +175,14 @@ class SideBySide(TableStep):
         number = torch.full_like(kept, int(self.stage.name.rpartition("-")[2]))
         ages = torch.tensor(half_lives, dtype=torch.float64)[with_age]
         rows = torch.stack([number, *state["candidates"].T, ages, value, kept], dim=1)
+        near = self.method.config.search.near(*state["candidates"][order[0]].tolist())[: self.stage.near]
+        settings = torch.cat([state["candidates"][order], torch.tensor(near, dtype=torch.float64).view(-1, 2)])
+        order = torch.cat([order, order[:1].expand(len(near))])
         return {
             **state,
             "table": torch.cat([state["table"][:, self._columns()[at]] for at in order], dim=1),
             "gram": state["gram"][order],
-            "candidates": state["candidates"][order],
+            "candidates": settings,
             "steps": torch.zeros(1, dtype=torch.int64),
             "tried": torch.cat([state["tried"], rows]),
         }
