@@ -21,7 +21,7 @@ from fedem_flwr.engine.sampled_softmax import sampled_softmax
 from fedem_flwr.models.encoder import Dropout, Encoder
 
 _BLOCK = 16  # users whose activations are held at a time, in one worker
-_SCORED = 128  # users whose activations are held at a time in scoring
+_SCORED = 32  # users whose activations are held at a time in scoring
 _LEAST = 2  # items of a sequence: one to predict from, one to predict
 
 

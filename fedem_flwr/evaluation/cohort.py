@@ -16,12 +16,11 @@ from torch import Tensor
 
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.figures import headline
-from fedem_flwr.evaluation.ranking import METRICS, PARTS, MetricSums, Part, held_out_ranks
+from fedem_flwr.evaluation.ranking import LISTS, METRICS, PARTS, MetricSums, Part, held_out_ranks
 from fedem_flwr.evaluation.some import asked_only
 from fedem_flwr.protocol.splits import Split
 
 Sums = dict[str, float]
-LISTS = ("full", "sampled99")
 MEANS = tuple(f"{part}/{name}/{metric}" for part in PARTS for name in LISTS for metric in METRICS)
 RHO_BINS = 20
 SAMPLE = "sample/"  # prefix of the sums over a sample of users, beside those over all

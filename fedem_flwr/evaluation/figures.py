@@ -13,8 +13,7 @@ from torch import Tensor
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.control_cache import UserMetrics
 from fedem_flwr.evaluation.linear import blocks
-from fedem_flwr.evaluation.ranking import MetricSums, Part, held_out_ranks, user_terms
-from fedem_flwr.evaluation.tuning import LISTS
+from fedem_flwr.evaluation.ranking import LISTS, MetricSums, Part, held_out_ranks, user_terms
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.protocol.split import IntArray, Split
 

@@ -14,8 +14,8 @@ import numpy as np
 from fedem_flwr.evaluation.cost import Cost, of_ease, of_neighbours
 from fedem_flwr.evaluation.figures import Figures, figures_of, headline, ranked_by
 from fedem_flwr.evaluation.linear import AgedItems, Ease, Linear, Neighbours
+from fedem_flwr.evaluation.ranking import LISTS
 from fedem_flwr.evaluation.tuning import (
-    LISTS,
     TUNING_USERS,
     Gains,
     Setting,

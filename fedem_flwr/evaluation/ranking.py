@@ -6,6 +6,7 @@ its score is strictly lower, so ties and NaN scores rank ahead, and a target wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,6 +19,8 @@ from fedem_flwr.protocol.split import IntArray, Split, user_rows
 
 CUTOFFS = (5, 10, 20)
 METRICS = (*(f"{kind}@{cutoff}" for cutoff in CUTOFFS for kind in ("hr", "ndcg")), "mrr")
+
+LISTS = ("full", "sampled99")
 
 Part = Literal["validation", "test"]
 PARTS: tuple[Part, ...] = ("validation", "test")
@@ -151,22 +154,17 @@ class HeldOut:
         found = self._split.negatives[self._split.rows(self._users)]
         return torch.from_numpy(np.ascontiguousarray(found, np.int64)).to(self._wanted.device)
 
-    def ranks(self, scores: Tensor) -> dict[str, Tensor]:
-        """Both, by their lists' names."""
-        return {"full": self.full(scores), "sampled99": self.sampled99(scores)}
-
-    def full(self, scores: Tensor) -> Tensor:
-        """(k,) ranks in the whole catalogue, see `held_out_ranks`, by (k, m) scores."""
-        return self._marked(full_ranks(scores, self._wanted, self._rows, self._excluded), scores)
-
-    def sampled99(self, scores: Tensor) -> Tensor:
-        """(k,) ranks among 99 negatives."""
-        return self._marked(sampled_ranks(scores, self._wanted, self._negatives), scores)
-
-    def _marked(self, ranks: Tensor, scores: Tensor) -> Tensor:
+    def ranks(self, scores: Tensor, lists: Sequence[str] = LISTS) -> dict[str, Tensor]:
+        """(k,) ranks by (k, m) scores, see `held_out_ranks`; of the lists that are wanted, by name."""
+        found: dict[str, Tensor] = {}
+        if "full" in lists:
+            found["full"] = full_ranks(scores, self._wanted, self._rows, self._excluded)
+        if "sampled99" in lists:
+            found["sampled99"] = sampled_ranks(scores, self._wanted, self._negatives)
         if self._new is None:
-            return ranks
-        return ranks.masked_fill(scores.isnan().all(1), UNSERVED).masked_fill(self._new, NEW)
+            return found
+        unserved, new = scores.isnan().all(1), self._new
+        return {way: ranks.masked_fill(unserved, UNSERVED).masked_fill(new, NEW) for way, ranks in found.items()}
 
 
 def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part) -> dict[str, Tensor]:

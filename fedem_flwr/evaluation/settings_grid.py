@@ -65,11 +65,11 @@ def mixture_sums(
 
 def _gains(split: Split, users: IntArray, scored: Iterable[Tensor]) -> list[float]:
     """Sums over users (k,) of the NDCG@10 of the validation item, for each of several (k, m) scores of theirs."""
-    held_out: HeldOut | None = None
+    way, held_out = "sampled99" if split.protocol == "paper" else "full", None
     ranks = []
     for scores in scored:
         held_out = held_out or HeldOut(split, users, scores.device, which="validation")
-        ranks.append((held_out.sampled99 if split.protocol == "paper" else held_out.full)(scores))
+        ranks.append(held_out.ranks(scores, [way])[way])
     return [sums.sums[METRIC] for sums in MetricSums.of_each(torch.stack(ranks))]
 
 

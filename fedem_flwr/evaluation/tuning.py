@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from fedem_flwr.evaluation.linear import AgedItems, Linear, blocks
-from fedem_flwr.evaluation.ranking import HeldOut, MetricSums
+from fedem_flwr.evaluation.ranking import LISTS, HeldOut, MetricSums
 from fedem_flwr.evaluation.stages import around, coarse
 from fedem_flwr.protocol.split import IntArray, Split
 from fedem_flwr.pulse import tell
 from fedem_flwr.randomness import keyed_permutation
 
-LISTS = ("full", "sampled99")
 TUNING_USERS = 10_000  # settings are chosen on at most this many users: the rest would hardly change the choice
 Gains = dict[str, float]  # list -> mean validation NDCG@10
 Setting = TypeVar("Setting", bound=Hashable)

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from fedem_flwr.config import Tree
 from fedem_flwr.errors import FedemError
+from fedem_flwr.evaluation.ranking import LISTS
 from fedem_flwr.leaderboard.compare import Compared, compare_cells, compare_runs, default_jobs
 from fedem_flwr.leaderboard.folder import DEFAULT_ROOT
-from fedem_flwr.leaderboard.gather import BEYOND, COSTS, LISTS, METRIC_NAMES, PRIVACY, Spread
+from fedem_flwr.leaderboard.gather import BEYOND, COSTS, METRIC_NAMES, PRIVACY, Spread
 from fedem_flwr.leaderboard.grid import Axes, cells_of
 
 if TYPE_CHECKING:

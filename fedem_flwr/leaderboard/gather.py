@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedem_flwr.errors import FedemError, InputError
+from fedem_flwr.evaluation.ranking import LISTS
 from fedem_flwr.leaderboard.cells import read_record
 from fedem_flwr.leaderboard.grid import Name
 from fedem_flwr.protocol.rules import rules_of
@@ -17,7 +18,6 @@ from fedem_flwr.report.labels import CENTRALISED, CONTROL_LABELS, control_label,
 from fedem_flwr.report.run_directory import METRICS, SUMMARY, Json, RunDirectory, number_at
 from fedem_flwr.report.tables import selected_key, text_at
 
-LISTS = ("full", "sampled99")
 METRIC_NAMES = (*(f"{kind}@{cutoff}" for cutoff in (5, 10, 20) for kind in ("hr", "ndcg")), "mrr")
 COSTS = ("seconds_per_round", "bytes_up", "bytes_down", "peak_rss_bytes")
 BEYOND = ("coverage", "gini", "novelty", "long_tail", "popularity_recommended")  # as `list_diagnostics` has them

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
+from fedem_flwr.evaluation.ranking import LISTS
 from fedem_flwr.leaderboard.contrasts import Contrasts
-from fedem_flwr.leaderboard.gather import BEYOND, COSTS, LISTS, METRIC_NAMES, PRIVACY, Row, Table
+from fedem_flwr.leaderboard.gather import BEYOND, COSTS, METRIC_NAMES, PRIVACY, Row, Table
 from fedem_flwr.leaderboard.newcomers import GROUP_WORDS, group_table
 from fedem_flwr.leaderboard.published import METRICS, published
 from fedem_flwr.leaderboard.tables import (
