@@ -144,6 +144,8 @@ def test_stages_fill_the_rounds_and_end_with_one_table(tables: int, rounds: int,
     assert all(stage.near <= near for stage in stages) and all(stage.kept >= 1 for stage in stages)
     for stage in stages:
         assert stage.searches == (stage.tables > 1) and (not stage.searches or stage.first <= stage.compared)
+    if len(stages) > 2:
+        assert stages[0].near == min(near, tables - stages[0].kept)
     if tables > 1 and rounds > learn:
         assert stages[0].tables == tables
 
@@ -209,6 +211,13 @@ def test_rounds_follow_the_number_of_users(found: Done) -> None:
     large = adapted(config, replace(facts, users=6040, items=3706), frozenset())
     assert (large.order.rounds, large.run.rounds) == (1416, 1428) and large.order.map == 256
     assert adapted(config, replace(facts, items=20_000), frozenset()).order.map == 64
+    few = replace(facts, items=8_000, interactions=20_000)
+    for name in ("auto", "fedials-order"):
+        named = resolve({}, {"method": {"name": name}})
+        assert adapted(named, few, frozenset()).order.map_sparse
+        assert not adapted(named, few, frozenset({"order.map_sparse"})).order.map_sparse
+        for other in (replace(few, items=5_000), replace(few, interactions=500_000)):
+            assert not adapted(named, other, frozenset()).order.map_sparse
     many = replace(facts, items=26_000, interactions=20_000_000)  # too many pairs of items
     assert adapted(config, many, frozenset()).order.map == 0
     for name in ("auto", "fedials-order"):

@@ -73,6 +73,8 @@ def test_a_forward_pass_is_that_of_torchs_modules(shape: Encoder) -> None:
     assert found.shape == rows.shape
     newest = shape.hidden(weights, rows, real, newest=True)
     torch.testing.assert_close(newest, found[:, -1:], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="nothing is dropped"):
+        shape.hidden(weights, rows, real, Dropout(0.5, 1, 1, torch.arange(4)), newest=True)
     for user, length in enumerate(lengths):
         torch.testing.assert_close(found[user, -length:], twin(rows[user, -length:]), rtol=0, atol=1e-9)
 

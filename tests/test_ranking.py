@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
+from fedem_flwr.engine.history import History
 from fedem_flwr.evaluation.ranking import (
     CUTOFFS,
     METRICS,
@@ -20,6 +21,8 @@ from fedem_flwr.evaluation.ranking import (
     full_ranks,
     sampled_ranks,
 )
+from fedem_flwr.evaluation.scorers import HistoryScorer, SameForAll
+from fedem_flwr.evaluation.settings_grid import mixture_sums
 from fedem_flwr.protocol.splits import EVALUATION_NEGATIVES, Protocol, Split
 
 NAN, INF = math.nan, math.inf
@@ -186,3 +189,23 @@ def test_rows_of_scores_follow_the_users_given() -> None:
         part = evaluate_scores(split, np.array([user]), scores[user : user + 1], which="test")
         one_by_one += part["full"]
     assert evaluate_scores(split, order, scores[order], which="test")["full"] == one_by_one
+
+
+@pytest.mark.parametrize(("protocol", "way"), [("paper", "sampled99"), ("strict", "full")])
+def test_a_grid_is_measured_by_the_list_of_its_protocol(protocol: Protocol, way: str) -> None:
+    rows = [[0], [1], [2]]
+    split = make(rows, [3, 4, 5], [4, 5, 3], items=6, negatives=[[5], [3], [4]], protocol=protocol)
+    users, rng = np.arange(3), np.random.default_rng(3)
+    parts = [SameForAll(torch.tensor(rng.random(6))) for _ in range(2)]
+    history = History(users, 6, np.arange(4), np.array([0, 1, 2]))
+    scorer = HistoryScorer(history, torch.device("cpu"), [(1.0, part) for part in parts])
+    weights = {0: [1.0, 0.0], 2: [0.5, 2.0], 7: [0.0, 0.0]}
+    sums = mixture_sums(scorer, weights, split, "grid")
+    found = scorer.standardised(torch.arange(3), "validation")
+    for row, (one, other) in weights.items():
+        expected = evaluate_scores(split, users, one * found[0] + other * found[1], which="validation")[way]
+        assert sums[f"grid/{row:03d}"] == expected.sums["ndcg@10"]
+    assert sums["grid/users"] == 3 and mixture_sums(scorer, {}, split, "grid") == {"grid/users": 3.0}
+    torch.testing.assert_close(found[0].std(dim=1), torch.ones(3, dtype=torch.float64))
+    flat = HistoryScorer(history, scorer.device, [(1.0, SameForAll(torch.ones(6)))])
+    assert not flat.standardised(torch.arange(3), "validation")[0].any(), "the same everywhere: nothing to add"

@@ -130,18 +130,18 @@ def test_sparse_sums_are_the_dense_ones(nodes: list[dict[int, int]], waiting: in
     assert all(np.array_equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one)
 
 
-def test_the_server_makes_the_map_of_sparse_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_makes_the_map_of_sparse_sums() -> None:
     """Where all items are neighbours: the same map, without a table of pairs."""
     history = world(5, 15, everything=True)
-    task = OrderMap(15, 6, RIDGE)
     made = {}
-    for most in (15**2, 15**2 - 1):
-        monkeypatch.setattr(adding, "DENSE", most)
+    for kept in (False, True):
+        task = OrderMap(15, 6, RIDGE, sparse=kept)
         adder = Adder(task.fields())
         for who in (history.users[:10], history.users[10:]):
             sums = pair_sums(history, who)
             adder.add({"pairs": sums.pairs, "pair-gram": sums.gram, "pair-cross": sums.cross})
         gathered = Gathered(1, 1, adder.sums, {}, np.empty(0, np.int64), 30, 30, history.counts())
-        made[most] = task.fold(task.start(), gathered)
+        assert adder.sums["pair-gram"].is_sparse == kept
+        made[kept] = task.fold(task.start(), gathered)
     one, other = (in_full(15, state["map-items"], state["map-values"]) for state in made.values())
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -130,6 +130,25 @@ def test_a_killed_study_goes_on_as_if_nothing_had_been(
     assert found.best.value == max(value for _, value in told(whole) if value is not None)
 
 
+def test_whose_trials_are_lost(tmp_path: Path) -> None:
+    """Those of a process of this machine that is gone, or whose number another has by now."""
+    study, host, me = Study.open(tmp_path / "study", TREE), studies.socket.gethostname(), studies.os.getpid()
+    since = born(me)
+    who = [
+        f"{host}/{me}/{since}",
+        f"{host}/{me}/0",
+        f"{host}/{me}/",
+        f"elsewhere/{me}/0",
+        "",
+        f"{host}/{2**30}/{since}",
+    ]
+    shared = study._study()
+    for each in who:
+        shared.ask().set_user_attr(studies.WHO, each)
+    study._give_up_lost(shared)
+    assert [trial.number for trial in study.trials() if trial.lost] == [1, 5]
+
+
 def test_the_tuned_experiment_gives_the_trials_value(whole: Study, tmp_path: Path) -> None:
     best, first = whole.best(), whole.trials()[0]
     assert first.params == {each.path: each.preset for each in whole.space}, "the preset is the first trial"

@@ -76,6 +76,11 @@ class OrderConfig(Section):
     map: int = Field(
         0, ge=0, description="entries kept in a row of a directional item map beside the encoder; 0: no map"
     )
+    map_sparse: bool = Field(
+        False,
+        description="solve the map row by row, from the pairs that there are; not given: with more than 5,000 items "
+        "that have few interactions. Above 10,000 items it is so in any case",
+    )
     map_ridge: float = Field(0.4, gt=0, description="λ of the map, as a share of the mean diagonal of its sums")
     map_weight: float = Field(0.5, ge=0, description="of the map's scores, standardised like the others")
     map_weights: list[Annotated[float, Field(ge=0)]] = Field(

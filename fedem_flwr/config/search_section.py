@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fedem_flwr.config.section import Section
 
-_HALF = 3**0.5  # the grids go by factors of about 3
+_HALF = 3**0.5  # half a step of grids that go by factors of about 3
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -36,7 +36,7 @@ class SearchConfig(Section):
     )
     refine: bool = Field(
         True,
-        description="tables that go on from the best of the first comparison, half a step of the grids away, join "
+        description="tables that go on from the best of the first comparison, with λ or a a factor of √3 away, join "
         "those that stay",
     )
     order: bool = Field(True, description="also train the encoder and the map, where the data have times")
@@ -46,7 +46,8 @@ class SearchConfig(Section):
         return list(product(self.weights, self.ridges))[: self.budget]
 
     def near(self, weight: float, ridge: float) -> list[tuple[float, float]]:
-        """(a, λ) half a step of the grids from these; what is given, or not searched, stays."""
-        ridges = [(weight, ridge / _HALF), (weight, ridge * _HALF)] if len(self.ridges) > 1 else []
-        weights = [(weight / _HALF, ridge), (weight * _HALF, ridge)] if len(self.weights) > 1 else []
+        """(a, λ) half a step of the grids from these, λ first; what is given, or not searched, stays."""
+        tried_weights, tried_ridges = (len({*values}) > 1 for values in zip(*self.grid(), strict=True))
+        ridges = [(weight, ridge / _HALF), (weight, ridge * _HALF)] if tried_ridges else []
+        weights = [(weight / _HALF, ridge), (weight * _HALF, ridge)] if tried_weights else []
         return [*ridges, *weights] if self.refine else []

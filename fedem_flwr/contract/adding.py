@@ -15,7 +15,7 @@ from fedem_flwr.contract.phases import Task, Upload
 from fedem_flwr.engine.contribution import Contribution, Stage, staged
 from fedem_flwr.engine.history import IntArray
 
-DENSE = 5_000**2  # rows of a sum that are kept in full; of more, those that anybody sends (sparse tensors)
+DENSE = 10_000**2  # rows of a sum that may be kept in full; of more, those that anybody sends (sparse tensors)
 _WAITING = 1 << 22  # rows that are sent before they are added up
 
 
@@ -28,12 +28,13 @@ class Adder:
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
         every = {name: field for name, field in fields.items() if not field.each}
-        fields = {name: field for name, field in every.items() if max(field.rows, _rows_of(every, field)) <= DENSE}
+        few = {name for name, field in every.items() if field.sparse or field.rows > DENSE}
+        fields = {name: field for name, field in every.items() if not few & {name, field.index}}
         self.every, self.fields = every, fields
         self._sparse = {
             name: SparseSum({n: one for n, one in every.items() if one.index == name}, field.rows)
             for name, field in every.items()
-            if field.rows > DENSE
+            if name in few
         }
         self._whole: dict[str, Tensor] = {}
         self.seen = {name: torch.zeros(field.rows, dtype=torch.bool) for name, field in fields.items() if field.rows}
@@ -58,7 +59,7 @@ class Adder:
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """By name; of rows under an index with every row, in sparse tensors where there are more than `DENSE`."""
+        """By name; of rows under an index with every row, in sparse tensors where they are so many or so declared."""
         return {**self._whole, **{name: x for one in self._sparse.values() for name, x in one.sums().items()}}
 
     def packed(self) -> Named:
@@ -119,10 +120,6 @@ class SparseSum:
             )
             for name, x in self.values.items()
         }
-
-
-def _rows_of(fields: Mapping[str, Field], field: Field) -> int:
-    return fields[field.index].rows if field.index else 0
 
 
 def contributed(task: Task, device: Device, asked: Asked, stages: Sequence[Stage]) -> Upload:

@@ -32,6 +32,7 @@ class Field:
         least: the smallest that an entry may be.
         counted: name of the array that says how many of its rows each uploader has, one after the other.
         gram: whether it holds sums of p pᵀ, (..., d, d): symmetric, and positive semidefinite.
+        sparse: of an index itself: whether the server adds up the rows that are sent, without a table of all of them.
     """
 
     shape: tuple[int | None, ...]
@@ -45,6 +46,7 @@ class Field:
     least: float = -math.inf
     gram: bool = False
     counted: str = ""
+    sparse: bool = False
 
     @property
     def exact(self) -> bool:
@@ -75,14 +77,18 @@ def counted(part: str, rows: int, width: int) -> dict[str, Field]:
     }
 
 
-def indexed(name: str, length: int, /, *, dtype: str = "int32", **values: Field) -> dict[str, Field]:
+def indexed(
+    name: str, length: int, /, *, dtype: str = "int32", sparse: bool = False, **values: Field
+) -> dict[str, Field]:
     """An index and what lies under it: touched rows of sums that are `length` long.
 
     Args:
-        name: of the index. dtype: of the index. values: fields whose first axis is open; `_` in a name becomes `-`.
+        name: of the index. dtype, sparse: of the index, see `Field`.
+        values: fields whose first axis is open; `_` in a name becomes `-`.
     """
     under = {key: replace(field, index=name) for key, field in values.items()}
-    return {name: Field((None,), dtype, rows=length), **{key.replace("_", "-"): field for key, field in under.items()}}
+    index = Field((None,), dtype, rows=length, sparse=sparse)
+    return {name: index, **{key.replace("_", "-"): field for key, field in under.items()}}
 
 
 def fault_of(arrays: Mapping[str, np.ndarray], fields: Mapping[str, Field], users: int, max_norm: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,7 +35,13 @@ class History:
 
     def counts(self) -> IntArray:
         """(k,) items of each user."""
-        return np.diff(self.offsets) + (self.newest is not None)
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> IntArray:
+        found: IntArray = np.diff(self.offsets) + (self.newest is not None)
+        found.flags.writeable = False
+        return found
 
     def distinct(self) -> History:
         """The same with each item once a user, where it stood last."""

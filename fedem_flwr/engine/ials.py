@@ -149,9 +149,10 @@ class FoldIn:
         for block in blocks:
             items, counts = history.padded(block, recency.longest)
             solved.append(self.users(items.to(device), counts.to(device), recency)[0])
-        place = np.empty(len(history.users), np.int64)
-        place[np.concatenate(blocks)] = np.arange(len(who))  # the blocks go by length
-        return torch.cat(solved)[torch.from_numpy(place[who]).to(device)]
+        together = np.concatenate(blocks)  # they go by length
+        sorter = np.argsort(together)
+        place = sorter[np.searchsorted(together, who, sorter=sorter)]
+        return torch.cat(solved)[torch.from_numpy(place).to(device)]
 
 
 def table_sums(table: Tensor, history: History, who: IntArray, objective: Objective) -> TableSums:

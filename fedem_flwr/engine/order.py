@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fedem_flwr.engine.draws import Draws
 from fedem_flwr.engine.history import History, IntArray
-from fedem_flwr.engine.parallel import budget, in_parallel
+from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.engine.sampled_softmax import sampled_softmax
 from fedem_flwr.models.encoder import Dropout, Encoder
 
 _BLOCK = 16  # users whose activations are held at a time, in one worker
-_SCORED = 32  # users whose activations are held at a time in scoring
+_SCORED, _SCORED_ON_A_GPU = 32, 256  # users whose activations are held at a time in scoring
 _LEAST = 2  # items of a sequence: one to predict from, one to predict
 
 
@@ -144,7 +144,7 @@ class OrderScores:
         m, rows = len(self.rows), self.rows
         found, counts = rows.new_zeros(len(who), rows.shape[1]), np.minimum(history.counts()[who], self.encoder.window)
         alike = np.argsort(counts, kind="stable")[np.count_nonzero(counts == 0) :]  # by length: little is padding
-        size = budget(_SCORED, rows.device)
+        size = _SCORED if rows.device.type == "cpu" else _SCORED_ON_A_GPU
         for part in (alike[at : at + size] for at in range(0, len(alike), size)):
             items = history.padded(who[part], self.encoder.window)[0].to(rows.device)
             hidden = self.encoder.hidden(self.weights, rows[items.clamp(max=m - 1)], items < m, newest=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.cohort import Scorer
-from fedem_flwr.evaluation.ranking import held_out_ranks, targets_of, user_terms
+from fedem_flwr.evaluation.ranking import LISTS, held_out_ranks, targets_of, user_terms
 from fedem_flwr.evaluation.some import asked_only
 from fedem_flwr.protocol.split import IntArray, Split
 
@@ -45,9 +45,9 @@ def served(split: Split, scorers: Iterable[Scorer]) -> Served:
     Args:
         scorers: of the cohorts that the users are spread over.
     """
-    names = [f"{way}/{metric}" for way in ("full", "sampled99") for metric in ("hr@10", "ndcg@10")]
+    names = [f"{way}/{metric}" for way in LISTS for metric in ("hr@10", "ndcg@10")]
     metrics = {name: np.full(split.users, np.nan, np.float32) for name in names}
-    placed = {way: np.full(split.users, -1, np.int32) for way in ("full", "sampled99")}
+    placed = {way: np.full(split.users, -1, np.int32) for way in LISTS}
     recommended = np.zeros(split.items, np.int64)
     for whole in scorers:
         scorer = asked_only(whole, split)

@@ -130,7 +130,7 @@ def sampled_ranks(scores: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     return (1 + ahead.sum(1)).where(torch.isfinite(target_scores[:, 0]), 0)
 
 
-class HeldOut:
+class Targets:
     """What some users are asked for and what that is ranked among, made once for any scores of theirs.
 
     Args:
@@ -175,13 +175,13 @@ def held_out_ranks(split: Split, users: IntArray, scores: Tensor, *, which: Part
     have one target, `NEW` stands for those that are new items, and `UNSERVED` where a user's scores are all NaN.
 
     Args:
-        split, users, which: see `HeldOut`.
+        split, users, which: see `Targets`.
         scores: (k, m) floats, on any device.
 
     Returns:
         ``{"full": ..., "sampled99": ...}``: (k,) ranks as in `full_ranks`.
     """
-    return HeldOut(split, users, scores.device, which=which).ranks(scores)
+    return Targets(split, users, scores.device, which=which).ranks(scores)
 
 
 def targets_of(split: Split, users: IntArray, which: Part) -> tuple[IntArray, IntArray, IntArray]:

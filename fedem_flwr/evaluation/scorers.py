@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -49,8 +50,8 @@ class CohortScorer:
         return self.cohort.scores(who, self.downloads)
 
 
-SCORES = 1 << 19  # scores of a block: 2 MiB, which stay in a core's cache, and blocks enough for all cores
-LEAST = 32  # users of a block, so that products are of matrices
+BLOCK_SCORES = 1 << 19  # 2 MiB, which stay in a core's cache, and blocks enough for all cores
+LEAST = 32  # users of a block, be its scores more: products are of matrices then
 
 
 class Component(Protocol):
@@ -110,9 +111,9 @@ class HistoryScorer:
         return self.history.counts()
 
     def blocks(self) -> list[Tensor]:
-        """Positions in chunks of about one size that fit `SCORES`."""
+        """Positions in chunks of about one size, of `BLOCK_SCORES` or `LEAST` users."""
         everyone = torch.arange(len(self.users), device=self.device)
-        size = max(LEAST, budget(SCORES, self.device) // self.history.items)
+        size = max(LEAST, budget(BLOCK_SCORES, self.device) // self.history.items)
         return list(everyone.chunk(-(-len(everyone) // size))) if len(everyone) else []
 
     def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
@@ -138,8 +139,11 @@ class HistoryScorer:
         return [_standard(component.scores(history, position)[0]) for _, component in self.components]
 
     def _asked(self, part: Part) -> History:
-        later = part == "test" and self.newest is not None
-        return self.history.with_newest(self.newest) if later and self.newest is not None else self.history
+        return self._later if part == "test" and self.by_part else self.history
+
+    @cached_property
+    def _later(self) -> History:
+        return self.history if self.newest is None else self.history.with_newest(self.newest)
 
 
 def added_up(weights: Sequence[float], parts: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedem_flwr.engine.parallel import in_parallel
 from fedem_flwr.evaluation.cohort import Scorer, Sums
-from fedem_flwr.evaluation.ranking import HeldOut, MetricSums
+from fedem_flwr.evaluation.ranking import MetricSums, Targets
 from fedem_flwr.evaluation.scorers import HistoryScorer, added_up
 from fedem_flwr.evaluation.some import OfSome, asked_only
 from fedem_flwr.evaluation.stages import around, coarse
@@ -65,12 +65,12 @@ def mixture_sums(
 
 def _gains(split: Split, users: IntArray, scored: Iterable[Tensor]) -> list[float]:
     """Sums over users (k,) of the NDCG@10 of the validation item, for each of several (k, m) scores of theirs."""
-    way, held_out = "sampled99" if split.protocol == "paper" else "full", None
+    way, targets = "sampled99" if split.protocol == "paper" else "full", None
     ranks = []
     for scores in scored:
-        held_out = held_out or HeldOut(split, users, scores.device, which="validation")
-        ranks.append(held_out.ranks(scores, [way])[way])
-    return [sums.sums[METRIC] for sums in MetricSums.of_each(torch.stack(ranks))]
+        targets = targets or Targets(split, users, scores.device, which="validation")
+        ranks.append(targets.ranks(scores, [way])[way])
+    return [sums.sums[METRIC] for sums in MetricSums.of_each(torch.stack(ranks))] if ranks else []
 
 
 def _named(prefix: str, totals: Mapping[int, float], users: int) -> Sums:

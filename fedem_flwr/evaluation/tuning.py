@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fedem_flwr.evaluation.linear import AgedItems, Linear, blocks
-from fedem_flwr.evaluation.ranking import LISTS, HeldOut, MetricSums
+from fedem_flwr.evaluation.ranking import LISTS, MetricSums, Targets
 from fedem_flwr.evaluation.stages import around, coarse
 from fedem_flwr.protocol.split import IntArray, Split
 from fedem_flwr.pulse import tell
@@ -41,9 +41,9 @@ def validation_gains(
     sums = [dict.fromkeys(LISTS, MetricSums.empty()) for _ in half_lives]
     for block in blocks(len(users), split.items):
         some = users[block]
-        held_out = HeldOut(split, some, torch.device("cpu"), which="validation")
+        targets = Targets(split, some, torch.device("cpu"), which="validation")
         for half_life, found in zip(half_lives, sums, strict=True):
-            ranks = held_out.ranks(model(histories.rows(some, half_life)))
+            ranks = targets.ranks(model(histories.rows(some, half_life)))
             for way in LISTS:
                 found[way] += MetricSums.from_ranks(ranks[way])
         tell(what, block.stop, len(users))

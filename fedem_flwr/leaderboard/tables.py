@@ -10,13 +10,14 @@ from urllib.parse import quote
 from rich.table import Table as Shown
 from rich.text import Text
 
+from fedem_flwr.evaluation.ranking import LISTS
 from fedem_flwr.leaderboard.gather import Privacy, Row, Spread, Table
 from fedem_flwr.protocol.rules import rules_of
 from fedem_flwr.report.sections import percent
 from fedem_flwr.report.tables import ABSENT, bytes_text
 
 LIST_TITLES = {"full": "whole catalogue", "sampled99": "99 negatives"}
-SHOWN = tuple((way, metric) for way in ("full", "sampled99") for metric in ("hr@10", "ndcg@10"))
+SHOWN = tuple((way, metric) for way in LISTS for metric in ("hr@10", "ndcg@10"))
 
 
 BEYOND_HEADS = {

@@ -36,7 +36,8 @@ class FedialsOrder(Fedials):
         self.order, rounds = config.order, config.run.rounds
         self.ordered = self.order.rounds > 0
         wanted = self.order.map and self.ordered
-        self.map = OrderMap(items, self.order.map, self.order.map_ridge) if wanted else None
+        order, sparse = self.order, self.order.map_sparse
+        self.map = OrderMap(items, order.map, order.map_ridge, sparse=sparse) if wanted else None
         before = self.table_rounds + (self.map is not None)
         if self.table_rounds < 1 or (self.ordered and before >= rounds):
             raise InputError(self._no_room(rounds, 1 + (self.map is not None)))
@@ -47,7 +48,7 @@ class FedialsOrder(Fedials):
     @classmethod
     def fitted(cls, config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
         """See `tasks.order_map.with_room`."""
-        return with_room(config, facts)
+        return with_room(config, facts, given)
 
     def _no_room(self, rounds: int, least: int) -> str:
         """What to do where the table, the map if there is one, and the encoder do not have a round each.

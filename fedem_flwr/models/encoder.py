@@ -83,11 +83,13 @@ class Encoder:
         Args:
             weights: (W,). rows: (k, l, d) item rows, right-aligned, l <= L. real: (k, l) which positions hold an item.
             drop: in training; None drops nothing.
-            newest: only after the last position, so that the last layer is computed there alone.
+            newest: only after the last position, so that the last layer is computed there alone; drops nothing.
 
         Returns:
             (k, l, d); (k, 1, d) of the newest.
         """
+        if newest and drop is not None:
+            raise ValueError("the newest position alone is for scoring, where nothing is dropped")
         k, length, dim = rows.shape
         w = self.named(weights)
         state = rows * math.sqrt(dim) + w["positions"][self.window - length :]

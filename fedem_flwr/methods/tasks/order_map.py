@@ -25,6 +25,8 @@ _MOST = {"pair-gram": _BEFORE**2, "pair-cross": _BEFORE * _AFTER}
 _TYPICAL_PAIRS = 20  # of a position: pairs with the items before it
 _A_PAIR = 24  # bytes of its code and its sums on the server, and as many again while uploads are added
 _ROOM = 4 << 30  # bytes of all sums
+_SPARSE = 5_000  # items from which the dense solution takes many seconds
+_TIMES = 4  # a sparse sum takes two to three times what one in a table does
 
 
 def most_pairs(facts: SplitFacts) -> int:
@@ -32,8 +34,11 @@ def most_pairs(facts: SplitFacts) -> int:
     return min(facts.items**2, 2 * WINDOWS.before * facts.interactions)
 
 
-def with_room(config: Config, facts: SplitFacts) -> Config:
-    """The configuration.
+def with_room(config: Config, facts: SplitFacts, given: frozenset[str]) -> Config:
+    """The configuration, with sparse sums where they are smaller than dense ones.
+
+    Args:
+        given: dotted names of settings that were asked for, and stay.
 
     Raises:
         InputError: a map of many items, whose sums of pairs would take more than a server has.
@@ -45,6 +50,8 @@ def with_room(config: Config, facts: SplitFacts) -> Config:
             f"{pairs:,} pairs, whose sums take {pairs * _A_PAIR / 1e9:.0f} GB on the server and as much again while "
             "they are added; leave the map out with --set order.map=0"
         )
+    if facts.items > _SPARSE and pairs * _TIMES < facts.items**2 and "order.map_sparse" not in given:
+        return config.changed("order", map_sparse=True)
     return config
 
 
@@ -53,12 +60,13 @@ class OrderMap(Task):
 
     Args:
         items: m. entries: e, kept in a row. ridge: see `engine.transitions.directional_map`.
+        sparse: whether sums are of the pairs that there are, and the map is `engine.sparse_map`'s.
     """
 
     least_items = 2  # one to predict from, one to predict
 
-    def __init__(self, items: int, entries: int, ridge: float) -> None:
-        self.items, self.entries, self.ridge = items, min(entries, items), ridge
+    def __init__(self, items: int, entries: int, ridge: float, *, sparse: bool = False) -> None:
+        self.items, self.entries, self.ridge, self.sparse = items, min(entries, items), ridge, sparse
 
     def start(self) -> State:
         """No map."""
@@ -68,7 +76,7 @@ class OrderMap(Task):
     def fields(self) -> dict[str, Field]:
         """Pairs of items with their sums."""
         total = Field((None,), terms=1, least=0.0)
-        return indexed("pairs", self.items**2, dtype="int64", pair_gram=total, pair_cross=total)
+        return indexed("pairs", self.items**2, dtype="int64", sparse=self.sparse, pair_gram=total, pair_cross=total)
 
     def needs(self) -> Sequence[str]:
         """The table: every message of these rounds carries it."""
