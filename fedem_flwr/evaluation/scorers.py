@@ -51,7 +51,7 @@ class CohortScorer:
 
 
 BLOCK_SCORES = 1 << 19  # 2 MiB, which stay in a core's cache, and blocks enough for all cores
-LEAST = 32  # users of a block, be its scores more: products are of matrices then
+LEAST, MOST_SCORES = 128, 1 << 22  # users of a block, be its scores more, as each block has its price; up to 16 MiB
 
 
 class Component(Protocol):
@@ -111,9 +111,10 @@ class HistoryScorer:
         return self.history.counts()
 
     def blocks(self) -> list[Tensor]:
-        """Positions in chunks of about one size, of `BLOCK_SCORES` or `LEAST` users."""
+        """Positions in chunks of about one size: `BLOCK_SCORES`, or `LEAST` users where they fit `MOST_SCORES`."""
         everyone = torch.arange(len(self.users), device=self.device)
-        size = max(LEAST, budget(BLOCK_SCORES, self.device) // self.history.items)
+        cached, most = (budget(scores, self.device) // self.history.items for scores in (BLOCK_SCORES, MOST_SCORES))
+        size = max(1, cached, min(LEAST, most))
         return list(everyone.chunk(-(-len(everyone) // size))) if len(everyone) else []
 
     def scores(self, who: Tensor, part: Part) -> tuple[Tensor, Tensor | None]:
