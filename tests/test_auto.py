@@ -28,8 +28,8 @@ from fedem_flwr.report.search import families_of, search_of, search_text
 from fedem_flwr.runtime.inputs import adapted
 
 WEIGHTS, RIDGES, AGES = [0.3, 0.05], [0.01, 0.1], [0.0, 4.0]
-SEARCH: dict[str, Any] = {"weights": WEIGHTS, "ridges": RIDGES, "half_lives": AGES, "rounds": 6, "learn": 2}
-SEARCH["refine"] = False
+GRID: dict[str, Any] = {"weights": WEIGHTS, "ridges": RIDGES, "half_lives": AGES}
+SEARCH: dict[str, Any] = {**GRID, "rounds": 6, "learn": 2, "refine": False}
 BASE: dict[str, Any] = {"model": {"dim": 8}, "order": {"rounds": 0}, "evaluation": {"every": 1}, "run": {"rounds": 6}}
 
 

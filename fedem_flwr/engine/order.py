@@ -79,13 +79,11 @@ def order_sums(
     zeros = partial(torch.zeros, dtype=torch.float64, device=device)
     nothing = torch.empty(0, dtype=torch.int64, device=device), zeros((0, rows.shape[1]))
     total = OrderSums(zeros(len(weights)), *nothing, 0.0, 0)
-    seen = np.minimum(history.counts()[who], task.encoder.window + 1)
-    alike = np.argsort(-seen, kind="stable")  # by length, so that little of a block is padding; long ones first
-    enough = who[alike[: np.count_nonzero(seen >= _LEAST)]]
-    blocks = np.split(enough, range(_BLOCK, len(enough), _BLOCK)) if len(enough) else []
+    longest = task.encoder.window + 1
+    blocks = [who[alike] for alike in _alike(history, who, longest, least=_LEAST, together=_BLOCK)]
 
     def gradients(block: IntArray) -> OrderSums:
-        items, _ = history.padded(block, task.encoder.window + 1)
+        items, _ = history.padded(block, longest)
         users = torch.from_numpy(history.users[block]).to(device)
         return _block(task, weights, rows, items.to(device), users, round_)
 
@@ -97,6 +95,18 @@ def order_sums(
         weights_too, loss, positions = total.weights + sums.weights, total.loss + sums.loss, total.positions
         total = OrderSums(weights_too, touched, together, loss, positions + sums.positions)
     return total
+
+
+def _alike(history: History, who: IntArray, longest: int, *, least: int, together: int) -> list[IntArray]:
+    """Places in `who` (k',) of those with enough items, in blocks by length: little is padding; long ones first.
+
+    Args:
+        longest: to how many of the newest items histories are cut. least: items that a user must have.
+        together: users of a block.
+    """
+    seen = np.minimum(history.counts()[who], longest)
+    enough = np.argsort(-seen, kind="stable")[: np.count_nonzero(seen >= least)]
+    return np.split(enough, range(together, len(enough), together)) if len(enough) else []
 
 
 def _block(task: OrderTask, weights: Tensor, rows: Tensor, items: Tensor, users: Tensor, round_: int) -> OrderSums:
@@ -142,11 +152,10 @@ class OrderScores:
     def scores(self, history: History, who: IntArray) -> tuple[Tensor, None]:
         """(k', m); zeros for users without history."""
         m, rows = len(self.rows), self.rows
-        found, counts = rows.new_zeros(len(who), rows.shape[1]), np.minimum(history.counts()[who], self.encoder.window)
-        alike = np.argsort(counts, kind="stable")[np.count_nonzero(counts == 0) :]  # by length: little is padding
-        size = _SCORED if rows.device.type == "cpu" else _SCORED_ON_A_GPU
-        for part in (alike[at : at + size] for at in range(0, len(alike), size)):
-            items = history.padded(who[part], self.encoder.window)[0].to(rows.device)
+        found, window = rows.new_zeros(len(who), rows.shape[1]), self.encoder.window
+        together = _SCORED if rows.device.type == "cpu" else _SCORED_ON_A_GPU
+        for part in _alike(history, who, window, least=1, together=together):
+            items = history.padded(who[part], window)[0].to(rows.device)
             hidden = self.encoder.hidden(self.weights, rows[items.clamp(max=m - 1)], items < m, newest=True)
             found[torch.from_numpy(part).to(rows.device)] = hidden[:, -1]
         return found @ rows.T, None

@@ -141,18 +141,17 @@ class Targets:
     """
 
     def __init__(self, split: Split, users: IntArray, device: torch.device, *, which: Part) -> None:
-        def tensor(values: IntArray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(device)  # int32 in a loaded split
-
+        self._split, self._users, self._device = split, users, device
         targets, rows, excluded = targets_of(split, users, which)
-        self._wanted, self._rows, self._excluded = (tensor(x) for x in (np.maximum(targets, 0), rows, excluded))
-        self._new = None if split.histories is None else tensor(targets) < 0
-        self._split, self._users = split, users
+        self._wanted, self._rows, self._excluded = map(self._tensor, (np.maximum(targets, 0), rows, excluded))
+        self._new = None if split.histories is None else self._tensor(targets) < 0
 
     @cached_property
     def _negatives(self) -> Tensor:
-        found = self._split.negatives[self._split.rows(self._users)]
-        return torch.from_numpy(np.ascontiguousarray(found, np.int64)).to(self._wanted.device)
+        return self._tensor(self._split.negatives[self._split.rows(self._users)])
+
+    def _tensor(self, values: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, np.int64)).to(self._device)  # int32 in a loaded split
 
     def ranks(self, scores: Tensor, lists: Sequence[str] = LISTS) -> dict[str, Tensor]:
         """(k,) ranks by (k, m) scores, see `held_out_ranks`; of the lists that are wanted, by name."""

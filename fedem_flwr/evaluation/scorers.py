@@ -140,7 +140,7 @@ class HistoryScorer:
         return [_standard(component.scores(history, position)[0]) for _, component in self.components]
 
     def _asked(self, part: Part) -> History:
-        return self._later if part == "test" and self.by_part else self.history
+        return self._later if part == "test" else self.history
 
     @cached_property
     def _later(self) -> History:

@@ -39,7 +39,7 @@ def grid_sums(scorers: Mapping[int, Scorer], split: Split, prefix: str, who: Int
 
         def evaluate(part: Tensor, scorer: Scorer = scorer) -> float:
             scores = scorer.scores(part, "validation")[0]
-            return _gains(split, scorer.users[np.asarray(part.cpu())], [scores])[0]
+            return _gains(split, scorer.users[np.asarray(part.cpu())], [scores], scorer.device)[0]
 
         blocks, what = list(scorer.blocks()), f"trying settings, {done} of {len(scorers)}"
         totals[row] = sum(in_parallel(evaluate, blocks, scorer.device, what), 0.0)
@@ -55,7 +55,7 @@ def mixture_sums(
 
     def evaluate(part: Tensor) -> list[float]:
         users, found = whole.users[np.asarray(part.cpu())], whole.standardised(part, "validation")
-        return _gains(split, users, (added_up(row, found) for row in weights.values()))
+        return _gains(split, users, (added_up(row, found) for row in weights.values()), whole.device)
 
     totals, blocks = np.zeros(len(weights)), list(scorer.blocks())
     for found in in_parallel(evaluate, blocks, scorer.device, "trying settings"):
@@ -63,13 +63,13 @@ def mixture_sums(
     return _named(prefix, dict(zip(weights, totals.tolist(), strict=True)), sum(map(len, blocks)))
 
 
-def _gains(split: Split, users: IntArray, scored: Iterable[Tensor]) -> list[float]:
-    """Sums over users (k,) of the NDCG@10 of the validation item, for each of several (k, m) scores of theirs."""
-    way, targets = "sampled99" if split.protocol == "paper" else "full", None
-    ranks = []
-    for scores in scored:
-        targets = targets or Targets(split, users, scores.device, which="validation")
-        ranks.append(targets.ranks(scores, [way])[way])
+def _gains(split: Split, users: IntArray, scored: Iterable[Tensor], device: torch.device) -> list[float]:
+    """Sums over users (k,) of the NDCG@10 of the validation item, for each of several (k, m) scores on a device."""
+    way, targets = (
+        "sampled99" if split.protocol == "paper" else "full",
+        Targets(split, users, device, which="validation"),
+    )
+    ranks = [targets.ranks(scores, [way])[way] for scores in scored]
     return [sums.sums[METRIC] for sums in MetricSums.of_each(torch.stack(ranks))] if ranks else []
 
 

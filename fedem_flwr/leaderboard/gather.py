@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedem_flwr.errors import FedemError, InputError
-from fedem_flwr.evaluation.ranking import LISTS
+from fedem_flwr.evaluation import ranking
 from fedem_flwr.leaderboard.cells import read_record
 from fedem_flwr.leaderboard.grid import Name
 from fedem_flwr.protocol.rules import rules_of
@@ -18,7 +18,7 @@ from fedem_flwr.report.labels import CENTRALISED, CONTROL_LABELS, control_label,
 from fedem_flwr.report.run_directory import METRICS, SUMMARY, Json, RunDirectory, number_at
 from fedem_flwr.report.tables import selected_key, text_at
 
-METRIC_NAMES = (*(f"{kind}@{cutoff}" for cutoff in (5, 10, 20) for kind in ("hr", "ndcg")), "mrr")
+METRIC_NAMES = ranking.METRICS
 COSTS = ("seconds_per_round", "bytes_up", "bytes_down", "peak_rss_bytes")
 BEYOND = ("coverage", "gini", "novelty", "long_tail", "popularity_recommended")  # as `list_diagnostics` has them
 PRIVACY = ("epsilon", "delta")  # `Privacy` as columns
@@ -65,7 +65,7 @@ class Record:
         return found if isinstance(found, Mapping) else {}
 
     def figure(self, way: str, metric: str) -> float | None:
-        """A test figure of the reported round, by list (`LISTS`) and name."""
+        """A test figure of the reported round, by list (`ranking.LISTS`) and name."""
         return figure_of(self.reported, way, metric, self.name.protocol)
 
     def control(self, control: str, way: str, metric: str) -> float | None:
@@ -227,7 +227,7 @@ class Table:
         return [row for row in self.rows if row.is_control]
 
 
-_PATHS = [(way, metric) for way in LISTS for metric in METRIC_NAMES]
+_PATHS = [(way, metric) for way in ranking.LISTS for metric in METRIC_NAMES]
 
 
 def tables_of(records: Sequence[Record]) -> list[Table]:

@@ -36,8 +36,8 @@ class FedialsOrder(Fedials):
         self.order, rounds = config.order, config.run.rounds
         self.ordered = self.order.rounds > 0
         wanted = self.order.map and self.ordered
-        order, sparse = self.order, self.order.map_sparse
-        self.map = OrderMap(items, order.map, order.map_ridge, sparse=sparse) if wanted else None
+        order = self.order
+        self.map = OrderMap(items, order.map, order.map_ridge, sparse=order.map_sparse) if wanted else None
         before = self.table_rounds + (self.map is not None)
         if self.table_rounds < 1 or (self.ordered and before >= rounds):
             raise InputError(self._no_room(rounds, 1 + (self.map is not None)))
